@@ -1,6 +1,29 @@
-"""The ground floor: what every section of the job file is made of, and how a mistake in it is told to a person."""
+"""The ground floor: what every section of the job file is made of, and how a mistake in it is told to a person.
 
-from pydantic import BaseModel, ConfigDict
+A job file is YAML. It is read once into a :class:`Document`, which remembers the line of every key; ``--set``
+overrides and ``${env:NAME}`` references are applied to it; then a :class:`Section` is validated from it, strictly
+(``"224"`` is not a number). Every mistake found is reported at once, each with its place, what was found, what is
+allowed and, for an unknown key, the nearest known one.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+KeyPath = tuple[str | int, ...]
+SectionT = TypeVar("SectionT", bound="Section")
+
+_ENV_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
+_URL_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 class RequestError(ValueError):
@@ -11,3 +34,261 @@ class Section(BaseModel):
     """Base of every section of the job file: immutable, no unknown keys, no infinities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML mapping with the line of each of its keys.
+
+    Attributes:
+        values: plain Python values, as JSON knows them; ``${env:NAME}`` references still unresolved.
+        source: the file's name, for messages.
+        lines: one-based line of every key path that stands in the file.
+    """
+
+    values: dict[str, Any]
+    source: str = "job"
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+
+    def place(self, path: KeyPath) -> str:
+        """``file:line: key.path``, or without the line where the key came from an override or is missing."""
+        line = self.lines.get(path)
+        return f"{self.source}{f':{line}' if line else ''}: {dotted(path) or 'the file'}"
+
+    def with_overrides(self, overrides: Sequence[str]) -> "Document":
+        """A copy with each ``key.path=value`` applied, the values read as YAML.
+
+        Raises:
+            RequestError: for an override without ``=`` or one that leads through something that is no mapping.
+        """
+        values = json.loads(json.dumps(self.values))
+        lines = dict(self.lines)
+        for override in overrides:
+            name, equals, text = override.partition("=")
+            if not equals or not name:
+                raise RequestError(f"--set {override!r}: write it as key.path=value, for example data.global_batch=64")
+            path = tuple(int(part) if part.isdigit() else part for part in name.strip().split("."))
+            _assign(values, path, _parse_yaml_value(text, f"--set {name}"))
+            lines = {known: line for known, line in lines.items() if known[: len(path)] != path}
+        return replace(self, values=values, lines=lines)
+
+
+def dotted(path: KeyPath) -> str:
+    """``("stages", 0, "epochs")`` as ``stages.0.epochs``."""
+    return ".".join(str(part) for part in path)
+
+
+def read_document(path: Path) -> Document:
+    """Read a YAML file.
+
+    Raises:
+        RequestError: if the file is missing, is no valid YAML, holds no mapping or a key twice.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path}: no such file; give the path of a job file (examples are in jobs/)")
+    return parse_document(path.read_text(), str(path))
+
+
+def parse_document(text: str, source: str = "job") -> Document:
+    """Like :func:`read_document`, from text."""
+    try:
+        node = yaml.compose(text, Loader=_Yaml12Loader)
+        values = yaml.load(text, Loader=_Yaml12Loader)
+    except yaml.YAMLError as error:
+        raise RequestError(f"{source}: not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise RequestError(f"{source}: found {type(values).__name__}; a job file is a mapping of keys to values")
+    lines: dict[KeyPath, int] = {}
+    for path, line in _key_lines(node, ()):
+        if path in lines:
+            raise RequestError(f"{source}:{line}: {dotted(path)} stands twice (first on line {lines[path]}); keep one")
+        lines[path] = line
+    return Document(values, source, lines)
+
+
+def validate(section: type[SectionT], document: Document) -> SectionT:
+    """The document as a section, its ``${env:NAME}`` references resolved.
+
+    Raises:
+        RequestError: one message that lists every mistake with place, found value, what is allowed and remedy.
+    """
+    resolved = _resolve_environment(document.values, document, ())
+    try:
+        return section.model_validate_json(json.dumps(resolved), strict=True)
+    except ValidationError as error:
+        problems = _explain(error.errors(include_url=False), section, resolved, document)
+        raise RequestError("\n".join(problems)) from None
+
+
+def recorded(section: Section, document: Document) -> dict[str, Any]:
+    """The section with all defaults, fit to be written anywhere: environment references stand unresolved in it.
+
+    What came from ``${env:NAME}`` is written as ``${env:NAME}`` again, and user names and passwords inside
+    addresses are cut out, so a secret never reaches a log, MLflow or a checkpoint.
+    """
+    values = section.model_dump(mode="json")
+    for path, text in _strings(document.values, ()):
+        if _ENV_REFERENCE.search(text):
+            _assign(values, path, text)
+    for path, text in list(_strings(values, ())):
+        _assign(values, path, without_credentials(text))
+    return values
+
+
+def without_credentials(text: str) -> str:
+    """``scheme://user:password@host`` as ``scheme://host``, anywhere in a text."""
+    return _URL_USERINFO.sub("", text)
+
+
+def flatten(values: Any, path: KeyPath = ()) -> dict[str, Any]:
+    """Nested mappings and lists as one mapping from dotted key paths to leaves."""
+    if not isinstance(values, dict | list) or not values:
+        return {dotted(path): values}
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    return {name: leaf for key, value in items for name, leaf in flatten(value, (*path, key)).items()}
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """PyYAML speaks YAML 1.1, where ``1e-4`` is a string and ``on`` a boolean; job files mean what YAML 1.2 says."""
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _parse_yaml_value(text: str, place: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Yaml12Loader)
+    except yaml.YAMLError as error:
+        raise RequestError(f"{place}: {text!r} is not valid YAML: {error}") from error
+
+
+def _key_lines(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value != "<<":
+                yield (*path, key.value), key.start_mark.line + 1
+                yield from _key_lines(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            yield (*path, position), value.start_mark.line + 1
+            yield from _key_lines(value, (*path, position))
+
+
+def _assign(values: Any, path: KeyPath, value: Any) -> None:
+    """Set the leaf at ``path``, making mappings on the way where there is nothing yet."""
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(values, dict) and values.get(part) is None:
+            values[part] = {}
+        values = _child(values, part, path[: depth + 1])
+    if isinstance(values, dict):
+        values[path[-1]] = value
+        return
+    _child(values, path[-1], path)
+    values[path[-1]] = value
+
+
+def _child(values: Any, part: str | int, path: KeyPath) -> Any:
+    try:
+        return values[part]
+    except (KeyError, IndexError, TypeError):
+        held = f"a list of {len(values)}" if isinstance(values, list) else repr(values)
+        raise RequestError(f"--set {dotted(path)}: there is no such place; {dotted(path[:-1])} is {held}") from None
+
+
+def _strings(values: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(values, str):
+        yield path, values
+    elif isinstance(values, dict | list):
+        items = values.items() if isinstance(values, dict) else enumerate(values)
+        for key, value in items:
+            yield from _strings(value, (*path, key))
+
+
+def _resolve_environment(values: Any, document: Document, path: KeyPath) -> Any:
+    if isinstance(values, dict):
+        return {key: _resolve_environment(value, document, (*path, key)) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_resolve_environment(value, document, (*path, index)) for index, value in enumerate(values)]
+    if not isinstance(values, str):
+        return values
+
+    def look_up(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise RequestError(f"{document.place(path)}: the environment variable {name!r} is not set; export it first")
+        return os.environ[name]
+
+    return _ENV_REFERENCE.sub(look_up, values)
+
+
+def _explain(
+    errors: Sequence[ErrorDetails], section: type[Section], values: dict[str, Any], document: Document
+) -> list[str]:
+    """One line for each key at fault; what several members of a union say about one key is put together."""
+    by_path: dict[KeyPath, list[ErrorDetails]] = {}
+    for error in errors:
+        by_path.setdefault(_path_in_document(error["loc"], values), []).append(error)
+    return [_explain_key(path, found, section, document) for path, found in by_path.items()]
+
+
+def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Section], document: Document) -> str:
+    place, first = document.place(path), errors[0]
+    siblings = sorted({name for owner in _sections_at(section, path[:-1]) for name in owner.model_fields})
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(path[-1]), siblings, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{place}: unknown key; {hint}known here: {', '.join(siblings)}"
+    if first["type"] == "missing":
+        return f"{place}: this key is missing and has no default; add it"
+    if first["type"] in {"value_error", "assertion_error"}:
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    allowed = " or ".join(dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in errors))
+    return f"{place}: found {first['input']!r}; allowed: {allowed}{_description(section, path)}"
+
+
+def _path_in_document(location: tuple[int | str, ...], values: Any) -> KeyPath:
+    """pydantic puts the tags of unions into a location; only what leads through the document is kept."""
+    path: list[str | int] = []
+    for depth, part in enumerate(location):
+        if isinstance(values, dict) and isinstance(part, str):
+            if part not in values and depth < len(location) - 1:
+                continue
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        elif not isinstance(values, dict):
+            break
+        path.append(part)
+    return tuple(path)
+
+
+def _sections_at(section: type[Section], path: KeyPath) -> list[type[Section]]:
+    """The section classes that may stand at a key path."""
+    found = [section]
+    for part in path:
+        if isinstance(part, str):
+            fields = [owner.model_fields[part] for owner in found if part in owner.model_fields]
+            found = [inner for info in fields for inner in _sections_in(info.annotation)]
+    return found
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [inner for argument in get_args(annotation) for inner in _sections_in(argument)]
+
+
+def _description(section: type[Section], path: KeyPath) -> str:
+    names = [part for part in path if isinstance(part, str)]
+    for owner in _sections_at(section, tuple(names[:-1])) if names else []:
+        if names[-1] in owner.model_fields and (text := owner.model_fields[names[-1]].description):
+            return f" ({names[-1]}: {text})"
+    return ""

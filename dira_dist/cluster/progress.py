@@ -1,0 +1,150 @@
+"""Live progress of a job: the first worker posts its figures to an actor, the driver shows what stands there."""
+
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from dira_dist.training.stages import Plan, StageSpan
+
+_POLL_S = 0.5
+_LINE_EVERY_S = 15.0
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Holds the newest figures of one job; lives on the driver's node and takes no CPU."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._figures: dict[str, float] = {}
+        self._note = "starting workers"
+
+    def post(self, step: int, figures: Mapping[str, float]) -> None:
+        self._step = step
+        self._figures.update(figures)
+
+    def say(self, note: str) -> None:
+        self._note = note
+
+    def read(self) -> tuple[int, dict[str, float], str]:
+        return self._step, dict(self._figures), self._note
+
+
+class BoardTracker:
+    """The board as a tracker: posting never blocks and never fails the training."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._board.post.remote(step, dict(metrics))
+
+    def say(self, note: str) -> None:
+        self._board.say.remote(note)
+
+
+def describe(plan: Plan, step: int, figures: Mapping[str, float]) -> str:
+    """Stage, step of steps, losses, images/s and share of time waiting for data, in one line."""
+    span = _span_at(plan, step)
+    parts = [f"{span.name} ({span.number + 1}/{len(plan.spans)})", f"step {step}/{plan.steps}"]
+    for part in ("discriminative", "restorative", "adversarial", "discriminator"):
+        if (loss := figures.get(f"train/loss/{part}")) is not None:
+            parts.append(f"{part[:5] if part != 'discriminator' else 'D'} {loss:.4g}")
+    if (rate := figures.get("train/images_per_s")) is not None:
+        parts.append(f"{rate:.3g} images/s")
+    if (wait := figures.get("train/data_wait_share")) is not None:
+        parts.append(f"waiting for data {wait:.0%}")
+    return ", ".join(parts)
+
+
+def _span_at(plan: Plan, step: int) -> StageSpan:
+    """The stage that a step of the job belongs to; the last one's end belongs to it."""
+    return next((span for span in plan.spans if step <= span.first_step + span.steps), plan.spans[-1])
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left by the pace since the first step seen, so that start-up does not count."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left_s"]
+        return Text("-:--:-- left" if left is None else f"{_hours(left)} left")
+
+
+def _hours(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+class ProgressView:
+    """Shows a board while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, board: Any, plan: Plan, console: Console | None = None) -> None:
+        self._board, self._plan = board, plan
+        self._console = console or Console(file=sys.stderr, soft_wrap=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._first: tuple[float, int] | None = None
+
+    def __enter__(self) -> "ProgressView":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        if self._console.is_terminal:
+            self._run_bar()
+        else:
+            self._run_lines()
+
+    def _read(self) -> tuple[int, dict[str, float], str] | None:
+        try:
+            answer: tuple[int, dict[str, float], str] = ray.get(self._board.read.remote(), timeout=5)
+            return answer
+        except (ray.exceptions.RayError, TimeoutError):
+            return None  # the board comes back or the job ends; neither is for the display to settle
+
+    def _left_s(self, step: int) -> float | None:
+        now = time.monotonic()
+        if self._first is None and step > 0:
+            self._first = (now, step)
+        if self._first is None or step <= self._first[1]:
+            return None
+        began, first_step = self._first
+        return (now - began) / (step - first_step) * (self._plan.steps - step)
+
+    def _run_bar(self) -> None:
+        columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn(), _TimeLeft())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task = progress.add_task("starting workers", total=self._plan.steps, left_s=None)
+            while not self._stop.wait(_POLL_S):
+                if (answer := self._read()) is not None:
+                    step, figures, note = answer
+                    text = describe(self._plan, step, figures) if step else note
+                    progress.update(task, completed=step, description=text, left_s=self._left_s(step))
+
+    def _run_lines(self) -> None:
+        shown_step, shown_stage, shown_at = -1, "", 0.0
+        while not self._stop.wait(_POLL_S):
+            if (answer := self._read()) is None:
+                continue
+            step, figures, note = answer
+            stage = _span_at(self._plan, step).name
+            due = stage != shown_stage or time.monotonic() - shown_at >= _LINE_EVERY_S
+            if step != shown_step and due:
+                left = self._left_s(step)
+                tail = f", {_hours(left)} left" if left is not None else ""
+                self._console.print(describe(self._plan, step, figures) + tail if step else note, highlight=False)
+                shown_step, shown_stage, shown_at = step, stage, time.monotonic()

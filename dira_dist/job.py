@@ -1,0 +1,188 @@
+"""The job file: every floor's section composed into one :class:`PretrainJob`, and what no single section can check."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from dira_dist.config import (
+    Document,
+    RequestError,
+    Section,
+    read_document,
+    recorded,
+    validate,
+)
+from dira_dist.data.stream import DataConfig, choose_lanes
+from dira_dist.evaluation.probes import ProbeConfig
+from dira_dist.models.unet import UNetConfig, check_image_size
+from dira_dist.objectives import MethodConfig, default_method
+from dira_dist.tracking.config import TrackingConfig
+from dira_dist.training.optimizer import OptimizerConfig
+from dira_dist.training.stages import Plan, StageConfig, plan_stages
+from dira_dist.training.state import CheckpointConfig
+from dira_dist.training.step import ExecutionConfig, LossWeights, Precision
+from dira_dist.views import ViewsConfig
+
+DEFAULT_STAGES = (
+    {"objective": "di", "epochs": 200},
+    {"objective": "dir", "epochs": 200},
+    {"objective": "dira", "epochs": 400},
+)
+
+
+class ResourcesConfig(Section):
+    """What one job takes of the cluster."""
+
+    workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        1, description="training processes: a number, or [min, max] for an elastic run"
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="GPUs of each worker; left out: 1 where the cluster has GPUs, else 0"
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1, description="CPUs of each worker, its loaders included")
+    max_failures: int = Field(3, ge=0, description="worker crashes after which the job is given up")
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "ResourcesConfig":
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"found workers {list(self.worker_range)}; [min, max] with min at most max: swap them")
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+    @property
+    def min_workers(self) -> int:
+        return self.worker_range[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.worker_range[1]
+
+
+class PretrainJob(Section):
+    """One DiRA pretraining: what ``kind: pretrain`` holds."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="the job's identity: the same name and storage resume it, and its MLflow run",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of weights, order and views")
+    data: DataConfig
+    model: UNetConfig = UNetConfig()
+    method: MethodConfig = Field(default_factory=default_method)
+    views: ViewsConfig = ViewsConfig()
+    loss_weights: LossWeights = LossWeights()
+    stages: tuple[StageConfig, ...] = Field(
+        tuple(StageConfig.model_validate(stage) for stage in DEFAULT_STAGES),
+        min_length=1,
+        description="each goes on from the last",
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Precision | None = Field(None, description="left out: bf16 on GPUs that have it, else fp32")
+    execution: ExecutionConfig = ExecutionConfig()
+    probe: ProbeConfig | None = Field(None, description="labelled shard sets the frozen encoder is judged on")
+    resources: ResourcesConfig = ResourcesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _image_size_fits_encoder(self) -> "PretrainJob":
+        check_image_size(self.model, self.data.image_size)
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit_workers(self) -> "PretrainJob":
+        lanes, batches = self.lanes, sorted({stage.global_batch for stage in self.stages})
+        for batch in batches:
+            if batch % lanes:
+                raise ValueError(
+                    f"data.lanes is {lanes}, which does not divide the global batch {batch}; "
+                    f"leave data.lanes out or take a divisor of {math.gcd(*batches)}"
+                )
+        low, high = self.resources.worker_range
+        if not any(lanes % count == 0 for count in range(low, high + 1)):
+            divisors = [count for count in range(1, lanes + 1) if lanes % count == 0]
+            raise ValueError(
+                f"resources.workers is {self.resources.workers} and the global batches {batches} are read in {lanes} "
+                f"lanes, which no such number of workers divides; allowed numbers of workers: {divisors}; "
+                f"change resources.workers or the global batch"
+            )
+        return self
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes of the sample stream: given, or chosen from the stages' batches alone."""
+        return self.data.lanes or choose_lanes([stage.global_batch for stage in self.stages])
+
+    def plan(self, epoch_samples: int) -> Plan:
+        """The stages laid along a training set of so many samples per epoch."""
+        return plan_stages(self.stages, epoch_samples)
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """A job and the form of it that may be written anywhere.
+
+    Attributes:
+        job: validated, environment references resolved; may hold secrets.
+        record: the same as plain values with all defaults, ``${env:NAME}`` unresolved; holds none.
+    """
+
+    job: PretrainJob
+    record: dict[str, Any]
+
+
+def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ()) -> LoadedJob:
+    """Read, complete and validate a job.
+
+    Args:
+        source: the path of a job file, or its content as a mapping.
+        overrides: ``key.path=value`` each, values in YAML.
+
+    Raises:
+        RequestError: with every mistake found in one message.
+    """
+    document = Document(source, "job") if isinstance(source, dict) else read_document(Path(source))
+    document = _inherit(document.with_overrides(overrides))
+    kind = document.values.get("kind", "pretrain")
+    if kind != "pretrain":
+        raise RequestError(f"{document.place(('kind',))}: found {kind!r}; allowed: 'pretrain'")
+    job = validate(PretrainJob, document)
+    return LoadedJob(job, recorded(job, document))
+
+
+def job_schema() -> dict[str, Any]:
+    """JSON Schema of the job file, for editors; what stages inherit and ``${env:NAME}`` included."""
+    return PretrainJob.model_json_schema()
+
+
+def _inherit(document: Document) -> Document:
+    """Complete each stage with what the job says of batch, optimiser and loss weights."""
+    values = json.loads(json.dumps(document.values))
+    stages = values.setdefault("stages", list(DEFAULT_STAGES))
+    data = values.get("data")
+    for position, stage in enumerate(stages if isinstance(stages, list) else []):
+        if not isinstance(stage, dict):
+            continue
+        if isinstance(data, dict) and "global_batch" in data:
+            stage.setdefault("global_batch", data["global_batch"])
+        for key in ("optimizer", "loss_weights"):
+            own, common = stage.get(key, {}), values.get(key, {})
+            if isinstance(own, dict) and isinstance(common, dict):
+                stage[key] = {**common, **own}
+        stages[position] = stage
+    return replace(document, values=values)
+
+
+def dump_job(record: dict[str, Any]) -> str:
+    """A recorded job as YAML text that :func:`load_job` reads again."""
+    return yaml.safe_dump(record, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,83 @@
+"""What a run measures of itself: losses, speed and memory since the last report, over all workers."""
+
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, distributed
+
+
+class Meter:
+    """Gathers per-step figures on the device and hands out means over steps and workers.
+
+    Losses stay on the device until :meth:`summary`, so that measuring does not make the device wait.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = self._skipped = self._images = self._bad_samples = 0
+        self._wait_s = 0.0
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside counts as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._wait_s += time.perf_counter() - began
+
+    def count(self, figures: Mapping[str, Tensor], *, images: int, bad_samples: int, finite: bool) -> None:
+        """Take in one step: scalar tensors by name, and this worker's samples in it."""
+        self._steps += 1
+        self._images += images
+        self._bad_samples += bad_samples
+        if not finite:
+            self._skipped += 1
+            return
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device)) + value.detach().float()
+
+    def summary(self) -> dict[str, float]:
+        """Means since the last summary, the same on every worker; a collective where a process group exists.
+
+        Seconds, images/s and bytes carry their unit in the name; ``data_wait_share`` is that of the slowest worker.
+        """
+        elapsed = time.perf_counter() - self._started
+        names = sorted(self._sums)
+        finite_steps = max(1, self._steps - self._skipped)
+        means = [self._sums[name] / finite_steps for name in names]
+        counts = torch.tensor([self._images, self._bad_samples], dtype=torch.float64, device=self._device)
+        worst = torch.tensor([self._wait_s / elapsed, elapsed, _peak_memory_bytes(self._device)], dtype=torch.float64)
+        worst = worst.to(self._device)
+        mean = torch.stack(means) if means else torch.zeros(0, device=self._device)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(mean)
+            mean /= distributed.get_world_size()
+            distributed.all_reduce(counts)
+            distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
+        wait_share, elapsed, memory = worst.tolist()
+        images, bad_samples = counts.tolist()
+        report = {
+            **{f"train/{name}": value for name, value in zip(names, mean.tolist(), strict=True)},
+            "train/images_per_s": images / elapsed,
+            "train/step_s": elapsed / max(1, self._steps),
+            "train/data_wait_share": wait_share,
+            "train/memory_peak_bytes": memory,
+            "train/skipped_steps": float(self._skipped),
+            "train/bad_samples": bad_samples,
+        }
+        self._reset()
+        return report
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Peak of the device's allocator, or on the CPU of the process' resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
