@@ -23,10 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Annotated, Any, Literal, Self
 
-from dira_dist.data.store import Store, open_store
 from pydantic import Field, ValidationError
 
 from dira_dist.config import RequestError, Section
+from dira_dist.data.store import Store, open_store
 
 INDEX_NAME = "index.json"
 ImageMode = Literal["L", "I;16", "RGB", "volume"]
