@@ -1,0 +1,72 @@
+"""The job file's ``tracking`` section. It stands alone so that a job can be read and checked without MLflow."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from dira_dist.config import Section, without_credentials
+
+SERVER_SCHEMES = ("http", "https")
+DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+class TrackingConfig(Section):
+    """Where the run is recorded. Without ``uri`` and without ``MLFLOW_TRACKING_URI`` nothing is."""
+
+    uri: str | None = Field(
+        None, description="address of an MLflow server or database; MLFLOW_TRACKING_URI of the environment if left out"
+    )
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field("dira", description="MLflow experiment")
+    register_as: str | None = Field(None, description="name in the model registry; left out, nothing is registered")
+    system_metrics_every_s: Annotated[float, Field(ge=0)] = Field(
+        10.0, description="seconds between two measurements of processor, memory, network and GPU; 0 measures none"
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str | None) -> str | None:
+        if uri is None or uri.startswith("${env:"):
+            return uri
+        if urlsplit(uri).scheme.partition("+")[0] not in SERVER_SCHEMES + DATABASE_SCHEMES:
+            raise ValueError(
+                f"found {without_credentials(uri)!r}; an address begins with one of "
+                f"{', '.join(f'{scheme}:' for scheme in SERVER_SCHEMES + DATABASE_SCHEMES)} "
+                "(for a file on this machine: sqlite:////absolute/path/mlflow.db)"
+            )
+        return uri
+
+    @field_validator("register_as")
+    @classmethod
+    def _name_fit_for_an_address(cls, name: str | None) -> str | None:
+        if name is not None and (not name.strip() or any(character in name for character in "/:@%'\"")):
+            raise ValueError(f"found {name!r}; a model name is not empty and has none of / : @ % ' \"")
+        return name
+
+    def located(self) -> "TrackingConfig":
+        """The same with the address settled: environment read, a relative sqlite path made absolute.
+
+        Called where the job starts, so that a process with another working directory finds the same database.
+        """
+        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+        return self.model_copy(update={"uri": absolute(uri) if uri else None})
+
+
+def absolute(uri: str) -> str:
+    """``sqlite:///mlflow.db`` (relative to the working directory) as ``sqlite:////where/it/is/mlflow.db``."""
+    prefix = "sqlite:///"
+    if not uri.startswith(prefix) or uri == prefix:
+        return uri
+    return prefix + str(Path(uri.removeprefix(prefix)).expanduser().absolute())
+
+
+def page_command(config: TrackingConfig) -> str:
+    """What a person does to see the runs: a shell command for a database, the page's address for a server."""
+    uri = config.located().uri
+    if uri is None:
+        return "(tracking is off: give tracking.uri)"
+    if uri.startswith(SERVER_SCHEMES):
+        return without_credentials(uri)
+    return f"mlflow ui --backend-store-uri {without_credentials(uri)}"

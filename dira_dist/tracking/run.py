@@ -1,0 +1,429 @@
+"""One MLflow run per job, across every restart, that never stops or slows the training it records."""
+
+import io
+import json
+import logging
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from dira_dist.config import RequestError, flatten, without_credentials
+from dira_dist.tracking.config import SERVER_SCHEMES, TrackingConfig, page_command
+from dira_dist.tracking.outbox import Outbox, ReceiverGoneError, RefusedError
+from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal
+from dira_dist.tracking.system import SystemMonitor
+
+__all__ = ["NullRun", "TrackingConfig", "TrackingRun", "find_run", "open_run", "page_command"]
+
+log = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+MetricRow = tuple[str, float, int, int]  # key, value, step, timestamp in ms
+
+PARAMS_PER_BATCH = 100
+METRICS_PER_BATCH = 1000
+PARAM_CHARACTERS = 6000
+DIGEST_CHARACTERS = 36
+METRICS_KEPT = 1_000_000
+FILES_KEPT = 500
+THUMBNAIL_PX = 256
+_FORBIDDEN_IN_NAME = re.compile(r"[^\w\-./ ]", re.ASCII)
+_PICTURE_FILE = re.compile(r"images/(?P<name>.+)\+step\+(?P<step>\d+)\+timestamp\+\d+\+[0-9a-f-]+\.png")
+
+
+class _Delivery(NamedTuple):
+    """One thing to do on the server; doing it twice must leave what doing it once leaves."""
+
+    what: str
+    act: Callable[[], object]
+
+
+class TrackingRun:
+    """A run that is being recorded.
+
+    Everything but :meth:`create` and :meth:`attach` returns at once and raises nothing: metrics and files wait in two
+    queues, each with a thread, until the server takes them. While it is away they are kept, and delivered in order
+    afterwards. A metric carries the time at which it was measured; the server stores an equal (key, step, time, value)
+    once, so that a delivery whose answer was lost may be repeated.
+    """
+
+    def __init__(self, config: TrackingConfig, run_id: str, *, resumed: bool) -> None:
+        """Use :meth:`create` or :meth:`attach`."""
+        assert config.uri is not None
+        self.config = config
+        self.run_id = run_id
+        self._client = connect(config.uri)
+        self._experiment_id: str | None = None
+        self._resumed = resumed
+        self._last_steps: dict[str, int] | None = None if resumed else {}
+        self._pictures: set[tuple[str, int]] | None = None if resumed else set()
+        self._unusable_values = 0
+        self._metrics: Outbox[MetricRow] = Outbox(
+            "metrics", self._deliver_metrics, batch=METRICS_PER_BATCH, capacity=METRICS_KEPT, linger_s=1.0
+        )
+        self._files: Outbox[_Delivery] = Outbox("pictures and files", self._deliver_files, batch=1, capacity=FILES_KEPT)
+        self._monitor = SystemMonitor(self.log_metrics, config.system_metrics_every_s)
+
+    @classmethod
+    def create(
+        cls, config: TrackingConfig, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+    ) -> "TrackingRun":
+        """Begin a new run.
+
+        Args:
+            config: ``uri`` must be known (:meth:`TrackingConfig.located`).
+            name: the run's name on the page.
+            params: the resolved job, nested as it is, secrets already replaced (:func:`dira_dist.config.recorded`).
+                Flattened into parameters; kept whole in the artifact ``parameters.json``.
+            tags: strings to find the run by.
+
+        Raises:
+            RequestError: if the server is away, refuses the credentials or the experiment is deleted. In seconds.
+        """
+        config = config.located()
+        if config.uri is None:
+            raise RequestError("tracking.uri: missing; give an address, or set MLFLOW_TRACKING_URI")
+        client = connect(config.uri)
+        try:
+            experiment = experiment_id(client, config)
+            created = client.create_run(experiment, tags={k: str(v) for k, v in (tags or {}).items()}, run_name=name)
+            _log_params(client, created.info.run_id, params)
+        except MlflowException as error:
+            raise RequestError(_refused(config, error)) from error
+        run = cls(config, created.info.run_id, resumed=False)
+        run._experiment_id = experiment
+        run.log_text(without_credentials(json.dumps(params, indent=2, default=str)), "parameters.json")
+        run._monitor.start()
+        return run
+
+    @classmethod
+    def attach(cls, config: TrackingConfig, run_id: str, pending: Iterable[Sequence[Any]] = ()) -> "TrackingRun":
+        """Go on with a run after a restart.
+
+        Metrics and pictures up to the last step that the run holds already (of each name) are left out, so that the
+        steps done again since the last checkpoint are not doubled.
+
+        Args:
+            config: as for :meth:`create`.
+            run_id: the run to go on with.
+            pending: what :meth:`pending` gave when the checkpoint was written: values that were measured before it but
+                not delivered then. They go first.
+
+        Raises:
+            RequestError: if the server knows no such run. A server that is away raises nothing: a training that
+                restarts during an outage goes on, and its metrics wait.
+        """
+        config = config.located()
+        if config.uri is None:
+            raise RequestError(f"tracking.uri: missing, but the job is recorded in the run {run_id}; give its address")
+        run = cls(config, run_id, resumed=True)
+        run._assert_known()
+        for key, value, step, timestamp_ms in pending:
+            run._metrics.put((str(key), float(value), int(step), int(timestamp_ms)))
+        run._do("status RUNNING", run._set_running)
+        run._monitor.start()
+        return run
+
+    @property
+    def page(self) -> str:
+        """The run's page on a server, or the command that shows it for a database. Holds no credentials."""
+        uri = (self.config.uri or "").rstrip("/")
+        if not uri.startswith(SERVER_SCHEMES):
+            return page_command(self.config)
+        return f"{without_credentials(uri)}/#/experiments/{self._experiment_id or 0}/runs/{self.run_id}"
+
+    @property
+    def lost(self) -> int:
+        """Values, pictures and files that will never arrive: refused, or too many for an outage's queue."""
+        return self._metrics.lost + self._files.lost + self._unusable_values
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers at a step. The names of one axis keep their steps rising; a step seen before is left out."""
+        now_ms = time.time_ns() // 1_000_000
+        for key, value in metrics.items():
+            try:
+                self._metrics.put((_FORBIDDEN_IN_NAME.sub("_", key), float(value), int(step), now_ms))
+            except (TypeError, ValueError) as error:
+                self._unusable_values += 1
+                if self._unusable_values == 1:
+                    log.warning("metric %s at step %s is no number and is left out: %s", key, step, error)
+
+    def log_picture(self, name: str, image: npt.NDArray[np.uint8], step: int) -> None:
+        """Record a picture at a step, for the page's image charts.
+
+        Args:
+            name: letters, digits, ``_ - . /`` and spaces; others become ``_``.
+            image: ``(H, W)`` or ``(H, W, 3)`` uint8. Encoded later, on the delivering thread.
+            step: the picture's place on the slider.
+        """
+        safe, picture, timestamp_ms = _FORBIDDEN_IN_NAME.sub("_", name), np.array(image), time.time_ns() // 1_000_000
+        self._do(f"picture {safe}", lambda: self._send_picture(safe, picture, int(step), timestamp_ms))
+
+    def log_text(self, text: str, path: str) -> None:
+        """Record a text as the artifact ``path``."""
+        self._do(f"file {path}", lambda: self._send_bytes(text.encode(), path))
+
+    def log_file(self, source: Path, folder: str = "") -> None:
+        """Record a small file; it is read now, and may be gone afterwards."""
+        path = str(PurePosixPath(folder) / source.name)
+        try:
+            content = source.read_bytes()
+        except OSError as error:
+            log.warning("file %s is not recorded: %s", source, error)
+            return
+        self._do(f"file {path}", lambda: self._send_bytes(content, path))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags on the run."""
+        entries = [RunTag(key, without_credentials(str(value))) for key, value in tags.items()]
+        self._do("tags", lambda: self._client.log_batch(self.run_id, tags=entries))
+
+    def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
+        """Record which data went in, from a shard set's index: its digest, address, and what a person wants to know.
+
+        Args:
+            name: what the page calls it.
+            digest: sha256 of the set; the page holds its first 36 characters.
+            source: address, credentials are cut out.
+            context: ``training``, ``validation``, ``probe``.
+            profile: numbers and words about the set, as JSON.
+        """
+        origin = json.dumps({"uri": without_credentials(source)})
+        dataset = Dataset(name, digest[:DIGEST_CHARACTERS], "uri", origin, None, json.dumps(dict(profile), default=str))
+        entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+        self._do("dataset", lambda: self._client.log_inputs(self.run_id, [entry]))
+
+    def log_checkpoint(self, address: str, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Record where a checkpoint lies and how good it is, as a logged model of the run. Nothing is uploaded."""
+        now_ms, values = time.time_ns() // 1_000_000, dict(metrics or {})
+        self._do("checkpoint", lambda: self._send_checkpoint(without_credentials(address), int(step), values, now_ms))
+
+    def pending(self) -> list[list[Any]]:
+        """The metrics not delivered yet, as plain lists, to be kept in a checkpoint and given to :meth:`attach`."""
+        return [list(row) for row in self._metrics.pending()]
+
+    def flush(self, timeout_s: float = 30.0) -> bool:
+        """Wait for everything recorded so far to arrive. False when something still waits after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        arrived = self._metrics.flush(timeout_s)
+        return self._files.flush(max(0.0, deadline - time.monotonic())) and arrived
+
+    def finish(self, status: Status, reason: str = "", timeout_s: float = 60.0) -> bool:
+        """Close the run with a status and, where it is not ``FINISHED``, the reason.
+
+        Returns:
+            False when not everything arrived within ``timeout_s``; the threads go on trying while the process lives.
+        """
+        self._monitor.stop()
+        deadline = time.monotonic() + timeout_s
+        arrived = self.flush(timeout_s)
+        tags = {"dira.status_reason": reason[:5000]} | ({"dira.lost": str(self.lost)} if self.lost else {})
+        self.set_tags(tags)
+        end_ms = time.time_ns() // 1_000_000
+        self._do(f"status {status}", lambda: self._client.set_terminated(self.run_id, status, end_ms))
+        return self.flush(max(1.0, deadline - time.monotonic())) and arrived
+
+    def _do(self, what: str, act: Callable[[], object]) -> None:
+        self._files.put(_Delivery(what, act))
+
+    def _assert_known(self) -> None:
+        assert self.config.uri is not None
+        try:
+            info = ask(self.config.uri, lambda: self._client.get_run(self.run_id)).info
+            self._experiment_id = info.experiment_id
+        except MlflowException as error:
+            raise RequestError(_refused(self.config, error)) from error
+        except RequestError as error:
+            log.warning("%s; the training goes on, its metrics are delivered when the server is back", error)
+            return
+        if info.lifecycle_stage != "active":
+            raise RequestError(f"run {self.run_id} is deleted in MLflow; restore it (mlflow runs restore --run-id ...)")
+
+    def _set_running(self) -> None:
+        self._client.update_run(self.run_id, status="RUNNING")
+        self._client.set_tag(self.run_id, "dira.status_reason", "")
+
+    def _deliver_metrics(self, rows: Sequence[MetricRow]) -> None:
+        if self._last_steps is None:
+            run = self._sent(lambda: self._client.get_run(self.run_id))
+            self._last_steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        last_steps = self._last_steps
+        fresh = [
+            Metric(key, value, timestamp_ms, step)
+            for key, value, step, timestamp_ms in rows
+            if step > last_steps.get(key, -1)
+        ]
+        if fresh:
+            self._sent(lambda: self._client.log_batch(self.run_id, metrics=fresh))
+
+    def _deliver_files(self, deliveries: Sequence[_Delivery]) -> None:
+        for delivery in deliveries:
+            self._sent(delivery.act)
+
+    def _sent(self, call: Callable[[], Any]) -> Any:
+        """The call's result; what can never succeed is told apart from what may succeed later."""
+        try:
+            return call()
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            if is_missing(error) or self._client.get_run(self.run_id).info.lifecycle_stage != "active":
+                raise ReceiverGoneError(f"run {self.run_id} does not exist any more: {error}") from error
+            raise RefusedError(str(error)) from error
+
+    def _send_bytes(self, content: bytes, path: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / PurePosixPath(path).name
+            file.write_bytes(content)
+            parent = str(PurePosixPath(path).parent)
+            self._client.log_artifact(self.run_id, str(file), None if parent == "." else parent)
+
+    def _send_picture(self, name: str, image: npt.NDArray[np.uint8], step: int, timestamp_ms: int) -> None:
+        """Upload a picture under the file names by which MLflow's page finds pictures of a step, whole and small.
+
+        ``MlflowClient.log_image`` draws a new name for every attempt; here a repeated attempt overwrites the first.
+        """
+        if self._pictures is None:
+            files = self._client.list_artifacts(self.run_id, "images")
+            matches = (_PICTURE_FILE.fullmatch(file.path) for file in files)
+            self._pictures = {(match["name"], int(match["step"])) for match in matches if match}
+        key = (name.replace("/", "~"), step)
+        if key in self._pictures:
+            return
+        stem = f"images/{key[0]}+step+{step}+timestamp+{timestamp_ms}+"
+        stem += str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run_id}:{stem}"))
+        small = Image.fromarray(image)
+        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        self._send_bytes(_encoded(small, "webp"), f"{stem}+compressed.webp")
+        self._send_bytes(_encoded(Image.fromarray(image), "png"), f"{stem}.png")
+        self._client.set_tag(self.run_id, "mlflow.loggedImages", "True")
+        self._pictures.add(key)
+
+    def _send_checkpoint(self, address: str, step: int, metrics: Mapping[str, float], timestamp_ms: int) -> None:
+        experiment = self._experiment_id or self._client.get_run(self.run_id).info.experiment_id
+        self._experiment_id = experiment
+        name = f"checkpoint-{step:09d}"
+        known = self._client.search_logged_models(
+            [experiment], f"source_run_id = '{self.run_id}' AND name = '{name}'", max_results=1
+        )
+        tags = {"dira.address": address}
+        make = self._client.create_logged_model
+        model = known[0] if known else make(experiment, name, self.run_id, tags=tags, model_type="checkpoint")
+        outputs = self._client.get_run(self.run_id).outputs
+        if not outputs or model.model_id not in {output.model_id for output in outputs.model_outputs}:
+            self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
+        entries = [Metric(key, value, timestamp_ms, step, model.model_id) for key, value in metrics.items()]
+        if entries:
+            self._client.log_batch(self.run_id, metrics=entries)
+        self._client.finalize_logged_model(model.model_id, "READY")
+
+
+class NullRun:
+    """Records nothing, for a job without tracking; the same calls as :class:`TrackingRun`."""
+
+    run_id = ""
+    page = ""
+    lost = 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+    def log_picture(self, name: str, image: npt.NDArray[np.uint8], step: int) -> None:
+        """Nothing."""
+
+    def log_text(self, text: str, path: str) -> None:
+        """Nothing."""
+
+    def log_file(self, source: Path, folder: str = "") -> None:
+        """Nothing."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def log_checkpoint(self, address: str, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Nothing."""
+
+    def pending(self) -> list[list[Any]]:
+        """Nothing waits."""
+        return []
+
+    def flush(self, timeout_s: float = 30.0) -> bool:
+        """Nothing waits."""
+        return True
+
+    def finish(self, status: Status, reason: str = "", timeout_s: float = 60.0) -> bool:
+        """Nothing waits."""
+        return True
+
+
+def open_run(
+    config: TrackingConfig,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+    run_id: str | None = None,
+    pending: Iterable[Sequence[Any]] = (),
+) -> TrackingRun | NullRun:
+    """The job's run: gone on with where ``run_id`` is known, begun otherwise, and a :class:`NullRun` without address.
+
+    Raises:
+        RequestError: see :meth:`TrackingRun.create` and :meth:`TrackingRun.attach`.
+    """
+    if config.located().uri is None:
+        return NullRun()
+    if run_id:
+        return TrackingRun.attach(config, run_id, pending)
+    return TrackingRun.create(config, name, params, tags)
+
+
+def find_run(config: TrackingConfig, tags: Mapping[str, str]) -> str | None:
+    """The newest run of the experiment that carries all these tags: for a job that lost its note of the run's id.
+
+    Raises:
+        RequestError: if the server cannot be reached.
+    """
+    config = config.located()
+    if config.uri is None:
+        return None
+    client = connect(config.uri)
+    experiment = experiment_id(client, config)
+    wanted = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    runs = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
+    entries = [Param(key[:250], _param_text(value)) for key, value in flatten(dict(params)).items()]
+    for start in range(0, len(entries), PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=entries[start : start + PARAMS_PER_BATCH])
+
+
+def _param_text(value: Any) -> str:
+    text = without_credentials(str(value))
+    if len(text) <= PARAM_CHARACTERS:
+        return text
+    hint = " ... (whole in parameters.json)"
+    return text[: PARAM_CHARACTERS - len(hint)] + hint
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def _refused(config: TrackingConfig, error: Exception) -> str:
+    return f"tracking: {without_credentials(config.uri or '')} answers: {without_credentials(str(error))[:300]}"
