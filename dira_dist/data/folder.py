@@ -1,0 +1,127 @@
+"""A folder as a store: the same keys and promises as a bucket, without the trouble."""
+
+import io
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from dira_dist.data.patience import ChangedObjectError, MissingObjectError, StoreError
+
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a store.
+
+    Attributes:
+        key: relative to the store's address.
+        bytes: its size.
+        etag: its version mark; empty in a folder, where nothing marks a version that a copy would keep.
+    """
+
+    key: str
+    bytes: int
+    etag: str = ""
+
+
+class LocalStore:
+    """A folder."""
+
+    def __init__(self, folder: str, address: str | None = None) -> None:
+        self._folder = Path(folder).expanduser()
+        self._address = address or folder
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def join(self, key: str) -> str:
+        return str(self._path(key))
+
+    def _path(self, key: str) -> Path:
+        if ".." in key.split("/") or key.startswith("/"):
+            raise StoreError(f"the key {key!r} leads out of {self._address}")
+        return self._folder / key
+
+    def read_bytes(self, key: str) -> bytes:
+        with self.open(key) as stream:
+            return stream.read()
+
+    def write_bytes(self, key: str, data: bytes) -> str:
+        return self._publish(key, io.BytesIO(data))
+
+    def upload(self, key: str, path: str | os.PathLike[str]) -> str:
+        with Path(path).open("rb") as source:
+            return self._publish(key, source)
+
+    def _publish(self, key: str, source: BinaryIO) -> str:
+        """Temporary file in the same folder, fsync, rename, fsync of the folder: a crash leaves old or new."""
+        target = self._path(key)
+        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                while piece := source.read(_PIECE_BYTES):
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StoreError(f"{target} could not be written: {error}") from error
+        _sync_folder(target.parent)
+        return ""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        files = (path for path in self._folder.rglob("*") if path.is_file() and not _is_temporary(path))
+        keys = sorted(path.relative_to(self._folder).as_posix() for path in files)
+        for key in keys:
+            if key.startswith(prefix) and (info := self.stat(key)):
+                yield info
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        path = self._path(key)
+        return ObjectInfo(key, path.stat().st_size) if path.is_file() else None
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def open(
+        self,
+        key: str,
+        *,
+        etag: str | None = None,
+        start: int = 0,
+        size: int | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> BinaryIO:
+        path = self._path(key)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise MissingObjectError(f"there is no file {path}") from None
+        except OSError as error:
+            raise StoreError(f"{path} could not be opened: {error}") from error
+        found = os.fstat(file.fileno()).st_size
+        if size is not None and found != size:
+            file.close()
+            raise ChangedObjectError(f"{path} has {found} bytes where {size} were meant")
+        file.seek(start)
+        return file
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

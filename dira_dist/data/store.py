@@ -1,0 +1,446 @@
+"""Where bytes live: a folder or an S3 bucket behind one small protocol. The only file that imports boto3.
+
+Reads of S3 objects go in ranges. A body that breaks half-way is continued where it broke, with ``Range`` and
+``If-Match`` on the object's ETag, so that what comes out is one version of the object or an error; botocore's own
+retries end where the body begins. Server errors, throttling, time-outs and resets are borne with a jittered back-off
+for as long as :class:`Patience` says. Writes are whole or absent.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
+
+from dira_dist.config import RequestError
+from dira_dist.data.folder import LocalStore, ObjectInfo
+from dira_dist.data.patience import (
+    ChangedObjectError,
+    MissingObjectError,
+    Patience,
+    StoreError,
+    Trouble,
+    code_of,
+    status_of,
+)
+
+__all__ = [
+    "ChangedObjectError",
+    "LocalStore",
+    "MissingObjectError",
+    "ObjectInfo",
+    "Patience",
+    "S3Store",
+    "Store",
+    "StoreError",
+    "check_reachable",
+    "open_store",
+]
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+T = TypeVar("T")
+
+RANGE_BYTES = 8 << 20
+PART_BYTES = 256 << 20
+PAGE_OBJECTS = 1000
+_PIECE_BYTES = 1 << 20
+
+
+class Store(Protocol):
+    """A flat space of keys below an address. Safe to use from threads, to pickle and to carry over a fork.
+
+    Methods raise :class:`MissingObjectError`, :class:`ChangedObjectError` or :class:`StoreError`.
+    """
+
+    @property
+    def address(self) -> str:
+        """What :func:`open_store` was given."""
+
+    def join(self, key: str) -> str:
+        """The full address of ``key``."""
+
+    def read_bytes(self, key: str) -> bytes:
+        """The whole object."""
+
+    def write_bytes(self, key: str, data: bytes) -> str:
+        """Writes an object, whole or not at all, and returns its ETag."""
+
+    def upload(self, key: str, path: str | os.PathLike[str]) -> str:
+        """Writes an object from a local file, whole or not at all, and returns its ETag."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose key starts with ``prefix``, in the order of their keys."""
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """What is known of an object, or none where there is none."""
+
+    def delete(self, key: str) -> None:
+        """Removes an object; no error where there is none."""
+
+    def open(
+        self,
+        key: str,
+        *,
+        etag: str | None = None,
+        start: int = 0,
+        size: int | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> BinaryIO:
+        """A forward reader from byte ``start``; trouble while reading shows in its ``read``.
+
+        Args:
+            etag: the version that is meant, where known; another one raises :class:`ChangedObjectError`.
+            size: the length that is meant, where known; another one raises :class:`ChangedObjectError`.
+            cancelled: when set (from another thread), ends any waiting with :class:`StoreError`.
+        """
+
+
+def open_store(address: str, patience: Patience | None = None) -> Store:
+    """The store at ``s3://bucket/prefix``, ``file:///folder`` or a plain path. Touches nothing yet.
+
+    Raises:
+        RequestError: an address of another kind.
+    """
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return LocalStore(address)
+    if scheme == "file":
+        return LocalStore(rest, address)
+    if scheme != "s3":
+        raise RequestError(f"{address}: the scheme {scheme}:// is not known; use s3://bucket/prefix or a plain path.")
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise RequestError(f"{address}: there is no bucket in it; write s3://bucket/prefix.")
+    return S3Store(bucket, prefix.strip("/"), patience or Patience(), address=address)
+
+
+class S3Store:
+    """A bucket, or a prefix of one, spoken to through boto3; endpoint and credentials come from the environment.
+
+    Args:
+        bucket: its name.
+        prefix: without slashes at its ends; may be empty.
+        patience: how long trouble is borne.
+        part_bytes: larger objects are written in parts of this size (5 MiB at least, says S3).
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        patience: Patience | None = None,
+        *,
+        address: str | None = None,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        self.bucket, self.prefix = bucket, prefix
+        self.patience = patience or Patience()
+        self._address = address or f"s3://{bucket}/{prefix}"
+        self._part_bytes = part_bytes
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def join(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self._key(key)}"
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _name(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self.bucket, "Key": self._key(key)}
+
+    @property
+    def _client(self) -> "S3Client":
+        return _client(self.patience.connect_timeout_s, self.patience.read_timeout_s)
+
+    def _bear(self, what: str, action: "Callable[[S3Client], T]") -> T:
+        """Does ``action`` until it succeeds, fails for good, or patience ends."""
+        trouble = Trouble(what, self.patience)
+        while True:
+            try:
+                return action(self._client)
+            except Exception as error:
+                trouble.wait(error)
+
+    def read_bytes(self, key: str) -> bytes:
+        with self.open(key) as stream:
+            return stream.read()
+
+    def write_bytes(self, key: str, data: bytes) -> str:
+        name = self._name(key)
+        answer = self._bear(f"write {self.join(key)}", lambda client: client.put_object(**name, Body=data))
+        return answer["ETag"].strip('"')
+
+    def upload(self, key: str, path: str | os.PathLike[str]) -> str:
+        path = Path(path)
+        if path.stat().st_size > self._part_bytes:
+            return self._upload_in_parts(key, path)
+
+        def put(client: "S3Client") -> str:
+            with path.open("rb") as body:  # anew for every try
+                return client.put_object(**self._name(key), Body=body)["ETag"].strip('"')
+
+        return self._bear(f"upload {self.join(key)}", put)
+
+    def _upload_in_parts(self, key: str, path: Path) -> str:
+        name = self._name(key)
+        what = f"upload {self.join(key)}"
+        upload_id = self._bear(what, lambda client: client.create_multipart_upload(**name))["UploadId"]
+        try:
+            with path.open("rb") as source:
+                parts: list[Any] = []
+                while data := source.read(self._part_bytes):
+                    parts.append(self._upload_part(what, name, upload_id, len(parts) + 1, data))
+            done = {**name, "UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
+            answer = self._bear(what, lambda client: client.complete_multipart_upload(**done))
+        except BaseException:
+            with contextlib.suppress(Exception):  # the server forgets unfinished parts by its own rules
+                self._client.abort_multipart_upload(**name, UploadId=upload_id)
+            raise
+        return answer["ETag"].strip('"')
+
+    def _upload_part(self, what: str, name: Mapping[str, Any], upload_id: str, number: int, data: bytes) -> Any:
+        part = {**name, "UploadId": upload_id, "PartNumber": number, "Body": data}
+        answer = self._bear(f"{what}, part {number}", lambda client: client.upload_part(**part))
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        start = self._key(prefix)
+        token: dict[str, Any] = {}
+        while True:
+            page = self._page(start, token)
+            for found in page.get("Contents", []):
+                key = found["Key"][len(self._key("")) :]
+                yield ObjectInfo(key, found["Size"], found["ETag"].strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _page(self, start: str, token: Mapping[str, Any]) -> Any:
+        request = {"Bucket": self.bucket, "Prefix": start, "MaxKeys": PAGE_OBJECTS, **token}
+        return self._bear(f"list s3://{self.bucket}/{start}", lambda client: client.list_objects_v2(**request))
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        name = self._name(key)
+        try:
+            found = self._bear(f"look up {self.join(key)}", lambda client: client.head_object(**name))
+        except MissingObjectError:
+            return None
+        return ObjectInfo(key, found["ContentLength"], found["ETag"].strip('"'))
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        self._bear(f"delete {self.join(key)}", lambda client: client.delete_object(**name))
+
+    def open(
+        self,
+        key: str,
+        *,
+        etag: str | None = None,
+        start: int = 0,
+        size: int | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> BinaryIO:
+        raw = _S3Reader(self, key, etag=etag, start=start, size=size, cancelled=cancelled)
+        return io.BufferedReader(raw, buffer_size=1 << 16)
+
+
+class _S3Reader(io.RawIOBase):
+    """Reads an object forward, one range after the other; holds one range of :data:`RANGE_BYTES` at most."""
+
+    def __init__(
+        self,
+        store: S3Store,
+        key: str,
+        *,
+        etag: str | None,
+        start: int,
+        size: int | None,
+        cancelled: threading.Event | None,
+    ) -> None:
+        self._store, self._request_name = store, store._name(key)
+        self._name = store.join(key)
+        self._etag, self._size = etag or None, size
+        self._cancelled = cancelled
+        self._position = start
+        self._range = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._range:
+            self._range = memoryview(self._next_range())
+        count = min(len(buffer), len(self._range))
+        buffer[:count] = self._range[:count]
+        self._range = self._range[count:]
+        return count
+
+    def _next_range(self) -> bytes:
+        """The next :data:`RANGE_BYTES` of the object, fewer at its end, none behind it."""
+        data = bytearray()
+        trouble = Trouble(f"read {self._name}", self._store.patience, self._cancelled)
+        while len(data) < RANGE_BYTES and not (self._size is not None and self._position >= self._size):
+            before = len(data)
+            try:
+                self._read_on(data, RANGE_BYTES - before)
+            except Exception as error:
+                if len(data) > before:
+                    trouble.progress()
+                trouble.wait(error)
+            if self._size is None:
+                break  # an empty object
+        return bytes(data)
+
+    def _read_on(self, data: bytearray, count: int) -> None:
+        """Appends up to ``count`` bytes from the present position; what came before a break is kept."""
+        stop = self._position + count - 1 if self._size is None else min(self._position + count, self._size) - 1
+        answer = self._request(stop)
+        if answer is None:
+            return
+        wanted = min(count, _total_bytes(answer, self._name) - self._position)
+        body = answer["Body"]
+        try:
+            while wanted > 0:
+                piece = body.read(min(wanted, _PIECE_BYTES))
+                if not piece:
+                    raise ConnectionError(f"the body ended {wanted} bytes short")
+                data += piece
+                self._position += len(piece)
+                wanted -= len(piece)
+        finally:
+            body.close()
+
+    def _request(self, stop: int) -> "GetObjectOutputTypeDef | None":
+        request = {**self._request_name, "Range": f"bytes={self._position}-{stop}"}
+        if self._etag:
+            request["IfMatch"] = f'"{self._etag}"'
+        try:
+            answer = self._store._client.get_object(**request)
+        except Exception as error:
+            if status_of(error) != 416 or self._size is not None:
+                raise
+            self._size = self._position  # nothing stands behind the start: an empty object, or a start at its end
+            return None
+        self._check_version(answer)
+        return answer
+
+    def _check_version(self, answer: "GetObjectOutputTypeDef") -> None:
+        etag, total = answer["ETag"].strip('"'), _total_bytes(answer, self._name)
+        if self._etag is not None and etag != self._etag:
+            raise ChangedObjectError(f"{self._name} has changed: its ETag is {etag} where {self._etag} was meant")
+        if self._size is not None and total != self._size:
+            raise ChangedObjectError(f"{self._name} has {total} bytes where {self._size} were meant")
+        self._etag, self._size = etag, total
+
+
+def _total_bytes(answer: "GetObjectOutputTypeDef", name: str) -> int:
+    """Length of the whole object, from ``Content-Range: bytes 0-7/123``."""
+    total = answer.get("ContentRange", "").rpartition("/")[2]
+    if not total.isdigit():
+        raise StoreError(f"{name}: the endpoint does not serve byte ranges")
+    return int(total)
+
+
+_clients: "dict[tuple[Any, ...], S3Client]" = {}
+_clients_lock = threading.Lock()
+
+
+def _forget_clients() -> None:
+    """A forked child makes clients of its own: connections, and locks that other threads held, do not fork."""
+    global _clients_lock
+    _clients_lock = threading.Lock()
+    _clients.clear()
+
+
+os.register_at_fork(after_in_child=_forget_clients)
+
+
+def _client(connect_timeout_s: float, read_timeout_s: float) -> "S3Client":
+    """This process's client for the present environment, made on first use."""
+    environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    key = (connect_timeout_s, read_timeout_s, environment)
+    with _clients_lock:
+        if key not in _clients:
+            _clients[key] = _new_client(connect_timeout_s, read_timeout_s)
+        return _clients[key]
+
+
+def _new_client(connect_timeout_s: float, read_timeout_s: float) -> "S3Client":
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=connect_timeout_s,
+        read_timeout=read_timeout_s,
+        retries={"total_max_attempts": 1},  # every retry is ours, with one patience for all of them
+        max_pool_connections=64,
+        request_checksum_calculation="when_required",  # trailers are beyond many servers that speak S3
+        response_checksum_validation="when_required",
+    )
+    session = boto3.session.Session()
+    # an endpoint of one's own asks for no region, AWS itself for one
+    region = session.region_name or "us-east-1"
+    return session.client("s3", config=config, region_name=region)
+
+
+def check_reachable(address: str, *, write: bool = False) -> None:
+    """Asks once, before long work starts, whether ``address`` can be read, or with ``write`` written.
+
+    Raises:
+        RequestError: with the remedy: no credentials, bucket missing, endpoint unreachable, access denied, no folder.
+    """
+    store = open_store(address, Patience(give_up_s=0.0, connect_timeout_s=5.0, read_timeout_s=10.0))
+    if isinstance(store, S3Store):
+        _check_s3(store, write)
+    else:
+        _check_folder(Path(store.join("")), write)
+
+
+def _check_folder(folder: Path, write: bool) -> None:
+    if not write:
+        if not folder.is_dir():
+            raise RequestError(f"there is no folder {folder}; check the path (a relative one starts at {Path.cwd()}).")
+        return
+    ground = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not ground.is_dir() or not os.access(ground, os.W_OK | os.X_OK):
+        raise RequestError(f"{folder} cannot be written: {ground} is no folder that this user may write to.")
+    with tempfile.TemporaryFile(dir=ground):
+        pass
+
+
+def _check_s3(store: S3Store, write: bool) -> None:
+    try:
+        found = next(iter(store.list()), None)
+        if write:
+            probe = f".write-check-{uuid.uuid4().hex}"
+            store.write_bytes(probe, b"")
+            store.delete(probe)
+    except StoreError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise RequestError(f"{store.address}: {_remedy(cause, store)}") from error
+    if found is None and not write:
+        raise RequestError(f"{store.address}: the bucket answers, but holds nothing there; check the prefix.")
+
+
+def _remedy(error: Exception, store: S3Store) -> str:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    code, status, kind = code_of(error), status_of(error), type(error).__name__
+    if "Credential" in kind or kind in ("ProfileNotFound", "TokenRetrievalError"):
+        return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+    if code == "NoSuchBucket" or status == 404:
+        return f"there is no bucket {store.bucket!r} at {endpoint}; create it or check AWS_ENDPOINT_URL."
+    if status in (401, 403):
+        return f"access denied ({code}) by {endpoint}; check the credentials and what their user may do there."
+    if status == 0:
+        return f"the endpoint {endpoint} cannot be reached ({error}); check AWS_ENDPOINT_URL and the network."
+    return f"{endpoint} answered {status} {code}: {error}"
