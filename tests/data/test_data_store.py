@@ -166,13 +166,13 @@ def test_reachable(s3, tmp_path: Path) -> None:
 
 
 def test_unreachable_says_what_to_do(s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match="no folder .*check the path"):
+    with pytest.raises(RequestError, match=r"no folder .*check the path"):
         check_reachable(str(tmp_path / "nowhere"))
     with pytest.raises(RequestError, match="holds nothing there; check the prefix"):
         check_reachable(s3.address("nowhere"))
-    with pytest.raises(RequestError, match="no bucket 'no-such-bucket'.*create it"):
+    with pytest.raises(RequestError, match=r"no bucket 'no-such-bucket'.*create it"):
         check_reachable("s3://no-such-bucket/x")
-    with pytest.raises(RequestError, match="no bucket 'no-such-bucket'.*create it"):
+    with pytest.raises(RequestError, match=r"no bucket 'no-such-bucket'.*create it"):
         check_reachable("s3://no-such-bucket/x", write=True)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(RequestError, match=r"http://127\.0\.0\.1:9 cannot be reached.*check AWS_ENDPOINT_URL"):
@@ -184,7 +184,7 @@ def test_missing_credentials_say_so(s3, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(RequestError, match="no credentials.*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(RequestError, match=r"no credentials.*AWS_ACCESS_KEY_ID"):
         check_reachable(s3.address("x"))
 
 

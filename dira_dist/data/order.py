@@ -1,0 +1,238 @@
+"""The order of the samples, as arithmetic: who reads does not change what is read.
+
+Epoch ``e`` draws one permutation of the shards. Their samples in that order, less the last ``N mod L``, are cut into
+``L`` equal contiguous parts, the *lanes*, of ``R = N // L`` rows each. A lane is shuffled in blocks of ``window``
+neighbouring rows. The stream goes on from epoch to epoch without an end: its position ``g`` is row ``(g // L) mod R``
+of lane ``g mod L`` in epoch ``g // (L R)``.
+
+A global batch is a multiple of ``L``, so each batch has equally many rows of every lane, and *samples consumed*, a
+multiple of ``L`` too, says everything about where the stream stands: for any number of workers, of loader processes,
+and for batches of any size. Workers and loader processes own contiguous runs of lanes; a share lists its samples lane
+by lane, so that the shares of all workers one after the other are the same batch for any number of workers.
+
+Memory grows with the shards, never with the samples; any row is found without going through those before it.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from dira_dist.config import RequestError
+
+Int64s = npt.NDArray[np.int64]
+Uint64s = npt.NDArray[np.uint64]
+
+MOST_LANES = 64
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+_SHARDS, _ROWS = 1, 2  # what a permutation is for: keeps the two kinds apart under one seed
+
+
+def choose_lanes(batches: Iterable[int], most: int = MOST_LANES) -> int:
+    """The largest number of lanes, ``most`` at the most, that divides every batch size of a job."""
+    common = math.gcd(*batches)
+    return next(lanes for lanes in range(min(most, common), 0, -1) if common % lanes == 0)
+
+
+def part_of(parts: int, part: int, whole: range) -> range:
+    """The ``part``-th of ``parts`` contiguous runs of ``whole``, equal to within one."""
+    return whole[part * len(whole) // parts : (part + 1) * len(whole) // parts]
+
+
+def check_set_size(samples: int, *, global_batch: int, lanes: int, workers: int = 1) -> None:
+    """Refuses what cannot give every worker equally many steps.
+
+    Args:
+        samples: samples in the shard set.
+        global_batch: samples per optimiser step over all workers.
+        lanes: equal parts of an epoch.
+        workers: most workers that the job may have.
+
+    Raises:
+        RequestError: with the numbers and the remedy.
+    """
+    if global_batch % lanes:
+        raise RequestError(
+            f"the global batch of {global_batch} cannot be cut into {lanes} lanes; "
+            f"choose a batch that is a multiple of {lanes}, or leave data.lanes out."
+        )
+    if samples < global_batch:
+        raise RequestError(
+            f"the shard set has {samples} samples, fewer than one global batch of {global_batch}; "
+            f"add images or lower data.global_batch to {samples} at most."
+        )
+    if workers > lanes:
+        raise RequestError(
+            f"{workers} workers cannot share {lanes} lanes, for each needs one; use {lanes} workers at most, "
+            f"or a global batch with a larger divisor up to {MOST_LANES}."
+        )
+
+
+@dataclass(frozen=True)
+class Span:
+    """Samples ``[start, stop)`` of one shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring rows of a lane that are shuffled among each other.
+
+    Attributes:
+        epoch: which one.
+        first_row: of the block, counted over all epochs.
+        spans: where its samples lie, to be read in this order.
+        shuffle: ``(rows,)``: row ``first_row + i`` is the ``shuffle[i]``-th sample of the spans.
+    """
+
+    epoch: int
+    first_row: int
+    spans: tuple[Span, ...]
+    shuffle: Int64s
+
+    @property
+    def stop_row(self) -> int:
+        """One behind its last row."""
+        return self.first_row + len(self.shuffle)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    shards: Int64s  # (S,) in the order of the epoch
+    ends: Int64s  # (S,) samples up to and with each
+
+
+class Order:
+    """Which sample stands where in the endless stream over a shard set.
+
+    Args:
+        shard_samples: samples of each shard, in the order of the index.
+        lanes: equal parts of an epoch; at most the number of samples.
+        window: rows of a lane that are shuffled among each other; 1 leaves them as they stand in their shards.
+        seed: of all permutations.
+
+    Raises:
+        RequestError: there are fewer samples than lanes.
+    """
+
+    def __init__(self, shard_samples: Sequence[int] | Int64s, *, lanes: int, window: int, seed: int) -> None:
+        assert lanes >= 1 and window >= 1, (lanes, window)
+        self._counts: Int64s = np.asarray(shard_samples, dtype=np.int64)
+        self.samples = int(self._counts.sum())
+        if self.samples < lanes:
+            raise RequestError(f"the shard set has {self.samples} samples, too few for {lanes} lanes; add images.")
+        self.lanes, self.window, self.seed = lanes, window, seed
+        self.rows_per_epoch = self.samples // lanes
+        self.samples_per_epoch = lanes * self.rows_per_epoch
+        self._starts: Int64s = np.cumsum(self._counts) - self._counts
+        self._blocks_per_epoch = max(1, self.rows_per_epoch // window)
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (self._counts, self.lanes, self.window, self.seed)
+
+    def _draw_epoch(self, epoch: int) -> _Epoch:
+        shards = _permutation(len(self._counts), self.seed, _SHARDS, epoch)
+        return _Epoch(shards, np.cumsum(self._counts[shards]))
+
+    def block(self, lane: int, row: int) -> Block:
+        """The block that holds ``row`` (counted over all epochs) of ``lane``.
+
+        The last block of an epoch takes the remainder, so that none is shorter than the window.
+        """
+        epoch, row_in_epoch = divmod(row, self.rows_per_epoch)
+        number = min(row_in_epoch // self.window, self._blocks_per_epoch - 1)
+        start = number * self.window
+        stop = self.rows_per_epoch if number == self._blocks_per_epoch - 1 else start + self.window
+        offset = lane * self.rows_per_epoch
+        return Block(
+            epoch=epoch,
+            first_row=epoch * self.rows_per_epoch + start,
+            spans=self._spans(epoch, offset + start, offset + stop),
+            shuffle=self._shuffle(epoch, lane, number, stop - start),
+        )
+
+    def _shuffle(self, epoch: int, lane: int, number: int, rows: int) -> Int64s:
+        if self.window == 1:
+            return np.arange(rows, dtype=np.int64)
+        return _permutation(rows, self.seed, _ROWS, epoch, lane, number)
+
+    def _spans(self, epoch: int, start: int, stop: int) -> tuple[Span, ...]:
+        """Places ``[start, stop)`` of the epoch's unshuffled order."""
+        drawn = self._epoch(epoch)
+        spans = []
+        place = int(np.searchsorted(drawn.ends, start, side="right"))
+        while start < stop:
+            shard, end = int(drawn.shards[place]), int(drawn.ends[place])
+            first = end - int(self._counts[shard])
+            if end > start:  # an empty shard has no span
+                spans.append(Span(shard, start - first, min(stop, end) - first))
+                start = min(stop, end)
+            place += 1
+        return tuple(spans)
+
+    def shard_after(self, lane: int, row: int) -> int | None:
+        """The shard that ``lane`` opens next after the one of (unshuffled) ``row``; none while the epoch lasts."""
+        epoch, row_in_epoch = divmod(row, self.rows_per_epoch)
+        drawn = self._epoch(epoch)
+        place = int(np.searchsorted(drawn.ends, lane * self.rows_per_epoch + row_in_epoch, side="right"))
+        if drawn.ends[place] >= (lane + 1) * self.rows_per_epoch:
+            return None
+        return int(drawn.shards[place + 1])
+
+    def sample_id(self, shard: int, index: int) -> int:
+        """Place of a sample in the set: the samples of the earlier shards of the index, and its place in its own."""
+        return int(self._starts[shard]) + index
+
+    def lane_ids(self, lane: int, first_row: int, stop_row: int) -> Int64s:
+        """``(stop_row - first_row,)`` sample ids of a lane's rows, counted over all epochs."""
+        pieces = []
+        row = first_row
+        while row < stop_row:
+            block = self.block(lane, row)
+            ids = np.concatenate([self._starts[span.shard] + np.arange(span.start, span.stop) for span in block.spans])
+            pieces.append(ids[block.shuffle][row - block.first_row : stop_row - block.first_row])
+            row = block.stop_row
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+    def share_ids(self, lanes: range, start_sample: int, global_batch: int) -> Int64s:
+        """Sample ids of the share that the owner of ``lanes`` has in the batch that starts at ``start_sample``."""
+        assert start_sample % self.lanes == 0 and global_batch % self.lanes == 0, (start_sample, global_batch)
+        row = start_sample // self.lanes
+        rows = global_batch // self.lanes
+        return np.concatenate([self.lane_ids(lane, row, row + rows) for lane in lanes])
+
+
+def _restore(counts: Int64s, lanes: int, window: int, seed: int) -> Order:
+    return Order(counts, lanes=lanes, window=window, seed=seed)
+
+
+def _mix(words: Uint64s) -> Uint64s:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): a bijection of 64-bit words that looks random."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def _key(*words: int) -> int:
+    key = 0
+    for word in words:
+        key = int(_mix(np.array([(key + word + 1) * _GOLDEN & _MASK], dtype=np.uint64))[0])
+    return key
+
+
+def _permutation(count: int, *words: int) -> Int64s:
+    """A permutation of ``count`` numbers drawn from ``words``: the order of a hash, the same on every machine and with
+    every release of numpy, whose own generators promise no such thing."""
+    numbers = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(_key(*words))
+    return np.argsort(_mix(numbers), kind="stable").astype(np.int64, copy=False)

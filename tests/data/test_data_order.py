@@ -1,0 +1,147 @@
+"""Properties of the order for any set, any workers, any loader processes, any place to stop."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dira_dist.config import RequestError
+from dira_dist.data.order import Order, check_set_size, choose_lanes, part_of
+
+sets = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+windows = st.integers(1, 50)
+seeds = st.integers(0, 2**63)
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> Order:
+    counts = draw(sets)
+    return Order(counts, lanes=draw(st.integers(1, min(16, sum(counts)))), window=draw(windows), seed=draw(seeds))
+
+
+def share(order: Order, rank: int, world: int, loaders: int, start: int, batch: int) -> list[int]:
+    """What ``loaders`` processes of one worker contribute to a batch, one after the other."""
+    lanes = part_of(world, rank, range(order.lanes))
+    parts = [part_of(loaders, loader, lanes) for loader in range(loaders)]
+    return [int(i) for part in parts if len(part) for i in order.share_ids(part, start, batch)]
+
+
+def global_batch(order: Order, world: int, loaders: int, start: int, batch: int) -> list[int]:
+    return [i for rank in range(world) for i in share(order, rank, world, loaders, start, batch)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(orders(), st.data())
+def test_each_epoch_gives_each_sample_once(order: Order, data: st.DataObject) -> None:
+    world = data.draw(st.integers(1, order.lanes))
+    loaders = data.draw(st.integers(1, 4))
+    epoch = data.draw(st.integers(0, 5))
+    ids = global_batch(order, world, loaders, epoch * order.samples_per_epoch, order.samples_per_epoch)
+    assert len(ids) == len(set(ids)) == order.samples_per_epoch > order.samples - order.lanes
+    assert set(ids) <= set(range(order.samples))
+
+
+@settings(max_examples=80, deadline=None)
+@given(orders(), st.data())
+def test_batches_are_equal_for_any_workers_and_loaders(order: Order, data: st.DataObject) -> None:
+    batch = order.lanes * data.draw(st.integers(1, 4))
+    start = order.lanes * data.draw(st.integers(0, 3 * order.rows_per_epoch))
+    world = data.draw(st.integers(1, order.lanes))
+    loaders = data.draw(st.integers(1, 5))
+    assert global_batch(order, world, loaders, start, batch) == global_batch(order, 1, 1, start, batch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.data())
+def test_a_change_of_workers_and_batch_midway_loses_and_repeats_nothing(order: Order, data: st.DataObject) -> None:
+    """Two epochs read in legs, each with its own workers, loader processes and batch size: 4 to 3 to 1, say."""
+    position, seen, end = 0, [], 2 * order.samples_per_epoch
+    while position < end:
+        world = data.draw(st.integers(1, order.lanes))
+        batch = order.lanes * data.draw(st.integers(1, 5))
+        for _ in range(data.draw(st.integers(1, 4))):
+            seen.append(sorted(global_batch(order, world, 2, position, batch)))
+            position += batch
+    unbroken = order.lanes * order.rows_per_epoch
+    flat = np.bincount(np.concatenate(seen), minlength=order.samples)
+    whole_epochs = position // unbroken
+    assert flat.sum() == position
+    assert flat.max() <= whole_epochs + 1
+    if order.samples == unbroken:
+        assert flat.min() >= whole_epochs
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.data())
+def test_a_row_is_found_without_those_before_it(order: Order, data: st.DataObject) -> None:
+    lane = data.draw(st.integers(0, order.lanes - 1))
+    stop = 2 * order.rows_per_epoch + 1
+    first = data.draw(st.integers(0, stop))
+    assert list(order.lane_ids(lane, first, stop)) == list(order.lane_ids(lane, 0, stop)[first:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.data())
+def test_no_block_is_shorter_than_the_window_and_spans_stay_in_their_shards(order: Order, data: st.DataObject) -> None:
+    block = order.block(data.draw(st.integers(0, order.lanes - 1)), data.draw(st.integers(0, 4 * order.rows_per_epoch)))
+    assert min(order.window, order.rows_per_epoch) <= len(block.shuffle) < 2 * max(order.window, order.rows_per_epoch)
+    assert sum(len(span) for span in block.spans) == len(block.shuffle)
+    assert all(0 <= span.start < span.stop <= order._counts[span.shard] for span in block.spans)
+
+
+def test_seed_epoch_and_window_change_the_order() -> None:
+    def ids(seed: int = 0, window: int = 16, epoch: int = 0) -> list[int]:
+        order = Order([10] * 10, lanes=2, window=window, seed=seed)
+        return [int(i) for i in order.share_ids(range(2), 100 * epoch, 100)]
+
+    variants = [ids(), ids(seed=1), ids(window=1), ids(epoch=1), ids(epoch=2)]
+    assert len({tuple(variant) for variant in variants}) == len(variants)
+    assert ids() == ids()
+
+
+def test_the_order_is_the_same_for_ever() -> None:
+    """A resumed job must find the order it left, also after an update of numpy or of this package."""
+    order = Order([3, 5, 2, 6], lanes=4, window=2, seed=7)
+    assert list(order.share_ids(range(4), 0, 16)) == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 14, 15]
+
+
+def test_shuffles_evenly() -> None:
+    """Over many epochs a sample stands everywhere in its block about equally often."""
+    order = Order([8], lanes=1, window=8, seed=3)
+    places = np.array([order.lane_ids(0, 8 * epoch, 8 * epoch + 8) for epoch in range(4000)])
+    counts = np.array([np.bincount(places[:, place], minlength=8) for place in range(8)])
+    assert abs(counts - 500).max() < 120  # 5.7 standard deviations
+
+
+def test_next_shard_of_a_lane() -> None:
+    order = Order([4, 4, 4, 4], lanes=2, window=2, seed=0)
+    first = order.block(1, 0).spans[0].shard
+    second = order.block(1, 4).spans[0].shard
+    assert order.shard_after(1, 0) == order.shard_after(1, 3) == second != first
+    assert order.shard_after(1, 4) is None
+
+
+def test_survives_pickling() -> None:
+    order = Order([3, 5, 2, 6], lanes=4, window=2, seed=7)
+    assert list(pickle.loads(pickle.dumps(order)).lane_ids(1, 0, 9)) == list(order.lane_ids(1, 0, 9))
+
+
+@pytest.mark.parametrize(
+    ("batches", "lanes"), [([256], 64), ([96], 48), ([7], 7), ([131], 1), ([256, 96], 32), ([8, 12], 4), ([1], 1)]
+)
+def test_chooses_the_most_lanes_that_every_batch_allows(batches: list[int], lanes: int) -> None:
+    assert choose_lanes(batches) == lanes
+
+
+def test_too_small_sets_are_refused_with_the_numbers() -> None:
+    check_set_size(256, global_batch=256, lanes=64, workers=64)
+    with pytest.raises(RequestError, match="has 255 samples, fewer than one global batch of 256"):
+        check_set_size(255, global_batch=256, lanes=64)
+    with pytest.raises(RequestError, match="65 workers cannot share 64 lanes"):
+        check_set_size(1000, global_batch=256, lanes=64, workers=65)
+    with pytest.raises(RequestError, match="batch of 100 cannot be cut into 64 lanes"):
+        check_set_size(1000, global_batch=100, lanes=64)
+    with pytest.raises(RequestError, match="3 samples, too few for 4 lanes"):
+        Order([3], lanes=4, window=2, seed=0)
