@@ -1,0 +1,5 @@
+"""Views on the device: crop, jitter, blur and distortion of whole batches, by randomness of the sample."""
+
+from dira_dist.views.views import Views, ViewsConfig, make_views
+
+__all__ = ["Views", "ViewsConfig", "make_views"]

@@ -1,0 +1,201 @@
+"""Crop, resize and flip in one resampling, for whole batches, in two and three dimensions.
+
+A crop box resized to the output grid is a linear map that acts on each axis by itself. Along an axis of L source
+pixels every output pixel is a weighted sum of a few neighbouring source pixels, so an axis is one *banded* product:
+a gather of K taps with weights. That is what `torch.nn.functional.embedding_bag` computes, with rows of the image as
+the table's entries; it is the same call on CPU and GPU, and it costs K rather than L multiplications for each value.
+The filter is the antialiased triangle that PIL and torchvision use (bilinear when enlarging), cut at the crop's edge
+and normalised: the result equals cropping first and resizing afterwards, and pixels outside the box, the canvas's
+padding among them, have no weight.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dira_dist.config import Section
+from dira_dist.views.randomness import Stream, integers_between, uniform, uniform_between
+
+_TRIES = 10
+_CPU_WORKSPACE_BYTES = 8 << 20
+_DEVICE_WORKSPACE_BYTES = 1 << 30
+
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class CropConfig(Section):
+    """Random resized crop and flip. The defaults are the published ones."""
+
+    scale: tuple[Positive, Positive] = Field(
+        default=(0.2, 1.0), description="smallest and largest part of the image's area (3D: volume)"
+    )
+    ratio: tuple[Positive, Positive] = Field(
+        default=(3 / 4, 4 / 3), description="smallest and largest width over height, before resizing"
+    )
+    flip_probability: Probability = Field(default=0.5, description="of mirroring left and right")
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        if self.scale[0] > self.scale[1] or self.scale[1] > 1:
+            raise ValueError(f"scale {self.scale}: wanted low <= high <= 1")
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"ratio {self.ratio}: wanted low <= high")
+        return self
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Where each view lies in its image, for V views of B images with n axes.
+
+    Attributes:
+        start_px: (V, B, n) int64, first pixel inside.
+        size_px: (V, B, n) int64, pixels inside; `start_px + size_px` never exceeds the image's true size.
+        flipped: (V, B) bool, whether the last axis is mirrored.
+    """
+
+    start_px: Tensor
+    size_px: Tensor
+    flipped: Tensor
+
+
+def draw_crops(keys: Tensor, sizes_px: Tensor, config: CropConfig) -> Crops:
+    """Inception-style crops (Szegedy et al. 2015), as torchvision draws them, for the whole batch.
+
+    Up to ten boxes are tried: a part of the area and, for each axis but the first, its ratio to the first, uniform in
+    the logarithm. The first box that fits is taken, else the largest central one within the ratios.
+
+    Args:
+        keys: (V, B) int64.
+        sizes_px: (B, n) int64, true sizes without padding.
+        config: the section.
+    """
+    axes = sizes_px.shape[-1]
+    numbers = uniform(keys, Stream.CROP, _TRIES * axes + axes + 1)
+    tries, place, flip = numbers.tensor_split((_TRIES * axes, (_TRIES + 1) * axes), dim=-1)
+    drawn = _try_boxes(tries.view(*keys.shape, _TRIES, axes), sizes_px, config)
+    fits = ((drawn >= 1) & (drawn <= sizes_px[:, None])).all(-1)
+    first = fits.byte().argmax(-1)[..., None, None].expand(*keys.shape, 1, axes)
+    found = fits.any(-1, keepdim=True)
+    size = torch.where(found, drawn.gather(-2, first).squeeze(-2), _largest_box(sizes_px, config))
+    free = sizes_px - size
+    start = torch.where(found, integers_between(place, 0, free), free // 2)
+    return Crops(start, size, flip.squeeze(-1) < config.flip_probability)
+
+
+def _try_boxes(numbers: Tensor, sizes_px: Tensor, config: CropConfig) -> Tensor:
+    """(V, B, tries, n) numbers in [0, 1) to as many box sizes, int64."""
+    axes = sizes_px.shape[-1]
+    volume = sizes_px.double().prod(-1)[:, None, None] * uniform_between(numbers[..., :1], *config.scale)
+    log_ratio = uniform_between(numbers[..., 1:], math.log(config.ratio[0]), math.log(config.ratio[1]))
+    stretch = F.pad(log_ratio, (1, 0)) - log_ratio.sum(-1, keepdim=True) / axes
+    return (volume.pow(1 / axes) * stretch.exp()).round().long()
+
+
+def _largest_box(sizes_px: Tensor, config: CropConfig) -> Tensor:
+    """(B, n) int64: the largest box of each image whose ratios to the first axis are allowed."""
+    sizes = sizes_px.double()
+    others = (sizes[:, 1:] / config.ratio[0]).amin(-1, keepdim=True)
+    first = torch.minimum(sizes[:, :1], others)
+    rest = torch.minimum(sizes[:, 1:], first * config.ratio[1])
+    return torch.cat((first, rest), -1).round().long().clamp_min(1)
+
+
+def resample(images: Tensor, crops: Crops, out_px: int) -> Tensor:
+    """Each crop of each image, flipped where asked and resized to `out_px` along every axis.
+
+    Args:
+        images: (B, C, *canvas) uint8, uint16 or floating, padded at the end of each axis to one canvas.
+        crops: V boxes for each image.
+        out_px: side of the result.
+
+    Returns:
+        (V, B, C, *(out_px,) * n) float32, in the images' own units.
+    """
+    views = crops.start_px.shape[0]
+    canvas = images.shape[2:]
+    out = torch.empty((views, *images.shape[:2], *(out_px,) * len(canvas)), device=images.device)
+    rows = canvas[0]
+    columns = math.prod(canvas[1:])
+    table, parts = _workspace(images, rows, columns)
+    for part in parts:
+        block = images[part].reshape(-1, rows, columns)
+        source = table[: block.shape[0]]
+        source[..., :columns].copy_(block)
+        _resample_part(source, crops, part, canvas, out)
+    return out
+
+
+def _workspace(images: Tensor, rows: int, columns: int) -> tuple[Tensor, Iterator[slice]]:
+    """A float32 table for a few images at a time, and the parts of the batch that go through it.
+
+    A float copy of all canvases would be four times the batch and, on a CPU, would leave the caches. The rows are
+    an odd multiple of 64 bytes long: reading columns at a power of two throws every line out of the cache.
+    """
+    batch, channels = images.shape[:2]
+    stride = (columns // 32 * 2 + (1 if columns % 32 <= 16 else 3)) * 16
+    limit = _CPU_WORKSPACE_BYTES if images.device.type == "cpu" else _DEVICE_WORKSPACE_BYTES
+    step = min(batch, max(1, limit // (4 * channels * rows * stride)))
+    table = torch.empty((step * channels, rows, stride), device=images.device)
+    return table, (slice(first, min(first + step, batch)) for first in range(0, batch, step))
+
+
+def _resample_part(source: Tensor, crops: Crops, part: slice, canvas: torch.Size, out: Tensor) -> None:
+    """(b * C, rows, columns) float32 sources into `out[:, part]`: a banded product for each axis, then the axes turn."""
+    views, _, channels, out_px = out.shape[:4]
+    axes = len(canvas)
+    start, size = crops.start_px[:, part], crops.size_px[:, part]
+    flipped = crops.flipped[:, part]
+    images = source.shape[0]
+    for axis, length in enumerate(canvas):
+        mirror = flipped if axis == axes - 1 else torch.zeros_like(flipped)
+        taps, weights = band(start[..., axis], size[..., axis], mirror, length, out_px)
+        entry = torch.arange(views * images if axis else images, device=source.device).view(
+            -1, images // channels, channels
+        )
+        rows = (taps[:, :, None] + (entry * source.shape[1])[..., None, None]).flatten(0, -2)
+        weights = weights[:, :, None].expand(-1, -1, channels, -1, -1).flatten(0, -2)
+        mixed = F.embedding_bag(rows.int(), source.flatten(0, 1), per_sample_weights=weights, mode="sum")
+        ahead = math.prod(canvas[axis + 1 :]) * out_px**axis
+        mixed = mixed.view(views * images, out_px, -1)[..., :ahead].mT
+        if axis == axes - 1:
+            out[:, part] = mixed.reshape(out[:, part].shape)
+            break
+        source = mixed.reshape(views * images, canvas[axis + 1], -1)
+
+
+def band(start_px: Tensor, size_px: Tensor, flipped: Tensor, length_px: int, out_px: int) -> tuple[Tensor, Tensor]:
+    """The taps of one axis: which source pixels make each output pixel, and with what weight.
+
+    Output pixel i stands at source coordinate c = start + (i + 1/2) s with s = size / out_px. Pixel j has weight
+    max(0, 1 - |j + 1/2 - c| / max(s, 1)) if it lies in the box, and the weights are normalised to sum 1.
+
+    Args:
+        start_px, size_px: (V, B) int64, the box on this axis.
+        flipped: (V, B) bool.
+        length_px: of the canvas; bounds the number of taps without asking the device.
+        out_px: output pixels.
+
+    Returns:
+        taps (V, B, out_px, K) int64 inside the box, weights (V, B, out_px, K) float32.
+    """
+    count = math.ceil(2 * max(1.0, length_px / out_px))
+    position = torch.arange(out_px, device=start_px.device)
+    position = torch.where(flipped[..., None], out_px - 1 - position, position)
+    step = (size_px.double() / out_px)[..., None]
+    centre = start_px[..., None] + (position + 0.5) * step
+    reach = step.clamp_min(1)
+    first = (centre - reach + 0.5).floor()
+    offset = torch.arange(count, device=start_px.device)
+    # The differences are taken in double precision; what is left is small, and float32 is exact enough from here on.
+    distance = ((first + 0.5 - centre) / reach).float()[..., None] + offset / reach.float()[..., None]
+    taps = first.long()[..., None] + offset
+    inside = taps.clamp(start_px[..., None, None], (start_px + size_px - 1)[..., None, None])
+    weights = (1 - distance.abs()).clamp_min_(0) * (taps == inside)
+    return inside, weights / weights.sum(-1, keepdim=True)

@@ -1,0 +1,91 @@
+"""Random numbers that belong to the sample, not to the process that asks for them.
+
+A number is a pure function of (seed, epoch, sample, view, stream, draw): a counter-based generator in the manner of
+Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), built from the 64-bit finaliser of SplitMix64
+(Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014). All of it is integer arithmetic
+in int64 tensors, which wraps the same way on every device, so any worker, batch or device draws the same numbers.
+"""
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+
+
+class Stream(IntEnum):
+    """What a number is drawn for. Streams are independent: more draws of one never move another."""
+
+    CROP = 1
+    JITTER = 2
+    BLUR = 3
+    DISTORTION = 4
+    CUT_OUT = 5
+    SHUFFLE = 6
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as ``value`` modulo 2**64."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """Logical right shift: torch's own keeps the sign."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def mix(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser, a bijection of int64 tensors in which every input bit moves every output bit."""
+    bits = (bits ^ _shift_right(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
+    bits = (bits ^ _shift_right(bits, 27)) * _signed(0x94D049BB133111EB)
+    return bits ^ _shift_right(bits, 31)
+
+
+def _absorb(state: Tensor, word: Tensor | int) -> Tensor:
+    return mix(state + mix(torch.as_tensor(word, device=state.device) + _signed(_GOLDEN_GAMMA)))
+
+
+def view_keys(seed: int, epochs: Tensor, sample_ids: Tensor, views: int) -> Tensor:
+    """One key for each view of each sample.
+
+    Args:
+        seed: the job's seed.
+        epochs: (B,) int64.
+        sample_ids: (B,) int64, the sample's index in its shard set.
+        views: how many views of each sample, V.
+
+    Returns:
+        (V, B) int64.
+    """
+    start = mix(torch.full_like(sample_ids, _signed(seed)))
+    keys = _absorb(_absorb(start, epochs), sample_ids)
+    return _absorb(keys, torch.arange(views, device=keys.device)[:, None])
+
+
+def uniform(keys: Tensor, stream: Stream, count: int) -> Tensor:
+    """``count`` independent numbers in [0, 1) for each key.
+
+    Args:
+        keys: (...) int64, from :func:`view_keys`.
+        stream: what they are for.
+        count: how many; asking for more leaves the first ones as they were.
+
+    Returns:
+        (..., count) float64 with 53 random bits: parameters are drawn in double precision so that a last-bit
+        difference of `exp` between devices cannot move a rounded pixel.
+    """
+    draws = torch.arange(1, count + 1, device=keys.device)
+    bits = mix(_absorb(keys, int(stream))[..., None] + draws * _signed(_GOLDEN_GAMMA))
+    return _shift_right(bits, 11).double() * 2.0**-53
+
+
+def uniform_between(numbers: Tensor, low: float, high: float) -> Tensor:
+    """Numbers of [0, 1) stretched to [low, high)."""
+    return low + numbers * (high - low)
+
+
+def integers_between(numbers: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
+    """Numbers of [0, 1) as int64 in [low, high], both ends included."""
+    return torch.as_tensor(low, device=numbers.device) + (numbers * (high - low + 1)).long()

@@ -1,0 +1,102 @@
+"""From a batch of images to what the networks see: two distorted views and the target, on the images' device."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dira_dist.config import RequestError, Section
+from dira_dist.views.distortion import DistortionConfig, distort
+from dira_dist.views.geometry import CropConfig, draw_crops, resample
+from dira_dist.views.intensity import BlurConfig, JitterConfig, blur, jitter, to_grey
+from dira_dist.views.randomness import view_keys
+
+_WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+
+
+class ViewsConfig(Section):
+    """How views are made. The defaults are those of the published 2D run."""
+
+    crop: CropConfig = Field(default=CropConfig(), description="random resized crop and flip")
+    jitter: JitterConfig = Field(default=JitterConfig(), description="brightness, contrast; saturation and hue of RGB")
+    blur: BlurConfig = Field(default=BlurConfig(), description="Gaussian blur")
+    distortion: DistortionConfig = Field(default=DistortionConfig(), description="what the network has to undo")
+    target: Literal["crop", "view"] = Field(
+        default="crop", description="restore the crop before jitter and blur (as published), or the view after them"
+    )
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a step works on. With `in_channels` 3 from grey images the channels share memory: do not write into them.
+
+    Attributes:
+        view_1: (B, in_channels, *S) float32 in [0, 1], distorted.
+        view_2: (B, in_channels, *S) float32 in [0, 1], distorted: another crop of the same image.
+        target: (B, 1, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for.
+        sample_ids: (B,) int64.
+    """
+
+    view_1: Tensor
+    view_2: Tensor
+    target: Tensor | None
+    sample_ids: Tensor
+
+
+@torch.no_grad()
+def make_views(
+    images: Tensor,
+    sizes_px: Tensor,
+    sample_ids: Tensor,
+    epochs: Tensor,
+    *,
+    seed: int,
+    image_size: int,
+    in_channels: int,
+    config: ViewsConfig,
+    with_target: bool = True,
+) -> Views:
+    """Two distorted views and the target of each image, the whole batch at once, on the images' device.
+
+    Each sample's parameters come from (seed, epoch, sample) alone, so any worker makes the same views of it.
+
+    Args:
+        images: (B, C, *canvas) uint8 or uint16 with C 1 or 3; two or three spatial axes, padded at their ends.
+        sizes_px: (B, n) int64, true sizes; pixels beyond are never read.
+        sample_ids: (B,) int64, index in the shard set.
+        epochs: (B,) int64.
+        seed: the job's.
+        image_size: side of the views in pixels, along every axis.
+        in_channels: 1 or 3; grey is repeated.
+        config: the section.
+        with_target: False where no restoration is trained.
+
+    Raises:
+        RequestError: the images' type or channels are not supported.
+    """
+    _check(images, in_channels)
+    keys = view_keys(seed, epochs, sample_ids, views=2)
+    crops = draw_crops(keys, sizes_px, config.crop)
+    source = images if in_channels == 3 else to_grey(images)
+    views = resample(source, crops, image_size).div_(_WHITE[images.dtype]).clamp_(0, 1).flatten(0, 1)
+    batch = len(sample_ids)
+    target = to_grey(views[:batch]).clone() if with_target and config.target == "crop" else None
+    views = blur(jitter(views, keys.flatten(), config.jitter), keys.flatten(), config.blur)
+    if with_target and config.target == "view":
+        target = to_grey(views[:batch]).clone()
+    views = distort(views.contiguous(), keys.flatten(), config.distortion)
+    view_1, view_2 = views.expand(-1, in_channels, *views.shape[2:]).chunk(2)
+    return Views(view_1, view_2, target, sample_ids)
+
+
+def _check(images: Tensor, in_channels: int) -> None:
+    if images.dtype not in _WHITE:
+        raise RequestError(
+            f"images of type {images.dtype}: views are made of uint8 or uint16; convert them when sharding"
+        )
+    if images.shape[1] not in (1, 3):
+        raise RequestError(f"images with {images.shape[1]} channels: views are made of 1 (grey) or 3 (RGB)")
+    assert in_channels in (1, 3)
+    assert images.ndim in (4, 5)
