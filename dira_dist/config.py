@@ -30,6 +30,10 @@ class RequestError(ValueError):
     """What was asked for cannot be done as asked. The message names what was found, what is allowed and the remedy."""
 
 
+class JobFailedError(RuntimeError):
+    """The work was begun and failed. The message names the cause and says how to go on."""
+
+
 class Section(BaseModel):
     """Base of every section of the job file: immutable, no unknown keys, no infinities."""
 
@@ -161,6 +165,7 @@ for _tag, _pattern, _first in (
     ("merge", r"<<", "<"),
 ):
     _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 012 is no octal
 
 
 def _parse_yaml_value(text: str, place: str) -> Any:

@@ -1,35 +1,136 @@
 """The training loop: batches in, steps taken, figures and checkpoints out.
 
-The loop knows neither Ray nor MLflow nor S3. It is handed what it needs: how to open the sample stream, who records
-(:class:`Tracker`), who keeps checkpoints (:class:`Checkpointer`), who judges (:class:`Judge`). On all workers but the
-first these are objects that do nothing, so no line of the loop asks which worker it is.
+The loop knows neither Ray nor MLflow nor S3. It is handed what it needs: how to open the sample stream, who takes
+figures, who keeps checkpoints, who judges the networks. On all workers but the first some of these do nothing, so no
+line of the loop asks which worker it is.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dira_dist.training.meter import Meter
 from dira_dist.training.stages import Plan, Position, StageSpan
-from dira_dist.training.step import Networks, TrainStep
+from dira_dist.training.step import StepResult, TrainStep
 from dira_dist.views import Views
 
 
-class Tracker(Protocol):
-    """Where figures go; none of its calls may block for long or raise."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-
 class Samples(Protocol):
-    """What the loop needs of a batch: this worker's share of one global batch."""
+    """What the loop needs to know of this worker's share of a global batch."""
+
+    @property
+    def images(self) -> Tensor: ...
 
     @property
     def keys(self) -> tuple[str, ...]: ...
 
     @property
     def bad_samples(self) -> int: ...
+
+
+class Tracker(Protocol):
+    """Where figures go. Its calls neither block for long nor raise."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+
+class Checkpointer(Protocol):
+    """Keeps checkpoints; a collective, called by all workers at the same step."""
+
+    def due(self, position: Position) -> bool: ...
+
+    def save(self, position: Position, tensors: Mapping[str, Any]) -> None: ...
+
+
+class Judge(Protocol):
+    """Looks at the networks where a stage begins or ends: pictures, restoration and representation quality."""
+
+    def judge(self, label: str, step: int) -> None: ...
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one worker trains with.
+
+    Attributes:
+        open_stream: this worker's shares of the global batches of a stage, from a position on, without end.
+        make_views: a share on the device as network inputs and target.
+        make_step: the optimiser step of a stage, on the networks that all stages share.
+        log_every_steps: optimiser steps between two reports.
+        max_nonfinite_steps: steps skipped in a row after which the job ends.
+    """
+
+    plan: Plan
+    device: torch.device
+    open_stream: Callable[[StageSpan, Position], AbstractContextManager[Iterator[Samples]]]
+    make_views: Callable[[Samples, StageSpan], Views]
+    make_step: Callable[[StageSpan], TrainStep]
+    tracker: Tracker
+    checkpointer: Checkpointer
+    judge: Judge
+    log_every_steps: int
+    max_nonfinite_steps: int
+
+
+def train(training: Training, position: Position, tensors: Mapping[str, Any] | None = None) -> Position:
+    """Train from a position to the end of the plan.
+
+    Args:
+        training: what to train with.
+        position: the start, or where the checkpoint stood.
+        tensors: the checkpoint's tensors, or none at the start.
+
+    Raises:
+        NonFiniteError: after ``max_nonfinite_steps`` skipped steps in a row.
+    """
+    meter, guard = Meter(training.device), _NonFiniteGuard(training.max_nonfinite_steps)
+    if tensors is None:
+        training.judge.judge("untrained", position.step)
+    for span in training.plan.remaining(position):
+        step = training.make_step(span)
+        if tensors is not None:
+            step.load_state_dict(tensors, optimizers=position.step_in_stage > 0 or span.config.keep_optimizer)
+        with training.open_stream(span, position) as batches:
+            while position.step_in_stage < span.steps:
+                with meter.waiting():
+                    batch = next(batches)
+                result = step(training.make_views(batch, span), position.step_in_stage)
+                position = position.after_step(span.config.global_batch)
+                guard.watch(result.finite, position, batch.keys)
+                meter.count(_figures(result), batch, finite=result.finite)
+                if position.step % training.log_every_steps == 0 or position.step_in_stage == span.steps:
+                    training.tracker.log_metrics(meter.summary() | {"train/stage": span.number + 1}, position.step)
+                if training.checkpointer.due(position):
+                    training.checkpointer.save(position, step.state_dict())
+        training.judge.judge(span.name, position.step)
+        tensors, position = step.state_dict(), position.after_stage()
+        training.checkpointer.save(position, tensors)
+    return position
+
+
+class _NonFiniteGuard:
+    """Ends the job when skipped steps follow one another: by then the weights are beyond recovery by waiting."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_a_row: list[str] = []
+
+    def watch(self, finite: bool, position: Position, keys: tuple[str, ...]) -> None:
+        if finite:
+            self._in_a_row.clear()
+            return
+        self._in_a_row.append(f"step {position.step}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}")
+        if len(self._in_a_row) >= self._limit:
+            raise NonFiniteError(
+                f"{self._limit} steps in a row had a loss or gradient that was not finite; none of them reached the "
+                "weights. Lower optimizer.lr, or set precision: fp32. Samples of this worker in these steps:\n  "
+                + "\n  ".join(self._in_a_row)
+            )

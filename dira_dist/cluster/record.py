@@ -1,0 +1,98 @@
+"""Whose run it is: ``run.json`` beside a run's checkpoints names the job, its MLflow run and how far it came."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from dira_dist.config import RequestError, flatten
+from dira_dist.data.store import Store
+
+FILE_NAME = "run.json"
+
+# What may change between two starts of one run: where things are and who computes, never what is computed.
+MAY_CHANGE = (
+    "resources",
+    "tracking",
+    "checkpoint",
+    "data.train",  # the set's digest is compared instead
+    "data.val",
+    "data.loader_workers",
+    "data.cache",
+    "execution.compile",
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The identity of a run.
+
+    Attributes:
+        job: the recorded job (no secrets).
+        train_digest: digest of the training shard set.
+        run_id: MLflow run, or an empty string without tracking.
+        status: ``finished`` only when every stage is done and its model registered.
+        outcome: what the finished run reported.
+    """
+
+    job: dict[str, Any]
+    train_digest: str
+    run_id: str = ""
+    status: Literal["started", "finished"] = "started"
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, store: Store) -> None:
+        store.write_bytes(FILE_NAME, json.dumps(asdict(self), indent=1).encode())
+
+    def finished(self, outcome: dict[str, Any]) -> "RunRecord":
+        return replace(self, status="finished", outcome=outcome)
+
+
+def read_record(store: Store) -> RunRecord | None:
+    """The record in a run's folder, or none where no run of the name was started."""
+    if store.stat(FILE_NAME) is None:
+        return None
+    return RunRecord(**json.loads(store.read_bytes(FILE_NAME)))
+
+
+def claim(store: Store, wanted: RunRecord) -> RunRecord:
+    """The run this job goes on with: the one already there, or the wanted one as a new run.
+
+    Nothing is written here.
+
+    Raises:
+        RequestError: if a run of this name with another configuration or other images is there.
+    """
+    existing = read_record(store)
+    if existing is None:
+        return wanted
+    differences = differing_keys(existing.job, wanted.job)
+    if existing.train_digest != wanted.train_digest:
+        differences.append(
+            f"the training images: digest {existing.train_digest[:12]} there, {wanted.train_digest[:12]} here"
+        )
+    if differences:
+        raise RequestError(
+            f"{store.address}: a run of this name with another configuration is there already:\n  "
+            + "\n  ".join(differences)
+            + "\ngive the job another name, or the same values to go on with that run"
+        )
+    return replace(existing, job=wanted.job)
+
+
+def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """``key: X there, Y here`` for each key that may not change between two starts of a run."""
+    old, new = flatten(dict(there)), flatten(dict(here))
+    lines = []
+    for key in sorted({*old, *new}):
+        if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE) or _grew(key, old.get(key), new.get(key)):
+            continue
+        lines.append(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here")
+    return lines
+
+
+def _grew(key: str, old: Any, new: Any) -> bool:
+    """A stage may be made longer."""
+    if not (key.startswith("stages.") and key.endswith((".epochs", ".steps"))):
+        return False
+    return isinstance(old, int | float) and isinstance(new, int | float) and new >= old

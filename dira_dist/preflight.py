@@ -1,0 +1,132 @@
+"""What can be known of a job before anything starts: its images, its steps, what they cost. Reads, never writes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dira_dist.config import RequestError
+from dira_dist.data.shards import ShardSetIndex, read_index
+from dira_dist.data.store import check_reachable
+from dira_dist.job import PretrainJob
+from dira_dist.models.unet import UNet
+from dira_dist.training.stages import Plan
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A job that can run, and what it will do.
+
+    Attributes:
+        train: index of the training set.
+        plan: the stages in steps.
+        bytes_per_step: bytes read from storage for one global batch of the first stage.
+        memory: estimated device memory of one worker, in bytes, by purpose.
+    """
+
+    job: PretrainJob
+    train: ShardSetIndex
+    plan: Plan
+    bytes_per_step: int
+    memory: dict[str, int]
+
+    def lines(self) -> Iterator[str]:
+        """The plan as a person reads it."""
+        job, low, high = self.job, *self.job.resources.worker_range
+        workers = f"{low}" if low == high else f"{low} to {high}"
+        yield f"images   {self.train.samples:,} in {len(self.train.shards)} shards, {_mib(self.train.bytes)}"
+        yield f"workers  {workers}, {job.resources.cpus_per_worker:g} CPUs each, {job.lanes} lanes"
+        for span in self.plan.spans:
+            batch = span.config.global_batch
+            share = f"{batch // low}" if low == high else f"{batch // high} to {batch // low}"
+            epochs = span.steps * batch / self.plan.epoch_samples
+            yield (
+                f"stage    {span.name:8} {span.steps:,} steps of {batch} images ({share} per worker), {epochs:.3g} epochs"
+            )
+        yield f"total    {self.plan.steps:,} steps, {self.plan.samples:,} images"
+        yield f"reading  {_mib(self.bytes_per_step)} per step from storage"
+        parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())
+        yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
+
+
+def preflight(job: PretrainJob) -> Preflight:
+    """Check everything a job names and lay out its plan.
+
+    Raises:
+        RequestError: for a shard set that is missing, out of reach or too small, or a label the probe sets lack.
+    """
+    index = _readable_set(job.data.train)
+    largest = max(stage.global_batch for stage in job.stages)
+    if index.samples < largest:
+        raise RequestError(
+            f"data.train: {job.data.train} holds {index.samples} images and a global batch has {largest}; "
+            f"lower global_batch to at most {index.samples} or add images"
+        )
+    if job.data.val is not None:
+        _readable_set(job.data.val)
+    _check_probe(job)
+    plan = job.plan(job.lanes * (index.samples // job.lanes))
+    per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
+    return Preflight(job, index, plan, per_step, estimate_memory(job))
+
+
+def _readable_set(address: str) -> ShardSetIndex:
+    check_reachable(address)
+    return read_index(address)
+
+
+def _check_probe(job: PretrainJob) -> None:
+    if job.probe is None:
+        return
+    for key, address in (("train", job.probe.train), ("val", job.probe.val)):
+        labels = _readable_set(address).labels
+        if job.probe.label not in labels:
+            raise RequestError(
+                f"probe.label: {job.probe.label!r} is no label of {address} (probe.{key}); known: {', '.join(labels)}"
+            )
+
+
+def estimate_memory(job: PretrainJob) -> dict[str, int]:
+    """Bytes of one worker's device memory by purpose, from shapes alone, for the stage that needs most.
+
+    Weights, gradients, optimiser state and key encoder are counted exactly. Activations are what autograd keeps of one
+    forward pass of the U-Net, halved for bf16, times the largest share of a worker; what is recomputed under gradient
+    checkpointing, and the allocator's own slack, come on top of them.
+    """
+    with torch.device("meta"):
+        network = UNet(job.model.model_copy(update={"init": None}))
+    parameters = sum(weight.numel() for weight in network.parameters()) * 4
+    encoder = sum(weight.numel() for weight in network.encoder.parameters()) * 4
+    share = max(stage.global_batch for stage in job.stages) / job.resources.min_workers
+    per_image = _bytes_kept_per_image(network, job.model.in_channels, job.data.image_size)
+    return {
+        "weights and gradients": 2 * parameters,
+        "optimiser": (2 if job.optimizer.name == "adamw" else 1) * parameters,
+        "key encoder": encoder if job.method.name == "moco_v2" else 0,
+        "activations": round(per_image * share / (1 if job.precision == "fp32" else 2)),
+    }
+
+
+def _bytes_kept_per_image(network: nn.Module, in_channels: int, image_size: int) -> float:
+    """What a float32 forward pass on the meta device leaves for the backward pass, each storage once."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not (tensor.is_leaf and tensor.requires_grad):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    alive: list[Tensor] = []  # so that no storage's address is given out twice
+    images = torch.empty(2, in_channels, image_size, image_size, device="meta")  # batch norm wants more than one
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network.train()(images)
+    return sum(kept.values()) / len(images)
+
+
+def _mib(size_bytes: float) -> str:
+    return f"{size_bytes / MIB:,.1f} MiB" if size_bytes < 1024 * MIB else f"{size_bytes / MIB / 1024:,.2f} GiB"
