@@ -1,0 +1,189 @@
+"""Pictures for people: pure functions from tensors and numbers to uint8 images ``(H, W, 3)``."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.floating]
+
+CELL_PX = 192
+GAP_PX = 4
+CAPTION_PX = 20
+_INK = 235
+_PAPER = 16
+_COLOURS = ("#3b6fb6", "#d1495b", "#2e8b57", "#e08e2b", "#7d5ba6", "#16a3a3", "#8c6d46", "#767676")
+
+
+def restoration_grid(
+    distorted: FloatArray,
+    restored: FloatArray,
+    target: FloatArray,
+    *,
+    captions: Sequence[str] = (),
+    rows: int = 4,
+    cell_px: int = CELL_PX,
+) -> Picture:
+    """One row per image: distorted view, restoration, target, and where restoration and target differ.
+
+    The difference is signed, red where the restoration is too bright and blue where it is too dark; full colour is a
+    difference of 0.5.
+
+    Args:
+        distorted: ``(B, 1 or 3, H, W)`` in [0, 1], the network's input. Of a volume ``(B, C, D, H, W)`` the middle
+            slice is shown.
+        restored: ``(B, 1, H, W)`` in [0, 1].
+        target: ``(B, 1, H, W)`` in [0, 1].
+        captions: a line under each row, such as the image's key.
+        rows: at most so many images.
+        cell_px: width of a cell; heights keep the images' shape.
+    """
+    count = min(rows, len(target))
+    columns = [_grey(_slice(np.asarray(images[:count]))) for images in (distorted, restored, target)]
+    columns.append(_difference(columns[1], columns[2]))
+    titles = ("distorted view", "restoration", "target", "difference")
+    return _labelled_grid([_rgb(column) for column in columns], titles, captions[:count], cell_px)
+
+
+def score_maps(target: FloatArray, restored: FloatArray, real_scores: FloatArray, fake_scores: FloatArray) -> Picture:
+    """What the discriminator says of each patch: real crops and restorations beside its score maps.
+
+    Dark is "restored" (0), bright is "real" (1); scores outside are cut off.
+
+    Args:
+        target: ``(B, 1, H, W)`` in [0, 1]; ``restored`` likewise.
+        restored: the restorations.
+        real_scores: ``(B, 1, h, w)``, the discriminator on the targets.
+        fake_scores: ``(B, 1, h, w)``, the discriminator on the restorations.
+    """
+    real, fake = (_rgb(_grey(_slice(np.asarray(images[:4])))) for images in (target, restored))
+    real_map, fake_map = (_painted_scores(np.asarray(scores[:4])) for scores in (real_scores, fake_scores))
+    columns = (real, real_map, fake, fake_map)
+    return _labelled_grid(columns, ("target", "its score", "restoration", "its score"), (), CELL_PX)
+
+
+def loss_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], boundaries: Mapping[int, str]
+) -> Picture:
+    """Losses over steps, one small chart each, with the stages marked.
+
+    Args:
+        curves: name to (steps, values).
+        boundaries: first step of each stage to its name.
+    """
+    columns = min(3, max(1, len(curves)))
+    rows = max(1, -(-len(curves) // columns))
+    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), dpi=100, layout="constrained")
+    for index, (name, (steps, values)) in enumerate(curves.items()):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.plot(steps, values, color=_COLOURS[index % len(_COLOURS)], linewidth=1.2)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("optimiser step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+        for step, stage in boundaries.items():
+            axes.axvline(step, color="0.6", linewidth=0.8, linestyle=":")
+            place = {"xycoords": ("data", "axes fraction"), "xytext": (2, -3), "textcoords": "offset points"}
+            axes.annotate(stage, (step, 1), fontsize=7, color="0.4", va="top", **place)
+    return _drawn(figure)
+
+
+def feature_scatter(features: FloatArray, classes: Sequence[str], title: str = "") -> Picture:
+    """The features of a labelled set in two dimensions: their first two principal components, coloured by class.
+
+    Args:
+        features: ``(N, C)``.
+        classes: N class names; the legend holds each once.
+        title: above the chart.
+    """
+    points, shares = principal_components(features)
+    figure = Figure(figsize=(6.0, 5.0), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    names = sorted(set(classes))
+    for index, name in enumerate(names):
+        chosen = points[[entry == name for entry in classes]]
+        colour = _COLOURS[index % len(_COLOURS)]
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=14, alpha=0.7, color=colour, label=f"{name} ({len(chosen)})")
+    axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second ({shares[1]:.0%})")
+    axes.set_title(title)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    return _drawn(figure)
+
+
+def principal_components(features: FloatArray) -> tuple[npt.NDArray[np.float64], tuple[float, float]]:
+    """Coordinates ``(N, 2)`` along the first two principal components, and the share of variance of each.
+
+    The signs are fixed so that the largest entry of each axis is positive: the picture of a run does not flip.
+    """
+    centred = np.asarray(features, dtype=np.float64) - np.mean(features, axis=0, dtype=np.float64)
+    _, scales, axes = np.linalg.svd(centred, full_matrices=False)
+    scales, axes = np.pad(scales, (0, 2))[:2], axes[:2]
+    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    points = np.pad(centred @ axes.T, ((0, 0), (0, 2 - len(axes))))
+    total = max(float((centred**2).sum()), np.finfo(np.float64).tiny)
+    return points, (float(scales[0] ** 2 / total), float(scales[1] ** 2 / total))
+
+
+def _slice(images: FloatArray) -> FloatArray:
+    """The middle slice of volumes; planes as they are."""
+    return images[:, :, images.shape[2] // 2] if images.ndim == 5 else images
+
+
+def _grey(images: FloatArray) -> npt.NDArray[np.float32]:
+    """``(B, C, H, W)`` to ``(B, H, W)``, the mean of the channels."""
+    return np.asarray(images.mean(axis=1), dtype=np.float32)
+
+
+def _rgb(images: FloatArray) -> npt.NDArray[np.float32]:
+    images = np.asarray(images, dtype=np.float32)
+    return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
+
+
+def _difference(restored: FloatArray, target: FloatArray) -> npt.NDArray[np.float32]:
+    painted = colormaps["coolwarm"](np.clip(0.5 + (restored - target), 0, 1))
+    return np.asarray(painted[..., :3], dtype=np.float32)
+
+
+def _painted_scores(scores: FloatArray) -> npt.NDArray[np.float32]:
+    painted = colormaps["viridis"](np.clip(_slice(scores)[:, 0], 0, 1))
+    return np.asarray(painted[..., :3], dtype=np.float32)
+
+
+def _labelled_grid(
+    columns: Sequence[FloatArray], titles: Sequence[str], captions: Sequence[str], cell_px: int
+) -> Picture:
+    """Columns of ``(B, H, W, 3)`` in [0, 1] side by side, a title over each and a caption under each row."""
+    count, height, width = columns[-1].shape[0], *columns[0].shape[1:3]
+    cell = (cell_px, max(1, round(cell_px * height / width)))
+    row_px = cell[1] + GAP_PX + (CAPTION_PX if captions else 0)
+    size = (len(columns) * (cell_px + GAP_PX) + GAP_PX, CAPTION_PX + count * row_px + GAP_PX)
+    canvas = Image.new("RGB", size, (_PAPER,) * 3)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    resample = {True: Image.Resampling.BILINEAR, False: Image.Resampling.NEAREST}
+    for column, images in enumerate(columns):
+        left = GAP_PX + column * (cell_px + GAP_PX)
+        draw.text((left + 2, 2), titles[column], fill=(_INK,) * 3, font=font)
+        for row in range(count):
+            pixels = (np.clip(images[row], 0, 1) * 255).round().astype(np.uint8)
+            # Score maps have few, large patches: enlarged as blocks, each one's extent stays visible.
+            smooth = 3 * pixels.shape[1] >= cell_px
+            picture = Image.fromarray(pixels).resize(cell, resample[smooth])
+            canvas.paste(picture, (left, CAPTION_PX + row * row_px))
+    for row, caption in enumerate(captions):
+        draw.text((GAP_PX + 2, CAPTION_PX + row * row_px + cell[1] + 2), caption[:110], fill=(170,) * 3, font=font)
+    return np.asarray(canvas)
+
+
+def _drawn(figure: Figure) -> Picture:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return np.asarray(Image.open(buffer).convert("RGB"))
