@@ -89,8 +89,16 @@ def loss_curves(
         axes.grid(alpha=0.25)
         for step, stage in boundaries.items():
             axes.axvline(step, color="0.6", linewidth=0.8, linestyle=":")
-            place = {"xycoords": ("data", "axes fraction"), "xytext": (2, -3), "textcoords": "offset points"}
-            axes.annotate(stage, (step, 1), fontsize=7, color="0.4", va="top", **place)
+            axes.annotate(
+                stage,
+                (step, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(2, -3),
+                textcoords="offset points",
+                fontsize=7,
+                color="0.4",
+                va="top",
+            )
     return _drawn(figure)
 
 

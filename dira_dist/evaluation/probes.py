@@ -1,0 +1,286 @@
+"""What a frozen encoder's features are worth: weighted k-NN and a linear probe on a labelled set."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn import functional
+
+from dira_dist.config import RequestError, Section
+
+Kind = Literal["binary", "multiclass", "multilabel"]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+SEPARATOR = "|"
+BOOTSTRAP_BLOCK = 2**22
+
+
+class ProbeConfig(Section):
+    """Labelled shard sets on which the frozen encoder is judged."""
+
+    train: str = Field(description="address of the labelled shard set the probes learn from")
+    val: str = Field(description="address of the labelled shard set they are judged on")
+    label: str = Field(description="name of the label; a value like `a|b` or a list means several at once")
+    k: Annotated[int, Field(ge=1)] = Field(20, description="neighbours of the k-NN probe")
+    temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the k-NN votes")
+    label_fractions: tuple[Fraction, ...] = Field(
+        (1.0,), description="shares of the labels with which the linear probe is repeated"
+    )
+    bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="resamples for the AUROC's 95 % interval; 0: none")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels as numbers.
+
+    Attributes:
+        kind: one of two classes, one of several, or any number of several.
+        classes: names, sorted; for ``binary`` the second one is the positive class.
+        train: ``(N, K)``, which of the K classes each sample has.
+        val: ``(M, K)``.
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    train: BoolArray
+    val: BoolArray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How good predictions are.
+
+    Attributes:
+        accuracy: share of samples with the right class; for ``multilabel`` the share of right yes/no answers.
+        auroc: area under the ROC curve; one class against the rest, averaged over the classes, unless binary.
+        low: lower end of the AUROC's 95 % bootstrap interval; NaN where none was asked for.
+        high: upper end.
+    """
+
+    accuracy: float
+    auroc: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def encode_labels(train: Sequence[Any], val: Sequence[Any], label: str = "label") -> Targets:
+    """Labels as they stand in the shards, as numbers.
+
+    Args:
+        train: per sample a word, number or truth value (one class), or a list of words or ``a|b`` (several).
+        val: likewise.
+        label: the label's name, for messages.
+
+    Raises:
+        RequestError: with fewer than two classes, or where no class can be judged.
+    """
+    several = any(isinstance(value, list | tuple) or SEPARATOR in str(value) for value in (*train, *val))
+    train_sets, val_sets = [_words(value) for value in train], [_words(value) for value in val]
+    classes = tuple(sorted(set().union(*train_sets, *val_sets)))
+    matrices = [np.array([[name in words for name in classes] for words in sets]) for sets in (train_sets, val_sets)]
+    if not several and len(classes) < 2:
+        raise RequestError(
+            f"probe.label: {label!r} has one class only ({', '.join(classes) or 'none'}); give a label with two or more"
+        )
+    judged = [
+        column
+        for column in range(len(classes))
+        if all(0 < matrix[:, column].sum() < len(matrix) for matrix in matrices)
+    ]
+    if not judged or (not several and len(judged) < len(classes)):
+        wrong = [name for column, name in enumerate(classes) if column not in judged]
+        raise RequestError(
+            f"probe.label: {label!r}: {', '.join(wrong)} does not stand beside another class in both probe.train and "
+            "probe.val; give sets that hold samples of each class"
+        )
+    kind: Kind = "multilabel" if several else "binary" if len(classes) == 2 else "multiclass"
+    kept = [matrix[:, judged] for matrix in matrices]
+    return Targets(kind, tuple(classes[column] for column in judged), kept[0], kept[1])
+
+
+def knn_probe(
+    train_x: Tensor, val_x: Tensor, targets: Targets, *, k: int = 20, temperature: float = 0.07, bootstrap: int = 0
+) -> Scores:
+    """Weighted k-nearest-neighbour classifier on normalised features.
+
+    Each of the k training samples nearest by cosine similarity s votes for its classes with exp(s / temperature).
+    Wu, Xiong, Yu, Lin: *Unsupervised Feature Learning via Non-Parametric Instance Discrimination*, CVPR 2018, section
+    3.4; the protocol of Caron et al., DINO, ICCV 2021.
+
+    Args:
+        train_x: ``(N, C)``; ``k`` is lowered to N where it is larger.
+        val_x: ``(M, C)``.
+        targets: the labels of both.
+        k: neighbours.
+        temperature: of the votes.
+        bootstrap: resamples for the interval; 0 for none.
+    """
+    similarity = functional.normalize(val_x.double(), dim=1) @ functional.normalize(train_x.double(), dim=1).T
+    nearest, index = similarity.topk(min(k, len(train_x)), dim=1)
+    # Relative to the nearest neighbour: the same ratios, and no overflow at small temperatures.
+    weights = ((nearest - nearest[:, :1]) / temperature).exp()
+    votes = torch.from_numpy(targets.train)[index].double()
+    scores = (weights.unsqueeze(2) * votes).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+    return score(scores.numpy(), targets, bootstrap)
+
+
+def linear_probe(
+    train_x: Tensor, val_x: Tensor, targets: Targets, *, fraction: float = 1.0, bootstrap: int = 0, seed: int = 0
+) -> Scores:
+    """Logistic regression on standardised features, by scikit-learn.
+
+    Args:
+        train_x: ``(N, C)``.
+        val_x: ``(M, C)``.
+        targets: the labels of both.
+        fraction: share of the training samples to learn from, in (0, 1]; see :func:`label_subset`.
+        bootstrap: resamples for the interval; 0 for none.
+        seed: of the subset.
+    """
+    chosen = label_subset(targets.train, fraction, seed)
+    inputs, labels = train_x.double().numpy()[chosen], targets.train[chosen]
+    outputs = val_x.double().numpy()
+    if targets.kind == "multilabel":
+        columns = [_probability(inputs, labels[:, column], outputs) for column in range(labels.shape[1])]
+        return score(np.stack(columns, axis=1), targets, bootstrap)
+    model = _classifier().fit(inputs, labels.argmax(axis=1))
+    return score(model.predict_proba(outputs), targets, bootstrap)
+
+
+def label_subset(labels: BoolArray, fraction: float, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Indices of a random share of the samples, rising; at least one sample of each class is among them.
+
+    A smaller share is a part of a larger one of the same seed, but for those added for the sake of a class.
+
+    Args:
+        labels: ``(N, K)``.
+        fraction: in (0, 1].
+        seed: of the draw.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = set(order[: math.ceil(fraction * len(labels))].tolist())
+    for column in range(labels.shape[1]):
+        holders = order[labels[order, column]]
+        if len(holders) and chosen.isdisjoint(holders.tolist()):
+            chosen.add(int(holders[0]))
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def score(scores: FloatArray, targets: Targets, bootstrap: int = 0, seed: int = 0) -> Scores:
+    """Accuracy and AUROC of class scores.
+
+    Args:
+        scores: ``(M, K)``, higher means likelier; between 0 and 1 for ``multilabel``.
+        targets: what is true of the M samples.
+        bootstrap: resamples for the interval; 0 for none.
+        seed: of the resamples.
+    """
+    truth = targets.val
+    if targets.kind == "multilabel":
+        accuracy = float(((scores > 0.5) == truth).mean())
+    else:
+        accuracy = float((scores.argmax(axis=1) == truth.argmax(axis=1)).mean())
+    columns = [1] if targets.kind == "binary" else list(range(truth.shape[1]))
+    auroc = float(np.mean([roc_auc_score(truth[:, column], scores[:, column]) for column in columns]))
+    if not bootstrap:
+        return Scores(accuracy, auroc)
+    low, high = bootstrap_interval(scores[:, columns], truth[:, columns], bootstrap, seed)
+    return Scores(accuracy, auroc, low, high)
+
+
+def bootstrap_interval(scores: FloatArray, truth: BoolArray, resamples: int, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean AUROC over the columns, the samples drawn again with replacement.
+
+    Args:
+        scores: ``(M, K)``.
+        truth: ``(M, K)``.
+        resamples: how many draws.
+        seed: of the draws.
+    """
+    generator, count = np.random.default_rng(seed), len(truth)
+    block = max(1, BOOTSTRAP_BLOCK // count)
+    means = []
+    for start in range(0, resamples, block):
+        drawn = generator.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start))
+        areas = [weighted_auroc(scores[:, column], truth[:, column], drawn) for column in range(truth.shape[1])]
+        with np.errstate(invalid="ignore"):
+            means.append(np.nanmean(np.stack(areas), axis=0) if len(areas) > 1 else areas[0])
+    low, high = np.nanpercentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def weighted_auroc(scores: FloatArray, truth: BoolArray, weights: npt.NDArray[Any]) -> FloatArray:
+    """Area under the ROC curve for many weightings of the samples at once; ties count half.
+
+    Args:
+        scores: ``(M,)``.
+        truth: ``(M,)``.
+        weights: ``(R, M)``, how often each sample counts in each of R resamples.
+
+    Returns:
+        ``(R,)``; NaN where a resample lacks one of the two classes.
+    """
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+    positive = np.add.reduceat((weights * truth)[:, order], starts, axis=1).astype(np.float64)
+    negative = np.add.reduceat((weights * ~truth)[:, order], starts, axis=1).astype(np.float64)
+    below = np.cumsum(negative, axis=1) - negative
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    wins = (positive * (below + 0.5 * negative)).sum(axis=1)
+    return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def probe_metrics(
+    config: ProbeConfig, train_x: Tensor, train_labels: Sequence[Any], val_x: Tensor, val_labels: Sequence[Any]
+) -> dict[str, float]:
+    """Both probes as metrics for a tracker: ``probe/auroc`` is the linear probe's with all labels.
+
+    Args:
+        config: neighbours, fractions, resamples.
+        train_x: ``(N, C)`` features.
+        train_labels: N labels as they stand in the shards.
+        val_x: ``(M, C)``.
+        val_labels: M labels.
+
+    Raises:
+        RequestError: see :func:`encode_labels`.
+    """
+    targets = encode_labels(train_labels, val_labels, config.label)
+    neighbours = knn_probe(train_x, val_x, targets, k=config.k, temperature=config.temperature)
+    metrics = {"probe/knn_accuracy": neighbours.accuracy, "probe/knn_auroc": neighbours.auroc}
+    for fraction in sorted({1.0, *config.label_fractions}):
+        linear = linear_probe(train_x, val_x, targets, fraction=fraction, bootstrap=config.bootstrap)
+        suffix = "" if fraction == 1 else f"_{100 * fraction:g}pct"
+        metrics |= {f"probe/auroc{suffix}": linear.auroc, f"probe/accuracy{suffix}": linear.accuracy}
+        if config.bootstrap:
+            metrics |= {f"probe/auroc{suffix}_low": linear.low, f"probe/auroc{suffix}_high": linear.high}
+    return metrics
+
+
+def _words(value: Any) -> set[str]:
+    values: Iterable[Any] = value if isinstance(value, list | tuple) else str(value).split(SEPARATOR)
+    return {str(word).strip() for word in values if str(word).strip()}
+
+
+def _classifier() -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+
+
+def _probability(inputs: FloatArray, labels: BoolArray, outputs: FloatArray) -> FloatArray:
+    """Probability ``(M,)`` of one label; a label that is always or never there in the subset says nothing."""
+    if labels.all() or not labels.any():
+        return np.full(len(outputs), float(labels.all()))
+    probabilities: FloatArray = _classifier().fit(inputs, labels).predict_proba(outputs)[:, 1]
+    return probabilities
