@@ -181,18 +181,16 @@ class Order:
             place += 1
         return tuple(spans)
 
-    def shard_after(self, lane: int, row: int) -> int | None:
-        """The shard that ``lane`` opens next after the one of (unshuffled) ``row``; none while the epoch lasts."""
+    def shard_after(self, lane: int, row: int) -> int:
+        """The shard that ``lane`` opens next after the one of (unshuffled) ``row``, in this epoch or the next."""
         epoch, row_in_epoch = divmod(row, self.rows_per_epoch)
         drawn = self._epoch(epoch)
         place = int(np.searchsorted(drawn.ends, lane * self.rows_per_epoch + row_in_epoch, side="right"))
-        if drawn.ends[place] >= (lane + 1) * self.rows_per_epoch:
-            return None
-        return int(drawn.shards[place + 1])
-
-    def sample_id(self, shard: int, index: int) -> int:
-        """Place of a sample in the set: the samples of the earlier shards of the index, and its place in its own."""
-        return int(self._starts[shard]) + index
+        row_behind = int(drawn.ends[place]) - lane * self.rows_per_epoch
+        next_row = epoch * self.rows_per_epoch + min(row_behind, self.rows_per_epoch)
+        epoch, row_in_epoch = divmod(next_row, self.rows_per_epoch)
+        start = lane * self.rows_per_epoch + row_in_epoch
+        return self._spans(epoch, start, start + 1)[0].shard
 
     def lane_ids(self, lane: int, first_row: int, stop_row: int) -> Int64s:
         """``(stop_row - first_row,)`` sample ids of a lane's rows, counted over all epochs."""

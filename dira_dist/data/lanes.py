@@ -1,0 +1,290 @@
+"""From shards to encoded samples: checked against the index, lane by lane, block by block.
+
+WebDataset parses the tars. A tar that ends at the boundary of two members ends without an error there, so each shard's
+bytes and samples are compared with the index before its last sample is handed on.
+
+The index holds no offsets of samples, only counts: a lane that starts inside a shard reads from the shard's beginning
+and lets go what it does not need, undecoded. That costs at most one shard per lane, at a start and at a resume alike.
+"""
+
+import tarfile
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dira_dist.config import RequestError
+from dira_dist.data.cache import CacheConfig, ShardCache
+from dira_dist.data.decode import PixelMode
+from dira_dist.data.order import Order, Span, check_set_size, choose_lanes
+from dira_dist.data.shards import ShardInfo, ShardSetIndex
+from dira_dist.data.store import Patience, S3Store, StoreError, open_store
+
+
+class ShardError(RuntimeError):
+    """A shard is not what the index says."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """Attributes:
+    id: place in the set.
+    key: its name in the shard.
+    members: bytes by extension.
+    """
+
+    id: int
+    key: str
+    members: Mapping[str, bytes]
+
+
+def check_set(
+    address: str, index: ShardSetIndex, *, global_batch: int = 1, lanes: int | None = None, workers: int = 1
+) -> None:
+    """Refuses a shard set that cannot be streamed. Needs the index alone.
+
+    Raises:
+        RequestError: with the numbers and the remedy.
+    """
+    if index.image.mode == "volume":
+        raise RequestError(f"{address} holds volumes, which cannot be streamed yet; shard their slices as images.")
+    try:
+        check_set_size(
+            index.samples, global_batch=global_batch, lanes=lanes or choose_lanes([global_batch]), workers=workers
+        )
+    except RequestError as error:
+        raise RequestError(f"{address}: {error}") from None
+
+
+class ShardSet:
+    """The shards of an index, wherever they lie; without open connections, so it may go to another process.
+
+    Args:
+        address: of the set.
+        index: of the set.
+        cache: disk cache for sets in a bucket; a set in a folder needs none.
+        patience_s: seconds of trouble, without a byte of progress, before a read fails.
+    """
+
+    def __init__(
+        self, address: str, index: ShardSetIndex, *, cache: CacheConfig | None = None, patience_s: float = 300.0
+    ) -> None:
+        self.address, self.index = address, index
+        counts = np.array([shard.samples for shard in index.shards], dtype=np.int64)
+        self._starts = np.cumsum(counts) - counts
+        self.store = open_store(address, Patience(give_up_s=patience_s))
+        self._cache = ShardCache(cache) if cache and isinstance(self.store, S3Store) else None
+
+    @property
+    def mode(self) -> PixelMode:
+        """Of the images."""
+        mode = self.index.image.mode
+        assert mode != "volume", "refused by check_set"
+        return mode
+
+    def spans_of(self, ids: range) -> Iterator[Span]:
+        """Where samples with neighbouring ids lie, in order."""
+        start = ids.start
+        while start < ids.stop:
+            number = int(np.searchsorted(self._starts, start, side="right")) - 1
+            first = self.first_id(number)
+            stop = min(ids.stop, first + self.index.shards[number].samples)
+            yield Span(number, start - first, stop - first)
+            start = stop
+
+    def first_id(self, number: int) -> int:
+        """Id of the first sample of a shard: the samples of the shards before it in the index."""
+        return int(self._starts[number])
+
+    def open(self, shard: ShardInfo, cancelled: threading.Event) -> BinaryIO:
+        """A reader of one shard, from the cache where there is one with room for it."""
+        file = self._cache.open(self.store, shard, cancelled) if self._cache else None
+        return file or self.store.open(shard.name, etag=shard.etag, size=shard.bytes, cancelled=cancelled)
+
+    def fetch_ahead(self, number: int, pool: ThreadPoolExecutor, cancelled: threading.Event) -> None:
+        """Brings a shard to the disk cache, where there is one, before it is opened."""
+        if self._cache:
+            pool.submit(lambda: self.open(self.index.shards[number], cancelled).close())
+
+    def members_of(self, number: int, cancelled: threading.Event) -> Iterator[dict[str, Any]]:
+        """WebDataset's samples of a shard, in order.
+
+        Raises:
+            ShardError: it is damaged, or has other bytes or samples than the index says.
+            StoreError: it could not be read; ChangedObjectError where it has changed since it was indexed.
+        """
+        shard = self.index.shards[number]
+        with self.open(shard, cancelled) as file:
+            source = _CountingReader(file)
+            try:
+                yield from _checked(source, shard)
+            except (tarfile.TarError, ValueError, AssertionError, EOFError) as error:
+                reason = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+                raise ShardError(f"{self.store.join(shard.name)} is damaged: {reason}") from error
+            except StoreError as error:
+                raise _without_arguments_of_others(error) from error.__cause__
+
+
+def _without_arguments_of_others(error: StoreError) -> StoreError:
+    """WebDataset appends its streams to an error's arguments; the message alone can go to another process."""
+    return type(error)(str(error.args[0]).partition(" @ <")[0])
+
+
+class _CountingReader:
+    """Counts the bytes that a tar parser takes."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self.bytes += len(data)
+        return data
+
+
+def _checked(source: _CountingReader, shard: ShardInfo) -> Iterator[dict[str, Any]]:
+    """The samples of a shard; the last one only when bytes and samples are those of the index."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander  # type: ignore[import-untyped]  # no stubs
+
+    samples = group_by_keys(tar_file_expander([{"url": shard.name, "stream": source}]))
+    count = 0
+    for sample in samples:
+        count += 1
+        if count == shard.samples:
+            count += sum(1 for _ in samples)
+            while source.read(1 << 20):
+                pass  # what stands behind the end mark of the tar
+            _check_ended(shard, count, source.bytes)
+        yield sample
+    _check_ended(shard, count, source.bytes)
+
+
+def _check_ended(shard: ShardInfo, samples: int, size: int) -> None:
+    if samples != shard.samples or size != shard.bytes:
+        raise ValueError(
+            f"it ended with {samples} samples in {size} bytes, the index says {shard.samples} in {shard.bytes}"
+        )
+
+
+class SpanReader:
+    """Reads runs of samples in turn; one that goes on behind the last one in its shard goes on in the open stream."""
+
+    def __init__(self, shards: ShardSet, cancelled: threading.Event) -> None:
+        self._shards, self._cancelled = shards, cancelled
+        self._samples: Iterator[dict[str, Any]] | None = None
+        self._shard, self._next = -1, 0
+
+    def read(self, span: Span) -> list[EncodedSample]:
+        """The samples of one span, encoded."""
+        if self._samples is None or self._shard != span.shard or self._next > span.start:
+            self._open(span.shard)
+        while self._next < span.start:
+            self._take()
+        return [self._take() for _ in range(len(span))]
+
+    def _open(self, shard: int) -> None:
+        self.close()
+        self._samples = iter(self._shards.members_of(shard, self._cancelled))
+        self._shard, self._next = shard, 0
+
+    def _take(self) -> EncodedSample:
+        assert self._samples is not None
+        if self._cancelled.is_set():
+            raise StoreError(f"reading {self._shards.address} was cancelled")
+        found = next(self._samples)
+        sample_id = self._shards.first_id(self._shard) + self._next
+        self._next += 1
+        key = found.pop("__key__")
+        return EncodedSample(sample_id, key, {name: data for name, data in found.items() if name[:2] != "__"})
+
+    def close(self) -> None:
+        """Closes the open shard."""
+        if isinstance(self._samples, Generator):
+            self._samples.close()
+        self._samples = None
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """Shuffled rows of a lane.
+
+    Attributes:
+        epoch: which one.
+        first_row: of the block, counted over all epochs.
+        samples: one per row.
+    """
+
+    epoch: int
+    first_row: int
+    samples: tuple[EncodedSample, ...]
+
+    @property
+    def stop_row(self) -> int:
+        return self.first_row + len(self.samples)
+
+
+class LaneReader:
+    """Reads the blocks of one lane. Used by one thread at a time.
+
+    Args:
+        shards: to read from.
+        order: of the samples.
+        lane: which one.
+        pool: threads that bring the lane's next shard to the disk cache.
+        cancelled: when set, ends all reading.
+    """
+
+    def __init__(
+        self, shards: ShardSet, order: Order, lane: int, pool: ThreadPoolExecutor, cancelled: threading.Event
+    ) -> None:
+        self._shards, self._order, self._lane = shards, order, lane
+        self._pool, self._cancelled = pool, cancelled
+        self._spans = SpanReader(shards, cancelled)
+        self._ahead = -1
+
+    def load(self, row: int) -> EncodedBlock:
+        """The whole block of ``row``, also where the rows before it are not needed: replacements for a corrupt sample
+        come from its block, and must not depend on where a run was resumed."""
+        block = self._order.block(self._lane, row)
+        self._fetch_ahead(block.stop_row - 1)
+        samples = [sample for span in block.spans for sample in self._spans.read(span)]
+        return EncodedBlock(block.epoch, block.first_row, tuple(samples[place] for place in block.shuffle))
+
+    def _fetch_ahead(self, row: int) -> None:
+        ahead = self._order.shard_after(self._lane, row)
+        if ahead != self._ahead:
+            self._ahead = ahead
+            self._shards.fetch_ahead(ahead, self._pool, self._cancelled)
+
+    def close(self) -> None:
+        """Closes the open shard."""
+        self._spans.close()
+
+
+class LaneCursor:
+    """Goes through the rows of a lane while the block after the present one is being read.
+
+    Args:
+        reader: of the lane.
+        row: to begin with.
+        pool: threads that read.
+    """
+
+    def __init__(self, reader: LaneReader, row: int, pool: ThreadPoolExecutor) -> None:
+        self._reader, self._pool, self._row = reader, pool, row
+        self._coming: Future[EncodedBlock] = pool.submit(reader.load, row)
+        self._block: EncodedBlock | None = None
+
+    def take(self) -> tuple[EncodedBlock, int]:
+        """The next row: its block and its place there."""
+        if self._block is None or self._row == self._block.stop_row:
+            self._block = None  # released before the next one but one is read
+            self._block = self._coming.result()
+            self._coming = self._pool.submit(self._reader.load, self._block.stop_row)
+        place = self._row - self._block.first_row
+        self._row += 1
+        return self._block, place
