@@ -1,5 +1,6 @@
 """What a frozen encoder's features are worth: weighted k-NN and a linear probe on a labelled set."""
 
+import importlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 
@@ -86,6 +83,11 @@ def encode_labels(train: Sequence[Any], val: Sequence[Any], label: str = "label"
     Raises:
         RequestError: with fewer than two classes, or where no class can be judged.
     """
+    absent = sum(value is None for value in (*train, *val))
+    if absent:
+        raise RequestError(
+            f"probe.label: {absent} samples of probe.train and probe.val have no {label!r}; leave them out"
+        )
     several = any(isinstance(value, list | tuple) or SEPARATOR in str(value) for value in (*train, *val))
     train_sets, val_sets = [_words(value) for value in train], [_words(value) for value in val]
     classes = tuple(sorted(set().union(*train_sets, *val_sets)))
@@ -193,7 +195,8 @@ def score(scores: FloatArray, targets: Targets, bootstrap: int = 0, seed: int = 
     else:
         accuracy = float((scores.argmax(axis=1) == truth.argmax(axis=1)).mean())
     columns = [1] if targets.kind == "binary" else list(range(truth.shape[1]))
-    auroc = float(np.mean([roc_auc_score(truth[:, column], scores[:, column]) for column in columns]))
+    area = _sklearn("metrics").roc_auc_score
+    auroc = float(np.mean([area(truth[:, column], scores[:, column]) for column in columns]))
     if not bootstrap:
         return Scores(accuracy, auroc)
     low, high = bootstrap_interval(scores[:, columns], truth[:, columns], bootstrap, seed)
@@ -274,13 +277,18 @@ def _words(value: Any) -> set[str]:
     return {str(word).strip() for word in values if str(word).strip()}
 
 
+def _sklearn(module: str) -> Any:
+    """scikit-learn takes a second to import, and a job file that names a probe is read without it."""
+    return importlib.import_module(f"sklearn.{module}")
+
+
 def _classifier() -> Any:
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    regression = _sklearn("linear_model").LogisticRegression(max_iter=1000)
+    return _sklearn("pipeline").make_pipeline(_sklearn("preprocessing").StandardScaler(), regression)
 
 
 def _probability(inputs: FloatArray, labels: BoolArray, outputs: FloatArray) -> FloatArray:
     """Probability ``(M,)`` of one label; a label that is always or never there in the subset says nothing."""
     if labels.all() or not labels.any():
         return np.full(len(outputs), float(labels.all()))
-    probabilities: FloatArray = _classifier().fit(inputs, labels).predict_proba(outputs)[:, 1]
-    return probabilities
+    return np.asarray(_classifier().fit(inputs, labels).predict_proba(outputs)[:, 1], dtype=np.float64)
