@@ -56,10 +56,10 @@ def _spot_in_lung(radiograph: Radiograph, margin: float) -> tuple[float, float]:
 
 def _add_nodule(radiograph: Radiograph) -> None:
     x, y = _spot_in_lung(radiograph, 0.09)
-    radius = radiograph.random.uniform(0.065, 0.115)
+    radius = radiograph.random.uniform(0.075, 0.125)
     squared = ((radiograph.x - x) ** 2 + (radiograph.y - y) ** 2) / radius**2 * (1 + 0.10 * radiograph.smooth_noise(8))
     ball = np.sqrt(np.clip(1 - squared, 0, 1))
-    radiograph.extra += radiograph.random.uniform(0.32, 0.44) * ball
+    radiograph.extra += radiograph.random.uniform(0.38, 0.50) * ball
     radiograph.add_box("nodule", ball > 0.15)
 
 
