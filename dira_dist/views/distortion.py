@@ -4,6 +4,7 @@ Each view gets one of four: nothing, local shuffling (blocks trade places), inne
 cut-out (all but a few windows becomes 0). Block sides are given for a view of 224 px and scale with the view.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 import torch
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dira_dist.config import Section
-from dira_dist.views.randomness import Stream, integers_between, uniform
+from dira_dist.views.randomness import PerView, Stream, integers_between, uniform
 
 _REFERENCE_PX = 224
 
@@ -56,26 +57,60 @@ class DistortionConfig(Section):
 NONE, SHUFFLE, INNER, OUTER = range(4)
 
 
-def draw_kinds(keys: Tensor, config: DistortionConfig) -> Tensor:
-    """(N,) keys to (N,) int64: NONE, SHUFFLE, INNER or OUTER for each view."""
-    number = uniform(keys, Stream.DISTORTION, 1)
-    parts = number.new_tensor((config.shuffle_probability, config.inner_probability, config.outer_probability))
-    passed = (number >= parts.cumsum(0)).sum(1)
-    return (passed + 1) % 4
+@dataclass(frozen=True)
+class Distortion(PerView):
+    """How each view is distorted, K blocks of a cut-out and K' swaps of a local shuffling, with n axes.
+
+    Attributes:
+        kind: (V, B) int64, NONE, SHUFFLE, INNER or OUTER.
+        cut_first_px: (V, B, K, n) int64, first pixels of the blocks.
+        cut_side_px: (V, B, K, n) int64, their sides; 0 for those that are not there.
+        swap_first_px: (V, B, K', n) int64, first pixels of one block of each pair.
+        swap_second_px: (V, B, K', n) int64, of the other one: the same where nothing is shuffled.
+        swap_side_px: (V, B, K', n) int64, sides of both.
+    """
+
+    kind: Tensor
+    cut_first_px: Tensor
+    cut_side_px: Tensor
+    swap_first_px: Tensor
+    swap_second_px: Tensor
+    swap_side_px: Tensor
 
 
-def distort(views: Tensor, keys: Tensor, config: DistortionConfig) -> Tensor:
-    """Distorts (N, C, *S) views in place, each in its own way; all of S are equal."""
-    kinds = draw_kinds(keys, config)
-    shuffle(views, kinds == SHUFFLE, keys, config)
-    return cut_out(views, kinds, keys, config)
+def draw_distortion(keys: Tensor, config: DistortionConfig, view_px: int, axes: int) -> Distortion:
+    """Distortions of the views with the (V, B) keys."""
+    kind = _draw_kind(keys, config)
+    cut_first, cut_side = _draw_cuts(keys, kind, config, view_px, axes)
+    numbers = uniform(keys, Stream.SHUFFLE, config.shuffle_swaps * 3 * axes).view(*keys.shape, -1, 3, axes)
+    side = integers_between(numbers[..., 0, :], *_scaled(config.shuffle_sides_px, view_px))
+    first, second = (integers_between(numbers[..., k, :], 0, view_px - side) for k in (1, 2))
+    second = torch.where((kind == SHUFFLE)[..., None, None], second, first)
+    return Distortion(kind, cut_first, cut_side, first, second, side)
 
 
-def _draw_blocks(numbers: Tensor, low: Tensor | int, high: Tensor | int, view_px: int) -> tuple[Tensor, Tensor]:
-    """Sides and first pixels, (..., n) int64 each, of blocks inside the view, from (..., 2n) numbers in [0, 1)."""
-    size, place = numbers.chunk(2, dim=-1)
-    side = integers_between(size, low, high)
-    return side, integers_between(place, 0, view_px - side)
+def _draw_kind(keys: Tensor, config: DistortionConfig) -> Tensor:
+    number = uniform(keys, Stream.DISTORTION, 1).squeeze(-1)
+    shuffled = number < config.shuffle_probability
+    cut = number < config.shuffle_probability + config.inner_probability
+    emptied = number < config.shuffle_probability + config.inner_probability + config.outer_probability
+    return torch.where(shuffled, SHUFFLE, torch.where(cut, INNER, torch.where(emptied, OUTER, NONE)))
+
+
+def _draw_cuts(keys: Tensor, kind: Tensor, config: DistortionConfig, view_px: int, axes: int) -> tuple[Tensor, Tensor]:
+    """First pixels and sides of the cut-outs' blocks; those after the drawn stop have side 0."""
+    outer = kind == OUTER
+    blocks = max(config.outer_windows, config.inner_blocks)
+    most = torch.where(outer, config.outer_windows, torch.where(kind == INNER, config.inner_blocks, 0))
+    numbers = uniform(keys, Stream.CUT_OUT, blocks * (1 + 2 * axes)).view(*keys.shape, blocks, 1 + 2 * axes)
+    inner_px, outer_px = _scaled(config.inner_sides_px, view_px), _scaled(config.outer_sides_px, view_px)
+    low, high = (torch.where(outer, o, i)[..., None, None] for i, o in zip(inner_px, outer_px, strict=True))
+    side = integers_between(numbers[..., 1 : 1 + axes], low, high)
+    first = integers_between(numbers[..., 1 + axes :], 0, view_px - side)
+    stops = (numbers[..., 0] < config.stop_probability).long()
+    stopped_before = stops.cumsum(-1) - stops > 0
+    there = ~stopped_before & (torch.arange(blocks, device=keys.device) < most[..., None])
+    return first, side * there[..., None]
 
 
 def _scaled(sides_px: Sides, view_px: int) -> tuple[int, int]:
@@ -84,56 +119,39 @@ def _scaled(sides_px: Sides, view_px: int) -> tuple[int, int]:
     return low, high
 
 
-def cut_out(views: Tensor, kinds: Tensor, keys: Tensor, config: DistortionConfig) -> Tensor:
-    """Inner and outer cut-out of the (N, C, *S) views whose kind asks for it, in place.
+def distort(views: Tensor, drawn: Distortion, config: DistortionConfig) -> Tensor:
+    """Distorts (N, C, *S) contiguous views in place, each in its own way; all of S are equal."""
+    largest_px = _scaled(config.shuffle_sides_px, views.shape[-1])[1]
+    return _cut_out(_shuffle(views, drawn, largest_px), drawn)
 
-    The union of axis-aligned blocks is found in one product: pixel (y, x) lies in as many blocks as
-    sum_k [y in rows of k] [x in columns of k].
+
+def _cut_out(views: Tensor, drawn: Distortion) -> Tensor:
+    """Inner and outer cut-out of the views whose kind asks for it, in place.
+
+    The blocks' union is found in one product: pixel (y, x) lies in sum_k [y in rows of k] [x in columns of k]
+    blocks. What is kept is max(0, 1 - that sum) of a view, but min(1, that sum) of one with an outer cut-out.
     """
-    view_px, axes = views.shape[-1], views.ndim - 2
-    outer = kinds == OUTER
-    most = torch.where(outer, config.outer_windows, torch.where(kinds == INNER, config.inner_blocks, 0))
-    blocks = max(config.outer_windows, config.inner_blocks)
-    numbers = uniform(keys, Stream.CUT_OUT, blocks * (1 + 2 * axes)).view(-1, blocks, 1 + 2 * axes)
-    inner_px, outer_px = _scaled(config.inner_sides_px, view_px), _scaled(config.outer_sides_px, view_px)
-    low, high = (torch.where(outer, o, i)[:, None, None] for i, o in zip(inner_px, outer_px, strict=True))
-    side, first = _draw_blocks(numbers[..., 1:], low, high, view_px)
-    stopped = (numbers[..., 0] < config.stop_probability).long()
-    drawn = (stopped.cumsum(1) - stopped == 0) & (torch.arange(blocks, device=views.device) < most[:, None])
-    inside = _inside(first, side, view_px) & drawn[..., None, None]
-    covered = _union(inside.float())
-    keep = covered.view(-1, 1, *views.shape[2:]) == outer.view(-1, *(1,) * (axes + 1))
-    return views.mul_(keep)
-
-
-def _inside(first: Tensor, side: Tensor, view_px: int) -> Tensor:
-    """(N, K, n) intervals to (N, K, n, view_px) bool: which pixels of each axis lie in each block."""
-    pixel = torch.arange(view_px, device=first.device)
-    return (pixel >= first[..., None]) & (pixel < (first + side)[..., None])
-
-
-def _union(inside: Tensor) -> Tensor:
-    """(N, K, n, S) indicators to (N, S, S**(n - 1)) bool: whether a pixel lies in any of the K blocks."""
+    pixel = torch.arange(views.shape[-1], device=views.device)
+    end = drawn.cut_first_px + drawn.cut_side_px
+    inside = ((pixel >= drawn.cut_first_px[..., None]) & (pixel < end[..., None])).float()
     rows, *others = inside.unbind(2)
     rest = others[0]
     for other in others[1:]:
         rest = (rest[..., None] * other[:, :, None]).flatten(2)
-    return torch.bmm(rows.mT, rest) > 0.5
+    outer = (drawn.kind == OUTER).float()[:, None, None]
+    keep = torch.baddbmm(1 - outer, (rows * (2 * outer - 1)).mT, rest).clamp_(0, 1)
+    return views.mul_(keep.view(-1, 1, *views.shape[2:]))
 
 
-def shuffle(views: Tensor, chosen: Tensor, keys: Tensor, config: DistortionConfig) -> Tensor:
-    """Local shuffling of the chosen (N,) bool of the (N, C, *S) views, in place: equal blocks trade places in turn.
+def _shuffle(views: Tensor, drawn: Distortion, largest_px: int) -> Tensor:
+    """Local shuffling in place: equal blocks trade places, pair after pair.
 
-    A view that is not chosen trades each block with itself. Blocks smaller than the largest repeat their last row
-    and column, which writes the same value twice and needs no mask.
+    A view that is not to be shuffled trades each block with itself. A block smaller than the largest repeats its
+    last row and column, which writes the same value twice and needs no mask.
     """
-    view_px, axes = views.shape[-1], views.ndim - 2
-    low, high = _scaled(config.shuffle_sides_px, view_px)
-    numbers = uniform(keys, Stream.SHUFFLE, config.shuffle_swaps * 3 * axes).view(-1, config.shuffle_swaps, 3 * axes)
-    side, first = _draw_blocks(numbers[..., : 2 * axes], low, high, view_px)
-    second = torch.where(chosen[:, None, None], integers_between(numbers[..., 2 * axes :], 0, view_px - side), first)
     pixels = views.flatten(2)
-    here, there = (_block_index(corner, side, high, view_px) for corner in (first, second))
+    corners = (drawn.swap_first_px, drawn.swap_second_px)
+    here, there = (_block_pixels(corner, drawn.swap_side_px, largest_px, views.shape[-1]) for corner in corners)
     for one, other in zip(here.unbind(1), there.unbind(1), strict=True):
         one, other = (index[:, None].expand(-1, views.shape[1], -1) for index in (one, other))
         from_one, from_other = pixels.gather(2, one), pixels.gather(2, other)
@@ -141,10 +159,10 @@ def shuffle(views: Tensor, chosen: Tensor, keys: Tensor, config: DistortionConfi
     return views
 
 
-def _block_index(corner: Tensor, side: Tensor, largest: int, view_px: int) -> Tensor:
-    """(N, K, n) corners and sides to (N, K, largest**n) int64: flat pixel numbers of each block."""
-    step = torch.arange(largest, device=corner.device)
-    coordinate = corner[..., None] + torch.minimum(step, side[..., None] - 1)
+def _block_pixels(first_px: Tensor, side_px: Tensor, largest_px: int, view_px: int) -> Tensor:
+    """(N, K, n) blocks to (N, K, largest_px**n) int64: the flat numbers of their pixels."""
+    step = torch.arange(largest_px, device=first_px.device)
+    coordinate = first_px[..., None] + torch.minimum(step, side_px[..., None] - 1)
     flat, *others = coordinate.unbind(2)
     for other in others:
         flat = (flat[..., None] * view_px + other[:, :, None]).flatten(2)

@@ -10,7 +10,6 @@ padding among them, have no weight.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -20,11 +19,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dira_dist.config import Section
-from dira_dist.views.randomness import Stream, integers_between, uniform, uniform_between
+from dira_dist.views.randomness import PerView, Stream, integers_between, uniform, uniform_between
 
 _TRIES = 10
-_CPU_WORKSPACE_BYTES = 8 << 20
-_DEVICE_WORKSPACE_BYTES = 1 << 30
 
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -51,7 +48,7 @@ class CropConfig(Section):
 
 
 @dataclass(frozen=True)
-class Crops:
+class Crops(PerView):
     """Where each view lies in its image, for V views of B images with n axes.
 
     Attributes:
@@ -107,67 +104,67 @@ def _largest_box(sizes_px: Tensor, config: CropConfig) -> Tensor:
     return torch.cat((first, rest), -1).round().long().clamp_min(1)
 
 
-def resample(images: Tensor, crops: Crops, out_px: int) -> Tensor:
+def resample(images: Tensor, crops: Crops, out_px: int, table: Tensor | None = None) -> Tensor:
     """Each crop of each image, flipped where asked and resized to `out_px` along every axis.
 
     Args:
         images: (B, C, *canvas) uint8, uint16 or floating, padded at the end of each axis to one canvas.
-        crops: V boxes for each image.
+        crops: of N = V * B views, all first views before all second ones: (N, n) and (N,).
         out_px: side of the result.
+        table: memory from :func:`empty_table` for at least B images, to be used again from call to call.
 
     Returns:
-        (V, B, C, *(out_px,) * n) float32, in the images' own units.
+        (N, C, *(out_px,) * n) float32, in the images' own units. Its memory is dense with the last axis slowest:
+        each product leaves the axis it worked on in front, and turning the last one back would cost a copy.
     """
-    views = crops.start_px.shape[0]
-    canvas = images.shape[2:]
-    out = torch.empty((views, *images.shape[:2], *(out_px,) * len(canvas)), device=images.device)
-    rows = canvas[0]
-    columns = math.prod(canvas[1:])
-    table, parts = _workspace(images, rows, columns)
-    for part in parts:
-        block = images[part].reshape(-1, rows, columns)
-        source = table[: block.shape[0]]
-        source[..., :columns].copy_(block)
-        _resample_part(source, crops, part, canvas, out)
-    return out
-
-
-def _workspace(images: Tensor, rows: int, columns: int) -> tuple[Tensor, Iterator[slice]]:
-    """A float32 table for a few images at a time, and the parts of the batch that go through it.
-
-    A float copy of all canvases would be four times the batch and, on a CPU, would leave the caches. The rows are
-    an odd multiple of 64 bytes long: reading columns at a power of two throws every line out of the cache.
-    """
-    batch, channels = images.shape[:2]
-    stride = (columns // 32 * 2 + (1 if columns % 32 <= 16 else 3)) * 16
-    limit = _CPU_WORKSPACE_BYTES if images.device.type == "cpu" else _DEVICE_WORKSPACE_BYTES
-    step = min(batch, max(1, limit // (4 * channels * rows * stride)))
-    table = torch.empty((step * channels, rows, stride), device=images.device)
-    return table, (slice(first, min(first + step, batch)) for first in range(0, batch, step))
-
-
-def _resample_part(source: Tensor, crops: Crops, part: slice, canvas: torch.Size, out: Tensor) -> None:
-    """(b * C, rows, columns) float32 sources into `out[:, part]`: a banded product for each axis, then the axes turn."""
-    views, _, channels, out_px = out.shape[:4]
-    axes = len(canvas)
-    start, size = crops.start_px[:, part], crops.size_px[:, part]
-    flipped = crops.flipped[:, part]
-    images = source.shape[0]
+    canvas, channels = images.shape[2:], images.shape[1]
+    source = _fill(empty_table(images) if table is None else table, images)
+    entry = torch.arange(source.shape[0], device=images.device).view(-1, channels)
+    entry = entry.repeat(len(crops.flipped) // len(images), 1)
     for axis, length in enumerate(canvas):
-        mirror = flipped if axis == axes - 1 else torch.zeros_like(flipped)
-        taps, weights = band(start[..., axis], size[..., axis], mirror, length, out_px)
-        entry = torch.arange(views * images if axis else images, device=source.device).view(
-            -1, images // channels, channels
-        )
-        rows = (taps[:, :, None] + (entry * source.shape[1])[..., None, None]).flatten(0, -2)
-        weights = weights[:, :, None].expand(-1, -1, channels, -1, -1).flatten(0, -2)
-        mixed = F.embedding_bag(rows.int(), source.flatten(0, 1), per_sample_weights=weights, mode="sum")
-        ahead = math.prod(canvas[axis + 1 :]) * out_px**axis
-        mixed = mixed.view(views * images, out_px, -1)[..., :ahead].mT
-        if axis == axes - 1:
-            out[:, part] = mixed.reshape(out[:, part].shape)
-            break
-        source = mixed.reshape(views * images, canvas[axis + 1], -1)
+        flipped = crops.flipped if axis == len(canvas) - 1 else torch.zeros_like(crops.flipped)
+        taps, weights = band(crops.start_px[:, axis], crops.size_px[:, axis], flipped, length, out_px)
+        mixed = banded_product(source, entry, taps, weights)
+        rest = (*canvas[axis + 1 :], *(out_px,) * axis)
+        if axis < len(canvas) - 1:
+            source = mixed[..., : math.prod(rest)].mT.reshape(-1, rest[0], math.prod(rest[1:]) * out_px)
+            entry = torch.arange(source.shape[0], device=images.device).view(-1, channels)
+    return mixed.view(-1, channels, out_px, *rest).movedim(2, -1)
+
+
+def empty_table(images: Tensor) -> Tensor:
+    """Room for (B, C, *canvas) images as a float32 table (B * C, rows, columns), its rows a little longer than theirs.
+
+    They are an odd multiple of 64 bytes: columns read at a stride of a power of two fall into one set of the cache.
+    What stands in the added columns is never read.
+    """
+    lines = math.ceil(math.prod(images.shape[3:]) / 16) | 1
+    return torch.empty((images.shape[0] * images.shape[1], images.shape[2], lines * 16), device=images.device)
+
+
+def _fill(table: Tensor, images: Tensor) -> Tensor:
+    flat = images.reshape(-1, images.shape[2], math.prod(images.shape[3:]))
+    table = table[: flat.shape[0]]
+    table[..., : flat.shape[-1]].copy_(flat)
+    return table
+
+
+def banded_product(source: Tensor, entry: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
+    """Rows of a table, mixed: result[n, c, i] = sum_k weights[n, i, k] * source[entry[n, c], taps[n, i, k]].
+
+    Args:
+        source: (M, L, R) float32, contiguous.
+        entry: (N, C) int64 in [0, M).
+        taps: (N, I, K) int64 in [0, L).
+        weights: (N, I, K) float32.
+
+    Returns:
+        (N * C, I, R) float32.
+    """
+    index = (taps[:, None] + (entry * source.shape[1])[..., None, None]).view(-1, taps.shape[-1])
+    weights = weights[:, None].expand(-1, entry.shape[1], -1, -1).reshape(index.shape)
+    mixed = F.embedding_bag(index, source.flatten(0, 1), per_sample_weights=weights, mode="sum")
+    return mixed.view(entry.numel(), taps.shape[1], -1)
 
 
 def band(start_px: Tensor, size_px: Tensor, flipped: Tensor, length_px: int, out_px: int) -> tuple[Tensor, Tensor]:
@@ -177,25 +174,26 @@ def band(start_px: Tensor, size_px: Tensor, flipped: Tensor, length_px: int, out
     max(0, 1 - |j + 1/2 - c| / max(s, 1)) if it lies in the box, and the weights are normalised to sum 1.
 
     Args:
-        start_px, size_px: (V, B) int64, the box on this axis.
-        flipped: (V, B) bool.
+        start_px: (N,) int64, the box's first pixel on this axis.
+        size_px: (N,) int64, the box's pixels on this axis.
+        flipped: (N,) bool.
         length_px: of the canvas; bounds the number of taps without asking the device.
         out_px: output pixels.
 
     Returns:
-        taps (V, B, out_px, K) int64 inside the box, weights (V, B, out_px, K) float32.
+        taps (N, out_px, K) int64 inside the box, weights (N, out_px, K) float32.
     """
     count = math.ceil(2 * max(1.0, length_px / out_px))
     position = torch.arange(out_px, device=start_px.device)
-    position = torch.where(flipped[..., None], out_px - 1 - position, position)
-    step = (size_px.double() / out_px)[..., None]
-    centre = start_px[..., None] + (position + 0.5) * step
+    position = torch.where(flipped[:, None], out_px - 1 - position, position)
+    step = (size_px.double() / out_px)[:, None]
+    centre = start_px[:, None] + (position + 0.5) * step
     reach = step.clamp_min(1)
     first = (centre - reach + 0.5).floor()
     offset = torch.arange(count, device=start_px.device)
-    # The differences are taken in double precision; what is left is small, and float32 is exact enough from here on.
+    # The first tap's distance needs double precision at large coordinates; from there on float32 is exact enough.
     distance = ((first + 0.5 - centre) / reach).float()[..., None] + offset / reach.float()[..., None]
     taps = first.long()[..., None] + offset
-    inside = taps.clamp(start_px[..., None, None], (start_px + size_px - 1)[..., None, None])
+    inside = taps.clamp(start_px[:, None, None], (start_px + size_px - 1)[:, None, None])
     weights = (1 - distance.abs()).clamp_min_(0) * (taps == inside)
     return inside, weights / weights.sum(-1, keepdim=True)

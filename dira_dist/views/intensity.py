@@ -1,15 +1,17 @@
 """Intensity changes, for whole batches: colour jitter and Gaussian blur with each sample's own strength."""
 
 import math
+from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from dira_dist.config import Section
-from dira_dist.views.randomness import Stream, uniform, uniform_between
+from dira_dist.views.geometry import banded_product
+from dira_dist.views.randomness import PerView, Stream, uniform, uniform_between
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's grey
 _YIQ = (_LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
@@ -46,115 +48,144 @@ class BlurConfig(Section):
         return self
 
 
-def to_grey(images: Tensor) -> Tensor:
-    """(N, C, *S) with C 1 or 3 to (N, 1, *S): the luma of RGB, grey as it is."""
-    if images.shape[1] == 1:
-        return images
-    luma = images.new_tensor(_LUMA)
-    return torch.einsum("nc...,c->n...", images, luma).unsqueeze(1)
+@dataclass(frozen=True)
+class Jitter(PerView):
+    """How each view's colours change.
+
+    Attributes:
+        factors: (V, B, 3) float32, of brightness, contrast and saturation; 1 changes nothing.
+        angle: (V, B) float32, the turn of the hue in radians.
+        order: (V, B, 4) int64, brightness (0), contrast (1), saturation (2) and hue (3) as they follow each other.
+    """
+
+    factors: Tensor
+    angle: Tensor
+    order: Tensor
 
 
-def jitter(images: Tensor, keys: Tensor, config: JitterConfig) -> Tensor:
-    """Brightness, contrast and, for RGB, saturation and hue, in an order drawn for each sample.
+def draw_jitter(keys: Tensor, config: JitterConfig) -> Jitter:
+    """Jitter of the views with the (V, B) keys."""
+    numbers = uniform(keys, Stream.JITTER, 9)
+    on = numbers[..., 0] < config.probability
+    strengths = (config.brightness, config.contrast, config.saturation)
+    factors = [uniform_between(numbers[..., 1 + k], max(0.0, 1 - s), 1 + s) for k, s in enumerate(strengths)]
+    angle = uniform_between(numbers[..., 4], -config.hue, config.hue) * (2 * math.pi)
+    return Jitter(
+        factors=torch.where(on[..., None], torch.stack(factors, -1), 1.0).float(),
+        angle=torch.where(on, angle, 0.0).float(),
+        order=numbers[..., 5:].argsort(-1),
+    )
+
+
+def jitter(images: Tensor, drawn: Jitter) -> Tensor:
+    """Brightness, contrast and, for RGB, saturation and hue, in each view's own order; in place.
 
     Every step is an affine map of the colours followed by a cut to [0, 1]: brightness f x; contrast f x + (1 - f) m
     with m the mean grey level; saturation f x + (1 - f) grey(x); hue a turn of the chroma plane of YIQ (torchvision
-    turns HSV's hue instead, which costs two conversions and differs a little). Works in place.
+    turns HSV's hue instead, which costs two conversions and differs a little).
 
     Args:
-        images: (N, C, *S) float32 in [0, 1].
-        keys: (N,) int64.
-        config: the section.
+        images: (N, C, *S) float32 in [0, 1] with C 1 or 3.
+        drawn: for the N views.
     """
-    numbers = uniform(keys, Stream.JITTER, 9)
-    on = numbers[:, :1] < config.probability
-    strengths = (config.brightness, config.contrast, config.saturation)
-    factors = torch.stack(
-        [uniform_between(numbers[:, 1 + k], max(0.0, 1 - s), 1 + s) for k, s in enumerate(strengths)], 1
-    )
-    factors = torch.where(on, factors, 1.0).float()
     if images.shape[1] == 1:
-        return _jitter_grey(images, factors, numbers[:, 5:7].argsort(1))
-    angle = torch.where(on[:, 0], uniform_between(numbers[:, 4], -config.hue, config.hue), 0.0) * (2 * math.pi)
-    return _jitter_rgb(images, factors, angle.float(), numbers[:, 5:9].argsort(1))
-
-
-def _jitter_grey(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Brightness (0) and contrast (1) in each sample's order, (N, 2) int64."""
-    flat = images.flatten(1)
-    for operation in order.unbind(1):
-        factor = factors.gather(1, operation[:, None])
-        offset = torch.where(operation[:, None] == 1, (1 - factor) * flat.mean(1, keepdim=True), 0.0)
-        flat.mul_(factor).add_(offset).clamp_(0, 1)
-    return images
-
-
-def _jitter_rgb(images: Tensor, factors: Tensor, angle: Tensor, order: Tensor) -> Tensor:
-    """Brightness (0), contrast (1), saturation (2) and hue (3) in each sample's order, (N, 4) int64."""
+        return _jitter_grey(images, drawn)
     flat = images.flatten(2)
-    matrices = _colour_matrices(factors, angle)
-    luma = flat.new_tensor(_LUMA)
-    for operation in order.unbind(1):
-        matrix = matrices[torch.arange(len(operation), device=operation.device), operation]
-        mean = flat.mean(2) @ luma
-        offset = torch.where(operation == 1, (1 - factors[:, 1]) * mean, 0.0)
-        flat.copy_(torch.baddbmm(offset[:, None, None], matrix, flat).clamp_(0, 1))
+    matrices = _colour_matrices(drawn)
+    view = torch.arange(len(images), device=images.device)
+    for operation in drawn.order.unbind(1):
+        offset = torch.where(operation == 1, (1 - drawn.factors[:, 1]) * to_grey(flat.mean(2)).squeeze(1), 0.0)
+        flat = torch.baddbmm(offset[:, None, None], matrices[view, operation], flat).clamp_(0, 1)
+    return images.copy_(flat.view(images.shape))
+
+
+def _jitter_grey(images: Tensor, drawn: Jitter) -> Tensor:
+    """Saturation and hue do nothing to grey: two steps, the earlier of brightness and contrast and the later."""
+    spatial = tuple(range(1, images.ndim))
+    shape = (-1, *(1,) * len(spatial))
+    brightness_first = ((drawn.order == 0).byte().argmax(1) < (drawn.order == 1).byte().argmax(1)).view(shape)
+    brightness, contrast = (drawn.factors[:, k].view(shape) for k in (0, 1))
+    for is_brightness in (brightness_first, ~brightness_first):
+        factor = torch.where(is_brightness, brightness, contrast)
+        offset = torch.where(is_brightness, 0.0, (1 - contrast) * images.mean(spatial, keepdim=True))
+        images.mul_(factor).add_(offset).clamp_(0, 1)
     return images
 
 
-def _colour_matrices(factors: Tensor, angle: Tensor) -> Tensor:
-    """(N, 4, 3, 3): the linear part of brightness, contrast, saturation and hue."""
-    identity = torch.eye(3, device=factors.device)
-    grey = factors.new_tensor(_LUMA).expand(3, 3)
-    scale = factors[:, :, None, None]
-    saturation = scale[:, 2] * identity + (1 - scale[:, 2]) * grey
+def to_grey(images: Tensor) -> Tensor:
+    """(N, C, ...) with C 1 or 3 to (N, 1, ...): the luma of RGB in float32, grey as it is."""
+    if images.shape[1] == 1:
+        return images
+    return sum((images[:, k : k + 1] * weight for k, weight in enumerate(_LUMA)), torch.zeros((), device=images.device))
+
+
+@cache
+def _colour_basis(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(3, 3) maps of colours: to grey, to their chroma, to their chroma turned by a right angle."""
     yiq = torch.tensor(_YIQ, dtype=torch.float64)
-    # Turning (I, Q): the luma part + cos * the chroma part + sin * the chroma part turned by a right angle.
+    grey = torch.tensor(_LUMA, dtype=torch.float64).expand(3, 3)
     quarter = torch.tensor([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
-    turned = (yiq.inverse() @ quarter @ yiq).to(factors)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    hue = grey + cos * (identity - grey) + sin * turned
-    return torch.stack((scale[:, 0] * identity, scale[:, 1] * identity, saturation, hue), 1)
+    turned = yiq.inverse() @ quarter @ yiq
+    chroma = torch.eye(3, dtype=torch.float64) - grey
+    return grey.float().to(device), chroma.float().to(device), turned.float().to(device)
 
 
-def blur(images: Tensor, keys: Tensor, config: BlurConfig) -> Tensor:
-    """Gaussian blur with each sample's own standard deviation; the image's edge is continued outwards.
+def _colour_matrices(drawn: Jitter) -> Tensor:
+    """(N, 4, 3, 3): the linear parts of brightness, contrast, saturation and hue."""
+    grey, chroma, turned = _colour_basis(drawn.factors.device)
+    brightness, contrast, saturation = drawn.factors[..., None, None].unbind(1)
+    cos, sin = drawn.angle.cos()[:, None, None], drawn.angle.sin()[:, None, None]
+    identity = grey + chroma
+    hue = grey + cos * chroma + sin * turned
+    return torch.stack((brightness * identity, contrast * identity, grey + saturation * chroma, hue), 1)
 
-    Args:
-        images: (N, C, *S) float32, all of S equal.
-        keys: (N,) int64.
-        config: the section.
 
-    Returns:
-        a new tensor like `images`.
+@dataclass(frozen=True)
+class Blur(PerView):
+    """How each view is blurred.
+
+    Attributes:
+        kernels: (V, B, 2 * radius + 1) float32, each of sum 1.
     """
-    side = images.shape[-1]
-    scale = side / _REFERENCE_PX
+
+    kernels: Tensor
+
+
+def draw_blur(keys: Tensor, config: BlurConfig, view_px: int) -> Blur:
+    """Gaussian kernels for the views with the (V, B) keys, cut at three times the largest standard deviation."""
+    scale = view_px / _REFERENCE_PX
     numbers = uniform(keys, Stream.BLUR, 2)
-    sigma = torch.where(
-        numbers[:, 0] < config.probability, uniform_between(numbers[:, 1], *config.sigma_px) * scale, 0.0
-    )
-    radius = max(1, math.ceil(3 * config.sigma_px[1] * scale))
-    kernels = gaussian(sigma.float(), radius)
-    offset = torch.arange(-radius, radius + 1, device=images.device)
-    taps = (torch.arange(side, device=images.device)[:, None] + offset).clamp_(0, side - 1)
-    for _ in range(images.ndim - 2):
-        images = _blur_axis(images, taps, kernels)
-    return images
+    sigma = uniform_between(numbers[..., 1], *config.sigma_px) * scale
+    sigma = torch.where(numbers[..., 0] < config.probability, sigma, 0.0)
+    return Blur(gaussian(sigma, math.ceil(3 * config.sigma_px[1] * scale)))
 
 
 def gaussian(sigma: Tensor, radius: int) -> Tensor:
-    """(N,) standard deviations to (N, 2 * radius + 1) kernels that sum to 1; a sigma of 0 changes nothing."""
+    """(...) standard deviations to (..., 2 * radius + 1) float32 kernels of sum 1; one of 0 px changes nothing."""
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
-    return torch.softmax(-0.5 * (offset / sigma.clamp_min(1e-3)[:, None]) ** 2, dim=1)
+    return torch.softmax(-0.5 * (offset / sigma.clamp_min(1e-3)[..., None]) ** 2, dim=-1).float()
 
 
-def _blur_axis(images: Tensor, taps: Tensor, kernels: Tensor) -> Tensor:
-    """Blurs (N, C, S, ...) along its first spatial axis, which becomes its last."""
+def blur(images: Tensor, drawn: Blur) -> Tensor:
+    """Gaussian blur with each view's own kernel; the image's edge is continued outwards.
+
+    Args:
+        images: (N, C, *S) float32, in any order of memory.
+        drawn: for the N views.
+    """
+    axes = images.ndim - 2
+    for axis in (axes - 1, *range(axes - 1)):  # the last axis lies first in what `resample` returns
+        front = images.movedim(2 + axis, 2)
+        images = _blur_first_axis(front, drawn.kernels).movedim(2, 2 + axis)
+    return images
+
+
+def _blur_first_axis(images: Tensor, kernels: Tensor) -> Tensor:
     batch, channels, side = images.shape[:3]
-    rows = images.reshape(batch * channels * side, -1)
-    base = torch.arange(0, rows.shape[0], side, device=rows.device)
-    index = (taps + base[:, None, None]).flatten(0, 1)
-    weights = kernels[:, None, None].expand(-1, channels, side, -1).flatten(0, 2)
-    mixed = F.embedding_bag(index.int(), rows, per_sample_weights=weights, mode="sum")
-    return mixed.view_as(images).movedim(2, -1)
+    radius = kernels.shape[1] // 2
+    taps = torch.arange(side, device=images.device)[:, None]
+    taps = (taps + torch.arange(-radius, radius + 1, device=images.device)).clamp_(0, side - 1)
+    entry = torch.arange(batch * channels, device=images.device).view(batch, channels)
+    source = images.reshape(batch * channels, side, -1)
+    weights = kernels[:, None].expand(-1, side, -1)
+    return banded_product(source, entry, taps.expand(batch, -1, -1), weights).view(images.shape)

@@ -6,7 +6,9 @@ Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), built fr
 in int64 tensors, which wraps the same way on every device, so any worker, batch or device draws the same numbers.
 """
 
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,8 +45,8 @@ def mix(bits: Tensor) -> Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
-def _absorb(state: Tensor, word: Tensor | int) -> Tensor:
-    return mix(state + mix(torch.as_tensor(word, device=state.device) + _signed(_GOLDEN_GAMMA)))
+def _absorb(state: Tensor, word: Tensor) -> Tensor:
+    return mix(state + mix(word + _signed(_GOLDEN_GAMMA)))
 
 
 def view_keys(seed: int, epochs: Tensor, sample_ids: Tensor, views: int) -> Tensor:
@@ -77,7 +79,8 @@ def uniform(keys: Tensor, stream: Stream, count: int) -> Tensor:
         difference of `exp` between devices cannot move a rounded pixel.
     """
     draws = torch.arange(1, count + 1, device=keys.device)
-    bits = mix(_absorb(keys, int(stream))[..., None] + draws * _signed(_GOLDEN_GAMMA))
+    start = _absorb(keys, torch.full_like(keys, int(stream)))
+    bits = mix(start[..., None] + draws * _signed(_GOLDEN_GAMMA))
     return _shift_right(bits, 11).double() * 2.0**-53
 
 
@@ -88,4 +91,14 @@ def uniform_between(numbers: Tensor, low: float, high: float) -> Tensor:
 
 def integers_between(numbers: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
     """Numbers of [0, 1) as int64 in [low, high], both ends included."""
-    return torch.as_tensor(low, device=numbers.device) + (numbers * (high - low + 1)).long()
+    return low + (numbers * (high - low + 1)).long()
+
+
+@dataclass(frozen=True)
+class PerView:
+    """Parameters of V views of B samples: every field is a tensor (V, B, ...)."""
+
+    def of(self, part: slice) -> Self:
+        """The parameters of some of the samples, as (V * b, ...), all first views before all second ones."""
+        rows = {field.name: getattr(self, field.name)[:, part].flatten(0, 1) for field in fields(self)}
+        return replace(self, **rows)

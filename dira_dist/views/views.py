@@ -8,11 +8,13 @@ from pydantic import Field
 from torch import Tensor
 
 from dira_dist.config import RequestError, Section
-from dira_dist.views.distortion import DistortionConfig, distort
-from dira_dist.views.geometry import CropConfig, draw_crops, resample
-from dira_dist.views.intensity import BlurConfig, JitterConfig, blur, jitter, to_grey
+from dira_dist.views.distortion import DistortionConfig, distort, draw_distortion
+from dira_dist.views.geometry import CropConfig, draw_crops, empty_table, resample
+from dira_dist.views.intensity import BlurConfig, JitterConfig, blur, draw_blur, draw_jitter, jitter, to_grey
 from dira_dist.views.randomness import view_keys
 
+_CPU_TABLE_BYTES, _CPU_VIEWS_BYTES = 16 << 20, 4 << 20
+_DEVICE_PART_BYTES = 1 << 30
 _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
@@ -77,18 +79,42 @@ def make_views(
         RequestError: the images' type or channels are not supported.
     """
     _check(images, in_channels)
+    shape = (*images.shape[:1], 1, *(image_size,) * (images.ndim - 2))
     keys = view_keys(seed, epochs, sample_ids, views=2)
-    crops = draw_crops(keys, sizes_px, config.crop)
-    source = images if in_channels == 3 else to_grey(images)
-    views = resample(source, crops, image_size).div_(_WHITE[images.dtype]).clamp_(0, 1).flatten(0, 1)
-    batch = len(sample_ids)
-    target = to_grey(views[:batch]).clone() if with_target and config.target == "crop" else None
-    views = blur(jitter(views, keys.flatten(), config.jitter), keys.flatten(), config.blur)
-    if with_target and config.target == "view":
-        target = to_grey(views[:batch]).clone()
-    views = distort(views.contiguous(), keys.flatten(), config.distortion)
-    view_1, view_2 = views.expand(-1, in_channels, *views.shape[2:]).chunk(2)
+    crops, jitters = draw_crops(keys, sizes_px, config.crop), draw_jitter(keys, config.jitter)
+    blurs = draw_blur(keys, config.blur, image_size)
+    distortions = draw_distortion(keys, config.distortion, image_size, images.ndim - 2)
+    channels = min(in_channels, images.shape[1])
+    views = torch.empty((2, shape[0], channels, *shape[2:]), device=images.device)
+    target = torch.empty(shape, device=images.device) if with_target else None
+    parts = _parts(images, views)
+    table = empty_table(images[parts[0], :channels])
+    for part in parts:
+        source = images[part] if in_channels == 3 else to_grey(images[part])
+        count = len(source)
+        crop = resample(source, crops.of(part), image_size, table).div_(_WHITE[images.dtype]).clamp_(0, 1)
+        if target is not None and config.target == "crop":
+            target[part] = to_grey(crop[:count])
+        view = blur(jitter(crop, jitters.of(part)), blurs.of(part))
+        if target is not None and config.target == "view":
+            target[part] = to_grey(view[:count])
+        distorted = distort(view.contiguous(), distortions.of(part), config.distortion)
+        views[:, part] = distorted.view(2, count, *distorted.shape[1:])
+    view_1, view_2 = views.expand(-1, -1, in_channels, *shape[2:])
     return Views(view_1, view_2, target, sample_ids)
+
+
+def _parts(images: Tensor, views: Tensor) -> list[slice]:
+    """The batch in parts whose intermediate tensors stay within a bound.
+
+    On a GPU that is a bound on memory: one part as a rule. On a CPU it keeps them in the caches, and small enough
+    for the allocator to hand the same pages out again: fresh pages cost more than the arithmetic.
+    """
+    on_cpu = images.device.type == "cpu"
+    table_bytes = _CPU_TABLE_BYTES if on_cpu else _DEVICE_PART_BYTES
+    views_bytes = _CPU_VIEWS_BYTES if on_cpu else _DEVICE_PART_BYTES
+    step = max(1, min(table_bytes // (4 * images[0].numel()), views_bytes // (4 * views[:, 0].numel())))
+    return [slice(first, min(first + step, len(images))) for first in range(0, len(images), step)]
 
 
 def _check(images: Tensor, in_channels: int) -> None:
