@@ -7,7 +7,6 @@ The index holds no offsets of samples, only counts: a lane that starts inside a 
 and lets go what it does not need, undecoded. That costs at most one shard per lane, at a start and at a resume alike.
 """
 
-import tarfile
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,7 +74,9 @@ class ShardSet:
         self.address, self.index = address, index
         counts = np.array([shard.samples for shard in index.shards], dtype=np.int64)
         self._starts = np.cumsum(counts) - counts
-        self.store = open_store(address, Patience(give_up_s=patience_s))
+        # a silent connection is given up well before patience is, so that there is another try
+        timeouts_s = {"connect_timeout_s": min(10.0, patience_s / 4), "read_timeout_s": min(30.0, patience_s / 4)}
+        self.store = open_store(address, Patience(give_up_s=patience_s, **timeouts_s))
         self._cache = ShardCache(cache) if cache and isinstance(self.store, S3Store) else None
 
     @property
@@ -121,11 +122,11 @@ class ShardSet:
             source = _CountingReader(file)
             try:
                 yield from _checked(source, shard)
-            except (tarfile.TarError, ValueError, AssertionError, EOFError) as error:
-                reason = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
-                raise ShardError(f"{self.store.join(shard.name)} is damaged: {reason}") from error
             except StoreError as error:
                 raise _without_arguments_of_others(error) from error.__cause__
+            except Exception as error:  # a damaged tar shows in many ways, in tarfile and in WebDataset
+                reason = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+                raise ShardError(f"{self.store.join(shard.name)} is damaged: {reason}") from error
 
 
 def _without_arguments_of_others(error: StoreError) -> StoreError:
@@ -148,7 +149,7 @@ class _CountingReader:
 
 def _checked(source: _CountingReader, shard: ShardInfo) -> Iterator[dict[str, Any]]:
     """The samples of a shard; the last one only when bytes and samples are those of the index."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander  # type: ignore[import-untyped]  # no stubs
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
     samples = group_by_keys(tar_file_expander([{"url": shard.name, "stream": source}]))
     count = 0

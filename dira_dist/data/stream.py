@@ -7,6 +7,7 @@ back for the next good one of its block, which depends on the set, the seed and 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Annotated, Self
 
 from pydantic import Field
@@ -18,7 +19,7 @@ from dira_dist.data.lanes import ShardSet, check_set
 from dira_dist.data.order import MOST_LANES, Order, choose_lanes, part_of
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.shares import Reading, decode_threads, read_shares, shares_here, shares_of_processes
-from dira_dist.data.validation import ValidationStream, validation_batches
+from dira_dist.data.validation import ValidationStream
 
 __all__ = [
     "NO_SAMPLE",
@@ -30,7 +31,6 @@ __all__ = [
     "ValidationStream",
     "check_set",
     "choose_lanes",
-    "validation_batches",
 ]
 
 
@@ -59,7 +59,7 @@ class DataConfig(Section):
         int, Field(ge=0, description="different corrupt samples that a worker may meet before the job fails")
     ] = 100
     storage_patience_s: Annotated[
-        float, Field(ge=0, description="seconds of trouble with the storage, without progress, before the job fails")
+        float, Field(ge=1, description="seconds of trouble with the storage, without progress, before the job fails")
     ] = 300.0
     cache: Annotated[CacheConfig | None, Field(description="disk cache for sets in a bucket")] = None
 
@@ -165,4 +165,5 @@ class ShardStream(BatchIterator):
     def _open(self) -> AbstractContextManager[Iterator[Share]]:
         if self._processes:
             return shares_of_processes(self._reading, self._lanes, self._processes)
-        return shares_here(lambda cancelled: read_shares(self._reading, self._lanes, decode_threads(), cancelled))
+        # without a reference to this stream, which would keep its thread and itself alive when it is dropped
+        return shares_here(partial(read_shares, self._reading, self._lanes, decode_threads()))

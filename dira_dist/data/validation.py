@@ -5,7 +5,7 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,44 @@ from dira_dist.data.lanes import EncodedSample, ShardSet, SpanReader, check_set
 from dira_dist.data.order import part_of
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.shares import decode_threads, mapper, shares_here
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one worker reads: ``steps`` batches over the samples ``ids``."""
+
+    shards: ShardSet
+    ids: range
+    batch_size: int
+    steps: int
+
+    def shares(self, cancelled: threading.Event) -> Generator[Share, None, None]:
+        """Decodes one batch while the next one is read."""
+        spans = SpanReader(self.shards, cancelled)
+        with ThreadPoolExecutor(1, "read-shards") as pool, closing(spans), mapper(decode_threads()) as over:
+            coming = pool.submit(self._encoded, spans, 0)
+            for step in range(self.steps):
+                encoded, coming = coming.result(), pool.submit(self._encoded, spans, step + 1)
+                rows = over(self._decode, encoded)
+                yield stack(rows + [self._padding()] * (self.batch_size - len(rows)))
+
+    def _encoded(self, spans: SpanReader, step: int) -> list[EncodedSample]:
+        ids = self.ids[step * self.batch_size : (step + 1) * self.batch_size]
+        return [sample for span in self.shards.spans_of(ids) for sample in spans.read(span)]
+
+    def _decode(self, sample: EncodedSample) -> Row:
+        try:
+            decoded = decode_sample(sample.members, self.shards.mode)
+        except CorruptSampleError as error:
+            return replace(self._padding(), bad=(BadSample(sample.id, sample.key, str(error)),))
+        return Row(decoded.pixels, sample.id, 0, sample.key, decoded.labels)
+
+    def _padding(self) -> Row:
+        """A black image of the set's median size."""
+        image, mode = self.shards.index.image, self.shards.mode
+        shape = (CHANNELS[mode], image.height_px.median, image.width_px.median)
+        pixels = np.zeros(shape, dtype=np.uint16 if mode == "I;16" else np.uint8)
+        return Row(pixels, NO_SAMPLE, 0, "", {})
 
 
 class ValidationStream(BatchIterator):
@@ -52,46 +90,17 @@ class ValidationStream(BatchIterator):
         check_set(address, index)
         assert 0 <= rank < world_size and batch_size >= 1, (rank, world_size, batch_size)
         self.index = index
-        self._set = ShardSet(address, index, cache=cache, patience_s=storage_patience_s)
-        self._batch_size = batch_size
-        self._part = part_of(world_size, rank, range(index.samples))
         longest_part = math.ceil(index.samples / world_size)
-        self._steps = math.ceil(longest_part / batch_size)
+        self._pass = _Pass(
+            shards=ShardSet(address, index, cache=cache, patience_s=storage_patience_s),
+            ids=part_of(world_size, rank, range(index.samples)),
+            batch_size=batch_size,
+            steps=math.ceil(longest_part / batch_size),
+        )
         super().__init__(address, bad_sample_budget, shares_per_batch=1)
 
     def __len__(self) -> int:
-        return self._steps
+        return self._pass.steps
 
     def _open(self) -> AbstractContextManager[Iterator[Share]]:
-        return shares_here(self._read)
-
-    def _read(self, cancelled: threading.Event) -> Generator[Share, None, None]:
-        """Decodes one batch while the next one is read."""
-        spans = SpanReader(self._set, cancelled)
-        with ThreadPoolExecutor(1, "read-shards") as pool, closing(spans), mapper(decode_threads()) as over:
-            coming = pool.submit(self._encoded, spans, 0)
-            for step in range(self._steps):
-                encoded, coming = coming.result(), pool.submit(self._encoded, spans, step + 1)
-                rows = over(self._decode, encoded)
-                yield stack(rows + [self._padding()] * (self._batch_size - len(rows)))
-
-    def _encoded(self, spans: SpanReader, step: int) -> list[EncodedSample]:
-        ids = self._part[step * self._batch_size : (step + 1) * self._batch_size]
-        return [sample for span in self._set.spans_of(ids) for sample in spans.read(span)]
-
-    def _decode(self, sample: EncodedSample) -> Row:
-        try:
-            decoded = decode_sample(sample.members, self._set.mode)
-        except CorruptSampleError as error:
-            return replace(self._padding(), bad=(BadSample(sample.id, sample.key, str(error)),))
-        return Row(decoded.pixels, sample.id, 0, sample.key, decoded.labels)
-
-    def _padding(self) -> Row:
-        """A black image of the set's median size."""
-        image, mode = self.index.image, self._set.mode
-        shape = (CHANNELS[mode], image.height_px.median, image.width_px.median)
-        pixels = np.zeros(shape, dtype=np.uint16 if mode == "I;16" else np.uint8)
-        return Row(pixels, NO_SAMPLE, 0, "", {})
-
-
-validation_batches = ValidationStream
+        return shares_here(self._pass.shares)
