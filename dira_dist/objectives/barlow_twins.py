@@ -1,0 +1,89 @@
+"""Barlow Twins: each feature of one view agrees with itself in the other view, and with no other feature.
+
+Zbontar et al., *Barlow Twins: Self-Supervised Learning via Redundancy Reduction* (ICML 2021).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dira_dist.models.heads import barlow_twins_projector
+from dira_dist.models.precision import at_least_float32, without_autocast
+from dira_dist.objectives.collectives import GlobalBatch, sum_over_workers
+from dira_dist.objectives.method import Encode, Method, MethodSection
+
+EPSILON = 1e-5
+"""Added to variances, as batch norm does."""
+
+
+class BarlowTwinsConfig(MethodSection):
+    """Barlow Twins, with its paper's settings."""
+
+    smallest_share: ClassVar[int] = 2
+
+    name: Literal["barlow_twins"] = "barlow_twins"
+    projector_width: int = Field(default=8192, ge=1, description="width of the three layers of the projector")
+    off_diagonal: float = Field(default=0.0051, ge=0, description="weight of the correlations between features")
+
+    def build(self, encoder: nn.Module, features: int) -> "BarlowTwins":
+        return BarlowTwins(self, features)
+
+
+def cross_correlation(projections_1: Tensor, projections_2: Tensor, samples: int) -> Tensor:
+    r"""Correlation over the *global* batch of each feature of one view with each of the other.
+
+    .. math:: C_{ij} = \frac{\sum_b z^A_{b,i} z^B_{b,j}}{\sqrt{\sum_b (z^A_{b,i})^2} \sqrt{\sum_b (z^B_{b,j})^2}}
+
+    with z centred along the batch. Zbontar et al. (2021), equation 2. Means, then squares, then products are
+    summed over the workers: one sum of raw moments would cancel badly in float32.
+
+    Args:
+        projections_1: (B, D), this worker's.
+        projections_2: (B, D), row i from the same image as in ``projections_1``.
+        samples: size of the global batch.
+
+    Returns:
+        (D, D), the same on every worker.
+    """
+    both = torch.cat([projections_1, projections_2], dim=1)
+    centred = both - sum_over_workers(both.sum(dim=0)) / samples
+    variance = sum_over_workers(centred.square().sum(dim=0)) / samples
+    standardised_1, standardised_2 = (centred / (variance + EPSILON).sqrt()).chunk(2, dim=1)
+    return sum_over_workers(standardised_1.T @ standardised_2) / samples
+
+
+def barlow_twins_loss(correlation: Tensor, off_diagonal: float) -> Tensor:
+    r"""Distance of the cross-correlation from the identity.
+
+    .. math:: L_{BT} = \sum_i (1 - C_{ii})^2 + \lambda \sum_i \sum_{j \ne i} C_{ij}^2
+
+    Zbontar et al. (2021), equation 1.
+
+    Args:
+        correlation: (D, D).
+        off_diagonal: lambda.
+
+    Returns:
+        ().
+    """
+    diagonal = correlation.diagonal()
+    others = correlation.square().sum() - diagonal.square().sum()
+    return (1 - diagonal).square().sum() + off_diagonal * others
+
+
+class BarlowTwins(Method):
+    """The projector; both views pass the encoder that learns."""
+
+    def __init__(self, config: BarlowTwinsConfig, features: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projector = barlow_twins_projector(features, config.projector_width)
+
+    def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
+        projections_1 = at_least_float32(self.projector(features))
+        projections_2 = at_least_float32(self.projector(encode(view_2)))
+        with without_autocast(features):
+            correlation = cross_correlation(projections_1, projections_2, batch.samples)
+            return barlow_twins_loss(correlation, self.config.off_diagonal)

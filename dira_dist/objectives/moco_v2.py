@@ -1,0 +1,151 @@
+"""MoCo-v2: a query must find its key among the keys of earlier batches.
+
+He et al., *Momentum Contrast for Unsupervised Visual Representation Learning* (CVPR 2020), and Chen et al., *Improved
+Baselines with Momentum Contrastive Learning* (2020).
+"""
+
+import copy
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from dira_dist.models.heads import moco_projector
+from dira_dist.models.precision import at_least_float32, average_over_positions, without_autocast
+from dira_dist.objectives.collectives import GlobalBatch, RowExchange, gather_rows
+from dira_dist.objectives.method import Encode, Method, MethodSection
+
+
+class MoCoV2Config(MethodSection):
+    """MoCo-v2, with the published settings."""
+
+    name: Literal["moco_v2"] = "moco_v2"
+    queue_size: int = Field(default=65_536, ge=1, description="keys of earlier batches to tell a query's own key from")
+    momentum: float = Field(default=0.999, ge=0, le=1, description="of the key encoder's moving average")
+    temperature: float = Field(default=0.2, gt=0, description="divides the similarities")
+    outputs: int = Field(default=128, ge=1, description="length of queries and keys")
+
+    def build(self, encoder: nn.Module, features: int) -> "MoCoV2":
+        return MoCoV2(self, encoder, features)
+
+
+def info_nce_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    r"""Cross-entropy of finding a query's own key among it and the queue.
+
+    .. math:: L_q = -\log \frac{\exp(q \cdot k_+ / \tau)}{\exp(q \cdot k_+ / \tau) + \sum_j \exp(q \cdot k_j / \tau)}
+
+    He et al. (2020), equation 1; the mean over the batch.
+
+    Args:
+        queries: (B, D), of unit length.
+        keys: (B, D), of unit length, without gradients: row i belongs to query i.
+        queue: (K, D), of unit length, without gradients.
+
+    Returns:
+        ().
+    """
+    own = (queries * keys).sum(dim=1, keepdim=True)
+    logits = torch.cat([own, queries @ queue.T], dim=1) / temperature
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
+
+
+@torch.no_grad()
+def enqueue(queue: Tensor, position: int, keys: Tensor) -> int:
+    """Writes ``keys`` (N, D) over the oldest of ``queue`` (K, D), for any N and K; returns where the next will go."""
+    size, added = len(queue), len(keys)
+    newest = keys[-size:]
+    rows = torch.arange(position + added - len(newest), position + added, device=queue.device) % size
+    queue[rows] = newest.to(queue.dtype)
+    return (position + added) % size
+
+
+class MoCoV2(Method):
+    """Query and key projector, key encoder without a decoder, and the queue.
+
+    The key encoder's moving average is taken in :meth:`commit`, after the optimiser's step. The published order, before
+    the keys of the *next* step, is the same arithmetic, for no weights change between the two; at the very first step
+    it averages equal weights.
+
+    The queue's order is that of the global batches, so it does not depend on how many workers there are.
+    """
+
+    queue: Tensor
+
+    def __init__(self, config: MoCoV2Config, encoder: nn.Module, features: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projector = moco_projector(features, config.outputs)
+        self.key = KeyNetwork(encoder, self.projector)
+        self.register_buffer("queue", F.normalize(torch.randn(config.queue_size, config.outputs), dim=1))
+        self.keys_seen = 0
+        self._pending: Tensor | None = None
+
+    def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
+        queries = _unit_length(self.projector(features))
+        keys = self._keys(view_2, batch)
+        if self.training:
+            self._pending = gather_rows(keys, batch)
+        with without_autocast(queries):
+            return batch.share_weight * info_nce_loss(queries, keys, self.queue, self.config.temperature)
+
+    @torch.no_grad()
+    def commit(self, encoder: nn.Module) -> None:
+        """The moving average of the key encoder (He et al. 2020, equation 2), and the step's keys into the queue."""
+        assert self._pending is not None, "commit() follows a forward pass in training mode"
+        self.key.follow(encoder, self.projector, self.config.momentum)
+        enqueue(self.queue, self.keys_seen % len(self.queue), self._pending)
+        self.keys_seen += len(self._pending)
+        self._pending = None
+
+    def get_extra_state(self) -> dict[str, int]:
+        """A number on the host, for reading it from the device would stop the step."""
+        return {"keys_seen": self.keys_seen}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.keys_seen = state["keys_seen"]
+
+    def compiled_parts(self) -> Iterable[nn.Module]:
+        return (self.key,)
+
+    @torch.no_grad()
+    def _keys(self, view: Tensor, batch: GlobalBatch) -> Tensor:
+        """(B, D). Computed among other workers' samples: else the batch norms tell the query's batch ("shuffle BN")."""
+        if batch.world_size == 1 or not self.training:
+            return _unit_length(self.key(view))
+        exchange = RowExchange.draw(batch, self.keys_seen, view.device)
+        return exchange.back(_unit_length(self.key(exchange.there(_as_sent(view)))))
+
+
+class KeyNetwork(nn.Module):
+    """A copy of encoder and projector that follows them slowly and learns nothing itself: (B, C, *S) to (B, D)."""
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+        self.projector = copy.deepcopy(projector)
+        self.requires_grad_(False)
+
+    def forward(self, view: Tensor) -> Tensor:
+        features: list[Tensor] = self.encoder(view)
+        keys: Tensor = self.projector(average_over_positions(features[-1]))
+        return keys
+
+    @torch.no_grad()
+    def follow(self, encoder: nn.Module, projector: nn.Module, momentum: float) -> None:
+        """``key = momentum * key + (1 - momentum) * query`` for every parameter, in a few fused calls."""
+        leaders: list[Tensor] = [*encoder.parameters(), *projector.parameters()]
+        followers: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
+        torch._foreach_lerp_(followers, leaders, 1 - momentum)
+
+
+def _unit_length(rows: Tensor) -> Tensor:
+    return F.normalize(at_least_float32(rows), dim=1)
+
+
+def _as_sent(view: Tensor) -> Tensor:
+    """Under autocast the first convolution rounds its input anyway: rounded before it is sent, it is half the bytes."""
+    kind = view.device.type
+    return view.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else view

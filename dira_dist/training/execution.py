@@ -1,0 +1,66 @@
+"""How a step is computed: layout in memory, compilation, and several workers."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from dira_dist.config import RequestError, Section
+from dira_dist.objectives.collectives import is_distributed
+from dira_dist.training.networks import Networks
+
+
+class ExecutionConfig(Section):
+    """How a step is computed. Only `sync_batchnorm` changes what is computed by more than rounding."""
+
+    compile: bool = Field(default=False, description="compile the networks with torch.compile")
+    channels_last: bool = Field(default=True, description="keep images and weights with channels last in memory")
+    sync_batchnorm: bool = Field(default=False, description="batch norms over the global batch; on GPUs only")
+    gradient_compression: Literal["none", "bf16"] = Field(
+        default="none", description="bf16: halve the bytes of gradients between workers"
+    )
+
+
+_synchronise_batch_norms: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm
+"""In place. timm's and not torch's, which would lose the activation inside timm's batch norms."""
+
+
+def memory_format(execution: ExecutionConfig) -> torch.memory_format:
+    """Layout of 2D images and convolutions."""
+    return torch.channels_last if execution.channels_last else torch.contiguous_format
+
+
+def prepare(networks: Networks, device: torch.device, execution: ExecutionConfig) -> None:
+    """Moves the networks to the device and makes them what ``execution`` asks, in place. May be called again.
+
+    Raises:
+        RequestError: synchronised batch norm without a GPU, where torch has none.
+    """
+    if execution.sync_batchnorm and is_distributed():
+        if device.type == "cpu":
+            raise RequestError("execution.sync_batchnorm is true and the workers have no GPU: leave it false on CPUs")
+        for part in (networks.unet, networks.method):
+            _synchronise_batch_norms(part)
+    networks.to(device).to(memory_format=memory_format(execution))
+    if execution.compile:
+        for module in (networks.unet, networks.discriminator, *networks.method.compiled_parts()):
+            module.compile()
+
+
+def distribute(module: nn.Module, execution: ExecutionConfig) -> nn.Module:
+    """The module with its gradients averaged over the workers; without other workers the module itself.
+
+    Buffers are not broadcast: batch-norm statistics are each worker's own and the queue is equal by construction.
+    Every parameter that requires a gradient gets one, so none is looked for.
+    """
+    if not is_distributed():
+        return module
+    wrapped = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if execution.gradient_compression == "bf16":
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped

@@ -1,0 +1,113 @@
+"""Optimiser, learning-rate schedule, and optimiser state by parameter name.
+
+State by name, not by position, goes on where another stage learns more or fewer parameters.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dira_dist.config import Section
+
+NamedState = dict[str, dict[str, Any]]
+
+
+class OptimizerConfig(Section):
+    """How the U-Net and the discriminative method learn. The defaults are the published MoCo-v2 run's."""
+
+    name: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd with momentum, or adamw")
+    lr: float = Field(default=0.03, gt=0, description="learning rate at its highest, for the whole global batch")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; the first beta of adamw")
+    weight_decay: float = Field(default=1e-4, ge=0, description="on all weights")
+    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="of the rate, over the stage")
+    warmup_epochs: float = Field(default=0, ge=0, description="epochs in which the rate rises from 0, in each stage")
+
+
+def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser, in its fused form: one kernel for all weights."""
+    if config.name == "adamw":
+        betas = (config.momentum, 0.999)
+        return torch.optim.AdamW(parameters, config.lr, betas, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int, steps_per_epoch: float) -> float:
+    r"""The rate at ``step`` of a stage of ``steps``: a linear rise, then the schedule over what is left.
+
+    .. math:: \eta_t = \tfrac{1}{2} \eta \Big(1 + \cos \frac{\pi (t - w)}{T - w}\Big)
+
+    Loshchilov & Hutter, *SGDR* (ICLR 2017), equation 5, without restarts, by step.
+    """
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.lr
+    return 0.5 * config.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class NamedOptimizer:
+    """An optimiser whose state is kept by parameter name, so that another stage can go on from it.
+
+    Args:
+        name: kind of optimiser; state of another kind is not taken over.
+        build: makes it for a list of parameters.
+        parameters: what it learns; there may be none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> None:
+        self.name = name
+        self.parameters = dict(parameters)
+        self._optimizer = build(list(self.parameters.values())) if self.parameters else None
+        self._carried: NamedState = {}
+
+    def step(self, rate: float) -> None:
+        """Updates the parameters at learning rate ``rate``."""
+        if self._optimizer is None:
+            return
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by parameter name, that of parameters which only another stage learns included; not copies."""
+        state = dict(self._carried)
+        if self._optimizer is not None:
+            known = self._optimizer.state
+            state |= {name: dict(known[weight]) for name, weight in self.parameters.items() if weight in known}
+        return {"name": self.name, "state": state}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Takes over copies of a saved state in place of its own; of another kind of optimiser, or of none, nothing."""
+        state: NamedState = saved["state"] if saved.get("name") == self.name else {}
+        self._carried = {name: _copy(state[name]) for name in state.keys() - self.parameters.keys()}
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+            for name in self.parameters.keys() & state.keys():
+                weight = self.parameters[name]
+                self._optimizer.state[weight] = _copy(state[name], weight)
+
+
+def _copy(state: Mapping[str, Any], weight: nn.Parameter | None = None) -> dict[str, Any]:
+    """A copy, tensors that accompany ``weight`` in its memory layout; Adam's count of steps is a scalar of its own."""
+    copied = {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+    if weight is None:
+        return copied
+    return {key: _beside(weight, value) if isinstance(value, Tensor) else value for key, value in copied.items()}
+
+
+def _beside(weight: nn.Parameter, value: Tensor) -> Tensor:
+    if value.shape != weight.shape:
+        return value.to(weight.device)
+    return torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
