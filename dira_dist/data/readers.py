@@ -5,8 +5,11 @@ the pixels stays there: nothing here looks for it.
 """
 
 import io
+import logging
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -146,6 +149,22 @@ def _channels(pixels: Pixels, *, planar: bool) -> Pixels:
 
 
 # ------------------------------------------------------------------------ DICOM
+
+
+@contextmanager
+def discreetly() -> Iterator[None]:
+    """Silences warnings and logs of the decoders, which may quote a header: a log must hold no identity."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel", "tifffile", "PIL")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def open_dicom(data: bytes) -> "Dataset":

@@ -1,0 +1,209 @@
+"""A shard set in the making, as it stands at its destination; what an interrupted run finds again.
+
+While the work goes on, the folder of a set holds::
+
+    plan.json                what is being made; another request is refused
+    000000.tar ...           published tars
+    progress/000000.json     what became of the files of a tar, written after it
+    index.json               written last; then plan.json and progress/ go
+"""
+
+import json
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+from dira_dist.config import RequestError, Section
+from dira_dist.data.pixels import PictureMode
+from dira_dist.data.plan import Item, Plan
+from dira_dist.data.shards import INDEX_NAME, ShardRecord, ShardSetIndex, publish_index, read_index, shard_name
+from dira_dist.data.store import open_store
+
+PLAN_NAME = "plan.json"
+_PROGRESS = "progress/"
+_HASHED = ("source", "salt", "labels", "boxes")
+_LIBRARIES = ("numpy", "pillow", "pydicom", "nibabel", "tifffile", "pylibjpeg")
+
+
+def _told(name: str, there: Any, now: Any) -> str:
+    return f"{name} (another one)" if name in _HASHED else f"{name} ({there!r} there, {now!r} now)"
+
+
+class SkippedItem(Section):
+    """An item that could not be read: by key and kind of error at the destination, with the whole reason only here."""
+
+    key: str
+    cause: str
+    reason: str = ""
+
+
+class ShardOutcome(Section):
+    """What became of the files of one tar; ``record`` is none where nothing of them could be read."""
+
+    record: ShardRecord | None
+    files: int
+    converted: int
+    skipped: tuple[SkippedItem, ...] = ()
+
+
+class Part:
+    """One part of the plan and what of it is done.
+
+    Attributes:
+        name: of the part.
+        address: of its shard set.
+        index: of the finished set, none before.
+        outcomes: of the tars that are done, by name.
+        resumed_shards: how many of them an earlier run has done.
+        was_complete: whether the index was there from the start.
+    """
+
+    def __init__(self, plan: Plan, name: str, address: str) -> None:
+        self.name, self.address = name, address
+        self._plan, self._store = plan, open_store(address)
+        self._request = plan.request(name)
+        self.index: ShardSetIndex | None = None
+        self.outcomes: dict[str, ShardOutcome] = {}
+        self.resumed_shards = 0
+        self.was_complete = False
+
+    @property
+    def items(self) -> list[Item]:
+        return self._plan.parts[self.name]
+
+    @property
+    def files_done(self) -> int:
+        return sum(outcome.files for outcome in self.outcomes.values())
+
+    def take_up(self, *, overwrite: bool) -> None:
+        """Finds out what is done already; clears the place of other things with ``overwrite``.
+
+        Raises:
+            RequestError: the place holds another set, finished or not.
+        """
+        made = self._made_there()
+        if made is not None and made != self._request:
+            if not overwrite:
+                raise RequestError(f"{self.address} already holds {self._difference(made)}")
+            self._clear()
+            made = None
+        if made is None:
+            self._store.write_bytes(PLAN_NAME, json.dumps(self._request, indent=1).encode())
+        elif self._store.stat(INDEX_NAME) is not None:
+            self.index = read_index(self.address)
+            self.was_complete, self.resumed_shards = True, len(self.index.shards)
+            self._remove_traces()
+        else:
+            self._read_progress()
+
+    def _made_there(self) -> dict[str, Any] | None:
+        """The request that made what is there; empty for what nothing is known of, none for an empty place."""
+        if self._store.stat(INDEX_NAME) is not None:
+            return dict(read_index(self.address).made_by.get("request", {}))
+        if self._store.stat(PLAN_NAME) is not None:
+            return dict(json.loads(self._store.read_bytes(PLAN_NAME)))
+        return {} if any(found.key.endswith(".tar") for found in self._store.list()) else None
+
+    def _difference(self, made: dict[str, Any]) -> str:
+        if not made:
+            return "tars of unknown making. Choose another place, or replace them with --overwrite."
+        what = "a set" if self._store.stat(INDEX_NAME) is not None else "an unfinished set"
+        differing = [name for name in self._request if made.get(name) != self._request[name]]
+        told = ", ".join(_told(name, made.get(name), self._request[name]) for name in differing)
+        return f"{what} made otherwise: {told}. Choose another place, or replace it with --overwrite."
+
+    def _clear(self) -> None:
+        """The index goes first: without it, what is left is no set."""
+        self._store.delete(INDEX_NAME)
+        for found in list(self._store.list()):
+            if found.key.endswith(".tar") and "/" not in found.key:
+                self._store.delete(found.key)
+        self._remove_traces()
+
+    def _remove_traces(self) -> None:
+        for found in list(self._store.list(_PROGRESS)):
+            self._store.delete(found.key)
+        self._store.delete(PLAN_NAME)
+
+    def _read_progress(self) -> None:
+        for found in self._store.list(_PROGRESS):
+            name = found.key.removeprefix(_PROGRESS).removesuffix(".json") + ".tar"
+            outcome = ShardOutcome.model_validate_json(self._store.read_bytes(found.key), strict=True)
+            published = self._store.stat(name)
+            if outcome.record is None or (published and published.bytes == outcome.record.info.bytes):
+                self.outcomes[name] = outcome
+        self.resumed_shards = len(self.outcomes)
+
+    def open_shards(self) -> Iterator[tuple[str, list[Item]]]:
+        """Name and items of the tars that are still to be made."""
+        if self.index is not None:
+            return
+        size = self._plan.samples_per_shard(self.name)
+        for number, start in enumerate(range(0, len(self.items), size)):
+            if shard_name(number) not in self.outcomes:
+                yield shard_name(number), self.items[start : start + size]
+
+    def note(self, name: str, outcome: ShardOutcome) -> None:
+        """Remembers a tar that is done, here and at the destination; there without reasons, which may quote files."""
+        self.outcomes[name] = outcome
+        told = outcome.model_dump_json(exclude={"skipped": {"__all__": {"reason"}}})
+        self._store.write_bytes(f"{_PROGRESS}{name.removesuffix('.tar')}.json", told.encode())
+
+    def finish(self, mode: PictureMode | None) -> None:
+        """Publishes the index.
+
+        Raises:
+            RequestError: not one file could be read.
+        """
+        outcomes = [self.outcomes[name] for name in sorted(self.outcomes)]
+        records = [outcome.record for outcome in outcomes if outcome.record is not None]
+        skipped = [item for outcome in outcomes for item in outcome.skipped]
+        if not records:
+            self._remove_traces()
+            first = skipped[0]
+            raise RequestError(
+                f"{self.address}: none of {len(self.items)} files could be read. "
+                f"The first was {self.name_of(first.key)}: {first.reason or first.cause}."
+            )
+        self.index = publish_index(
+            self._store,
+            records,
+            mode=mode or "volume",
+            encoding=self._plan.options.coding if mode else "npy",
+            labels=self._plan.label_names(),
+            classes=self._plan.classes(),
+            made_by=self._made_by(outcomes, skipped),
+        )
+        self._remove_traces()
+
+    def _made_by(self, outcomes: list[ShardOutcome], skipped: list[SkippedItem]) -> dict[str, Any]:
+        return {
+            "tool": "dira_dist",
+            "version": version("dira-dist"),
+            "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+            "request": self._request,
+            "files": sum(outcome.files for outcome in outcomes),
+            "converted": sum(outcome.converted for outcome in outcomes),
+            "skipped": [[item.key, item.cause] for item in skipped],
+        }
+
+    def name_of(self, key: str) -> str:
+        """The source's name of an item of this part."""
+        return next(item.name for item in self.items if item.key == key)
+
+    def skipped(self) -> Iterator[tuple[str, str]]:
+        """``(file, reason)`` of the files of this part that are not in the set."""
+        names = {item.key: item.name for item in self.items}
+        if self.was_complete and self.index is not None:
+            for key, cause in self.index.made_by.get("skipped", []):
+                yield names[key], cause
+        for outcome in self.outcomes.values():
+            for item in outcome.skipped:
+                yield names[item.key], item.reason or item.cause
+
+    def converted(self) -> int:
+        """Files whose depth or colour the set's mode does not keep."""
+        if self.was_complete and self.index is not None:
+            return int(self.index.made_by.get("converted", 0))
+        return sum(outcome.converted for outcome in self.outcomes.values())
