@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from dira_dist.data import pixels as px
+from dira_dist.data.options import ShardOptions
 from dira_dist.data.pixels import PictureMode, Pixels
-from dira_dist.data.plan import Item, ShardOptions
+from dira_dist.data.plan import Item
 from dira_dist.data.readers import Picture, UnreadableError, read_pictures
 from dira_dist.data.shards import Sample
 from dira_dist.data.store import open_store

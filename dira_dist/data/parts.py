@@ -76,19 +76,17 @@ class Part:
     def files_done(self) -> int:
         return sum(outcome.files for outcome in self.outcomes.values())
 
-    def take_up(self, *, overwrite: bool) -> None:
-        """Finds out what is done already; clears the place of other things with ``overwrite``.
-
-        Raises:
-            RequestError: the place holds another set, finished or not.
-        """
+    def check_place(self, *, overwrite: bool) -> None:
+        """Raises RequestError where the place holds something else and ``overwrite`` does not allow to replace it."""
         made = self._made_there()
-        if made is not None and made != self._request:
-            if not overwrite:
-                raise RequestError(f"{self.address} already holds {self._difference(made)}")
+        if made is not None and made != self._request and not overwrite:
+            raise RequestError(f"{self.address} already holds {self._difference(made)}")
+
+    def take_up(self) -> None:
+        """Finds out what is done already, and clears the place of anything else: call :meth:`check_place` before."""
+        made = self._made_there()
+        if made != self._request:
             self._clear()
-            made = None
-        if made is None:
             self._store.write_bytes(PLAN_NAME, json.dumps(self._request, indent=1).encode())
         elif self._store.stat(INDEX_NAME) is not None:
             self.index = read_index(self.address)

@@ -17,6 +17,7 @@ Row = Mapping[str, str]
 LabelKind = Literal["number", "name", "names"]
 
 _USUAL_LABELS = ("label", "labels", "finding", "findings", "class", "diagnosis", "target")
+_PLURALS = ("labels", "findings")  # lists even where each row has one name
 _MOST_CLASSES = 1000
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
@@ -133,7 +134,7 @@ def read_labels(address: str, image_column: str, wanted: tuple[str, ...] | None,
             "leave it out of the label columns (samples carry its salted hash as split_group)."
         )
     cells = {column: [rows[0][column].strip() for rows in table.rows.values()] for column in columns}
-    kinds = {column: _kind(cells[column]) for column in columns}
+    kinds = {column: _kind(column, cells[column]) for column in columns}
     classes = {column: _classes(cells[column]) for column in columns if kinds[column] != "number"}
     return Labels(table, kinds, {column: names for column, names in classes.items() if len(names) <= _MOST_CLASSES})
 
@@ -150,8 +151,8 @@ def _guess_columns(table: Table, image_column: str, group_by: str | None) -> tup
     )
 
 
-def _kind(cells: Sequence[str]) -> LabelKind:
-    if any("|" in cell for cell in cells):
+def _kind(column: str, cells: Sequence[str]) -> LabelKind:
+    if column.lower() in _PLURALS or any("|" in cell for cell in cells):
         return "names"
     return "number" if all(_NUMBER.fullmatch(cell) for cell in cells if cell) else "name"
 

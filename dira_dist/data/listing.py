@@ -1,0 +1,137 @@
+"""What lies in a source: its image files, their kinds, label maps beside them, and what DICOM headers tell a plan."""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from dira_dist.config import RequestError
+from dira_dist.data.readers import SUFFIXES, FileKind, discreetly
+from dira_dist.data.salt import Salt
+from dira_dist.data.store import Store, check_reachable, open_store
+from dira_dist.data.tables import stem_of
+
+_HEADER_THREADS = 16
+_HEADER_BYTES = 8 << 20  # identity and series stand in the first groups of a file, long before this
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A source at a glance.
+
+    Attributes:
+        files: image files by path, with their kinds.
+        masks: label maps by path without suffix.
+        ignored: how many files are no images.
+        digest: salted, over names, sizes and ETags of files and masks; hexadecimal.
+    """
+
+    files: dict[str, FileKind]
+    masks: dict[str, str]
+    ignored: int
+    digest: str
+
+
+def list_source(source: str, masks: str | None, salt: Salt) -> Listing:
+    """Lists ``source`` and the folder of ``masks``, which may lie inside it.
+
+    Raises:
+        RequestError: there are no images.
+    """
+    check_reachable(source)
+    store = open_store(source)
+    inside = _below(masks, source) if masks else None
+    digest = hashlib.blake2b(key=salt.secret, digest_size=16)
+    files: dict[str, FileKind] = {}
+    ignored = 0
+    for found in store.list():
+        if _is_hidden(found.key) or (inside and found.key.startswith(inside)):
+            continue
+        kind = kind_of(store, found.key)
+        if kind is None:
+            ignored += 1
+        else:
+            files[found.key] = kind
+            digest.update(f"{found.key}\0{found.bytes}\0{found.etag}\n".encode())
+    if not files:
+        raise RequestError(
+            f"no images in {source}: of {ignored} files none is PNG, JPEG, TIFF, DICOM or NIfTI "
+            f"(by suffix: {', '.join(SUFFIXES)}; DICOM also without one)."
+        )
+    label_maps = list_masks(masks, digest.update) if masks else {}
+    return Listing(files, label_maps, ignored, digest.hexdigest())
+
+
+def _below(folder: str, parent: str) -> str | None:
+    """``masks/`` for ``data/masks`` below ``data``; none where it does not lie below."""
+    parent, folder = parent.rstrip("/") + "/", folder.rstrip("/") + "/"
+    return folder[len(parent) :] if folder.startswith(parent) and folder != parent else None
+
+
+def _is_hidden(key: str) -> bool:
+    return any(part.startswith(".") for part in key.split("/"))
+
+
+def kind_of(store: Store, key: str) -> FileKind | None:
+    """By its suffix; a file without one, or with a number for one, by DICOM's mark at byte 128."""
+    name = PurePosixPath(key).name.lower()
+    for suffix, kind in SUFFIXES.items():
+        if name.endswith(suffix):
+            return kind
+    suffix = PurePosixPath(name).suffix
+    if name.startswith("dicomdir") or (suffix and not suffix[1:].isdigit()):
+        return None
+    with store.open(key) as stream:
+        return "dicom" if stream.read(132)[128:] == b"DICM" else None
+
+
+def list_masks(address: str, note: Callable[[bytes], None]) -> dict[str, str]:
+    """Label maps by their path without suffix; ``note`` is told what they are, for a digest.
+
+    Raises:
+        RequestError: there are none.
+    """
+    check_reachable(address)
+    masks: dict[str, str] = {}
+    for found in open_store(address).list():
+        if not _is_hidden(found.key) and any(found.key.lower().endswith(suffix) for suffix in SUFFIXES):
+            note(f"mask {found.key}\0{found.bytes}\0{found.etag}\n".encode())
+            masks[without_suffix(found.key)] = found.key
+    if not masks:
+        raise RequestError(f"masks {address}: there is no label map (PNG, TIFF or NIfTI) in it.")
+    return masks
+
+
+def without_suffix(key: str) -> str:
+    """``a/scan`` for ``a/scan.nii.gz``."""
+    return str(PurePosixPath(key).with_name(stem_of(key)))
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the plan must know of a DICOM file; ``problem`` says why it cannot be read."""
+
+    patient: str
+    series: str
+    problem: str = ""
+
+
+def read_headers(store: Store, files: Iterable[str]) -> dict[str, Header]:
+    """Patient and series of DICOM files, by path."""
+    files = list(files)
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool, discreetly():
+        return dict(zip(files, pool.map(lambda file: _read_header(store, file), files), strict=True))
+
+
+def _read_header(store: Store, file: str) -> Header:
+    import pydicom
+
+    with store.open(file) as stream:
+        content = io.BytesIO(stream.read(_HEADER_BYTES))
+    try:
+        dataset = pydicom.dcmread(content, stop_before_pixels=True, specific_tags=["PatientID", "SeriesInstanceUID"])
+    except Exception as error:  # the parser raises whatever a damaged file drives it to
+        return Header("", file, f"its DICOM header cannot be read: {type(error).__name__}")
+    return Header(str(dataset.get("PatientID") or ""), str(dataset.get("SeriesInstanceUID") or file))

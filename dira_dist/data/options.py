@@ -1,0 +1,90 @@
+"""The options of ``dira-dist shard``."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dira_dist.config import RequestError, Section
+from dira_dist.data.pixels import PictureMode, Side
+from dira_dist.data.readers import Intensity
+
+Content = Literal["images", "volumes"]
+
+FOLDERS = "folders"  # in place of a label table: the folder's name is the label
+
+
+class ShardOptions(Section):
+    """How an archive becomes a shard set."""
+
+    image_size: Annotated[
+        int | None, Field(ge=8, description="side of the stored images in px; smaller ones stay; none: no resize")
+    ] = 512
+    side: Annotated[Side, Field(description="which side image_size means")] = "shortest"
+    coding: Annotated[Literal["png", "jpeg"], Field(description="png loses nothing; jpeg is smaller, 8 bits only")] = (
+        "png"
+    )
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    mode: Annotated[
+        PictureMode | None,
+        Field(description="8-bit grey, 16-bit grey or colour; none: the richest of a sample of files"),
+    ] = None
+    content: Annotated[
+        Content | None, Field(description="images, or whole volumes; none: volumes where there is only NIfTI")
+    ] = None
+    intensity: Annotated[
+        Intensity, Field(description="DICOM values to grey: the file's own window, or smallest to largest")
+    ] = "window"
+    labels: Annotated[str | None, Field(description="a CSV file, or the word 'folders'")] = None
+    image_column: Annotated[str, Field(description="column of the tables that names the image's file")] = "image"
+    label_columns: Annotated[
+        tuple[str, ...] | None, Field(description="columns that are labels; none: those with a usual name")
+    ] = None
+    boxes: Annotated[str | None, Field(description="a CSV file with columns x, y, width, height in px")] = None
+    masks: Annotated[str | None, Field(description="a folder with a label map for each image, named like it")] = None
+    split: Annotated[
+        dict[str, float] | None, Field(description="share of each part, for example train 0.9, val 0.1")
+    ] = None
+    group_by: Annotated[
+        str | None,
+        Field(description="what stays in one part: a column of the label table, 'PatientID' (DICOM) or 'folder'"),
+    ] = None
+    samples_per_shard: Annotated[int | None, Field(ge=1, description="files per tar; none: chosen by their number")] = (
+        None
+    )
+    salt_file: Annotated[str | None, Field(description="secret behind the keys; none: one per user, made once")] = None
+    processes: Annotated[int | None, Field(ge=1, description="none: one per core")] = None
+    strict: Annotated[bool, Field(description="refuse an archive with an unreadable file")] = False
+    overwrite: Annotated[bool, Field(description="replace a set made otherwise")] = False
+    report: Annotated[str | None, Field(description="file for the JSON report; it names files, so keep it private")] = (
+        None
+    )
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """``train=0.9,val=0.1`` as a mapping.
+
+    Raises:
+        RequestError: it is written otherwise.
+    """
+    split: dict[str, float] = {}
+    for piece in text.split(","):
+        name, equals, share = piece.partition("=")
+        try:
+            split[name.strip()] = float(share)
+        except ValueError:
+            equals = ""
+        if not equals or not name.strip():
+            raise RequestError(f"split {text!r}: write it as name=share,name=share, for example train=0.9,val=0.1.")
+    return split
+
+
+def check_split(split: Mapping[str, float]) -> None:
+    """Raises RequestError where the shares are not positive or do not sum to 1, or a name makes no folder."""
+    total = sum(split.values())
+    if abs(total - 1) > 1e-6 or any(share <= 0 for share in split.values()):
+        shares = ", ".join(f"{name}={share:g}" for name, share in split.items())
+        raise RequestError(f"split {shares}: the shares must be positive and sum to 1; these sum to {total:g}.")
+    for name in split:
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise RequestError(f"split: {name!r} names a folder; use letters, digits, '-' and '_'.")

@@ -1,0 +1,73 @@
+"""The secret behind keys and splits.
+
+With the same salt a file has the same key and a patient the same part in every run and on every machine, also after the
+archive has grown; without it nobody can tell from a key which file or patient it was. The salt is a small file that
+stays with the user and never enters a shard.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dira_dist.config import RequestError
+
+_KEY_BYTES = 10
+
+
+@dataclass(frozen=True)
+class Salt:
+    """The secret behind keys and split."""
+
+    secret: bytes = field(repr=False)
+
+    def digest(self, purpose: str, text: str, size_bytes: int = _KEY_BYTES) -> str:
+        """Keyed BLAKE2b of ``text``, hexadecimal; unlike purposes give unrelated values."""
+        person = purpose.encode()
+        return hashlib.blake2b(text.encode(), digest_size=size_bytes, key=self.secret, person=person).hexdigest()
+
+    def fraction(self, text: str) -> float:
+        """A uniform number in [0, 1) that ``text`` always gets."""
+        return int(self.digest("split", text, 6), 16) / (1 << 48)
+
+
+def read_salt(path: str | None) -> Salt:
+    """The salt of a file; without one this user's own, made on first use.
+
+    Raises:
+        RequestError: the named file is missing or holds hardly anything.
+    """
+    if path is None:
+        home = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+        file = home / "dira_dist" / "shard-salt"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write_secret(file, secrets.token_hex(32))
+    else:
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise RequestError(
+                f"salt_file {path}: there is no such file; make one with `openssl rand -hex 32 > {path}`."
+            )
+    text = file.read_text().strip()
+    if len(text) < 8:
+        raise RequestError(f"salt_file {file}: {len(text)} characters are no secret; use `openssl rand -hex 32`.")
+    return Salt(hashlib.sha256(text.encode()).digest())
+
+
+def _write_secret(file: Path, text: str) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(text + "\n")
+
+
+def part_of(fraction: float, split: Mapping[str, float]) -> str:
+    """The part whose share of [0, 1), in the split's order, ``fraction`` falls into."""
+    end = 0.0
+    for name, share in split.items():
+        end += share
+        if fraction < end:
+            return name
+    return name  # the shares sum to 1 but for rounding
