@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dira_dist.job import job_schema as job_schema
     from dira_dist.job import load_job as load_job
     from dira_dist.preflight import preflight as check
-    from dira_dist.pull import pull as pull
+    from dira_dist.tracking.pull import pull as pull
 
 __version__ = "0.1.0"
 
@@ -43,14 +43,30 @@ _HOMES = {
     "check": "preflight:preflight",
     "job_schema": "job:job_schema",
     "load_job": "job:load_job",
-    "pull": "pull:pull",
+    "pull": "tracking.pull:pull",
     "quickstart": "cluster.quickstart:quickstart",
     "run": "cluster.pretrain:pretrain",
     "shard": "data.ingest:shard",
     "submit": "cluster.submit:submit",
     "verify": "data.shards:verify",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "JobFailedError",
+    "Outcome",
+    "PretrainJob",
+    "RequestError",
+    "ShardOptions",
+    "__version__",
+    "check",
+    "job_schema",
+    "load_job",
+    "pull",
+    "quickstart",
+    "run",
+    "shard",
+    "submit",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

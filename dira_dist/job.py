@@ -18,11 +18,13 @@ from dira_dist.config import (
     recorded,
     validate,
 )
-from dira_dist.data.stream import DataConfig, choose_lanes
+from dira_dist.data.order import choose_lanes
+from dira_dist.data.stream import DataConfig
 from dira_dist.evaluation.probes import ProbeConfig
 from dira_dist.models.unet import UNetConfig, check_image_size
-from dira_dist.objectives import MethodConfig, default_method
+from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
 from dira_dist.tracking.config import TrackingConfig
+from dira_dist.training.loop import GuardConfig
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.stages import Plan, StageConfig, plan_stages
 from dira_dist.training.state import CheckpointConfig
@@ -79,6 +81,7 @@ class PretrainJob(Section):
     data: DataConfig
     model: UNetConfig = UNetConfig()
     method: MethodConfig = Field(default_factory=default_method)
+    adversarial: AdversarialConfig = AdversarialConfig()
     views: ViewsConfig = ViewsConfig()
     loss_weights: LossWeights = LossWeights()
     stages: tuple[StageConfig, ...] = Field(
@@ -89,6 +92,7 @@ class PretrainJob(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision | None = Field(None, description="left out: bf16 on GPUs that have it, else fp32")
     execution: ExecutionConfig = ExecutionConfig()
+    guards: GuardConfig = GuardConfig()
     probe: ProbeConfig | None = Field(None, description="labelled shard sets the frozen encoder is judged on")
     resources: ResourcesConfig = ResourcesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -168,6 +172,8 @@ def job_schema() -> dict[str, Any]:
 def _inherit(document: Document) -> Document:
     """Complete each stage with what the job says of batch, optimiser and loss weights."""
     values = json.loads(json.dumps(document.values))
+    if isinstance(values.get("method"), dict):
+        values["method"].setdefault("name", default_method().name)
     stages = values.setdefault("stages", list(DEFAULT_STAGES))
     data = values.get("data")
     for position, stage in enumerate(stages if isinstance(stages, list) else []):

@@ -1,28 +1,28 @@
 """``kind: pretrain``: from a validated job to a registered model, on whatever Ray is there."""
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
-from dira_dist.cluster.progress import ProgressBoard, ProgressView
+import dira_dist
+from dira_dist.cluster.progress import ProgressView, new_board
 from dira_dist.cluster.record import RunRecord, claim
+from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.cluster.storage import ray_storage
 from dira_dist.cluster.worker import WorkerSetup, train_worker
 from dira_dist.config import JobFailedError
-from dira_dist.data.store import Store, check_reachable, open_store
-from dira_dist.job import LoadedJob, PretrainJob, ResourcesConfig
+from dira_dist.data.store import check_reachable, open_store
+from dira_dist.job import LoadedJob, PretrainJob, ResourcesConfig, dump_job
 from dira_dist.preflight import Preflight, preflight
-from dira_dist.publish import publish
+from dira_dist.tracking.publish import publish
 from dira_dist.tracking.run import NullRun, TrackingRun, open_run
+from dira_dist.training.state import read_checkpoint
 
 COLLECTIVE_TIMEOUT_S = 600
 
@@ -72,55 +72,66 @@ def pretrain(loaded: LoadedJob, *, console: Console | None = None) -> Outcome:
         RequestError: before anything is started or written, for what cannot run as asked.
         JobFailedError: when the work failed; the same call goes on from the last checkpoint.
     """
-    job = loaded.job
-    facts = preflight(job)
-    storage = f"{job.checkpoint.storage.rstrip('/')}/{job.name}"
+    job, facts = loaded.job, preflight(loaded.job)
     check_reachable(job.checkpoint.storage, write=True)
-    store = open_store(storage)
+    store = open_store(run_folder(job))
     record = claim(store, RunRecord(loaded.record, facts.train.digest))
     if record.status == "finished":
         return Outcome(**{**record.outcome, "already_done": True})
-    tracking = job.tracking.located()
-    run = open_run(_without_monitor(tracking), job.name, loaded.record, _tags(job), record.run_id or None)
-    record = replace(record, run_id=run.run_id)
+    run = _open_run(loaded, facts, record.run_id)
     try:
+        record = replace(record, run_id=run.run_id)
         record.write(store)
         with ray_session(job.resources):
-            setup = WorkerSetup(loaded, facts.plan, tracking, run.run_id, ProgressBoard.remote())
-            result = _fit(setup, console)
-            outcome = _outcome(facts, run, result)
+            outcome = _outcome(facts, run, _fit(loaded, facts, run.run_id, console))
+        record.finished(asdict(outcome)).write(store)
     except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", _reason(error))
+        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", f"{type(error).__name__}: {error}")
         raise
-    record.finished(asdict(outcome)).write(store)
     run.finish("FINISHED")
     return outcome
 
 
-def _fit(setup: WorkerSetup, console: Console | None) -> ray.train.Result:
-    job = setup.loaded.job
+def run_folder(job: PretrainJob) -> str:
+    """Address of everything a run keeps: its record and its checkpoints."""
+    return f"{job.checkpoint.storage.rstrip('/')}/{job.name}"
+
+
+def _open_run(loaded: LoadedJob, facts: Preflight, run_id: str) -> TrackingRun | NullRun:
+    """The job's MLflow run on the driver's side; the first worker measures the machine, not the driver."""
+    job, tags = loaded.job, {"dira.job": loaded.job.name, "dira.version": dira_dist.__version__}
+    config = job.tracking.located().model_copy(update={"system_metrics_every_s": 0.0})
+    run = open_run(config, job.name, loaded.record, tags, run_id or None)
+    profile = {"samples": facts.train.samples, "shards": len(facts.train.shards), "bytes": facts.train.bytes}
+    if not run_id:
+        run.log_dataset("train", facts.train.digest, job.data.train, "training", profile)
+        run.log_text(dump_job(loaded.record), "job.yaml")
+    return run
+
+
+def _fit(loaded: LoadedJob, facts: Preflight, run_id: str, console: Console | None) -> ray.train.Result:
+    job, board = loaded.job, new_board()
+    setup = WorkerSetup(loaded, facts.train, facts.plan, job.tracking.located(), run_id, board)
     trainer = TorchTrainer(
         partial(train_worker, setup),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=_scaling(job.resources),
         run_config=_run_config(job),
     )
-    with ProgressView(setup.board, setup.plan, console):
+    with ProgressView(board, facts.plan, console):
         try:
             return trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise JobFailedError(
                 f"{job.name} failed: {_cause(error)}\n"
-                f"its checkpoints are in {job.checkpoint.storage}; the same command goes on from the newest"
+                f"its checkpoints are in {run_folder(job)}; the same command goes on from the newest"
             ) from error
 
 
 def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
     gpus = gpus_per_worker(resources)
     per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    return ray.train.ScalingConfig(
-        num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker=per_worker
-    )
+    return ray.train.ScalingConfig(num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker=per_worker)
 
 
 def _run_config(job: PretrainJob) -> ray.train.RunConfig:
@@ -133,7 +144,7 @@ def _run_config(job: PretrainJob) -> ray.train.RunConfig:
             max_failures=job.resources.max_failures, controller_failure_limit=job.resources.max_failures
         ),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=job.checkpoint.keep),
-        logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        logging_config=LoggingConfig(log_level="ERROR"),
     )
 
 
@@ -142,13 +153,13 @@ def _outcome(facts: Preflight, run: TrackingRun | NullRun, result: ray.train.Res
     assert result.checkpoint is not None, "the last stage ends with a checkpoint"
     with result.checkpoint.as_directory() as folder:
         checkpoint = read_checkpoint(Path(folder))
-    model = publish(facts.job, checkpoint, run)
+    model = publish(facts.job.tracking.located(), run, checkpoint)
     return Outcome(
         name=facts.job.name,
         run_id=run.run_id,
         page=run.page,
         steps=checkpoint.position.step,
-        checkpoint=_address_like(facts.job.checkpoint.storage, result.checkpoint.path),
+        checkpoint=f"{run_folder(facts.job)}/{Path(result.checkpoint.path).name}",
         model=model,
         quality=checkpoint.quality,
     )

@@ -18,9 +18,8 @@ _POLL_S = 0.5
 _LINE_EVERY_S = 15.0
 
 
-@ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the newest figures of one job; lives on the driver's node and takes no CPU."""
+    """Holds the newest figures of one job; an actor that takes no CPU."""
 
     def __init__(self) -> None:
         self._step = 0
@@ -36,6 +35,11 @@ class ProgressBoard:
 
     def read(self) -> tuple[int, dict[str, float], str]:
         return self._step, dict(self._figures), self._note
+
+
+def new_board() -> Any:
+    """A handle of a new board."""
+    return ray.remote(num_cpus=0)(ProgressBoard).remote()
 
 
 class BoardTracker:

@@ -21,6 +21,7 @@ class TrackingConfig(Section):
     )
     experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field("dira", description="MLflow experiment")
     register_as: str | None = Field(None, description="name in the model registry; left out, nothing is registered")
+    log_every_steps: Annotated[int, Field(ge=1)] = Field(10, description="optimiser steps between two sets of figures")
     system_metrics_every_s: Annotated[float, Field(ge=0)] = Field(
         10.0, description="seconds between two measurements of processor, memory, network and GPU; 0 measures none"
     )

@@ -8,14 +8,16 @@ line of the loop asks which worker it is.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from dira_dist.config import Section
 from dira_dist.training.meter import Meter
 from dira_dist.training.stages import Plan, Position, StageSpan
-from dira_dist.training.step import StepResult, TrainStep
+from dira_dist.training.step import LossWeights, StepResult, TrainStep
 from dira_dist.views import Views
 
 
@@ -23,13 +25,13 @@ class Samples(Protocol):
     """What the loop needs to know of this worker's share of a global batch."""
 
     @property
-    def images(self) -> Tensor: ...
-
-    @property
     def keys(self) -> tuple[str, ...]: ...
 
     @property
     def bad_samples(self) -> int: ...
+
+
+BatchT = TypeVar("BatchT", bound=Samples)
 
 
 class Tracker(Protocol):
@@ -52,12 +54,20 @@ class Judge(Protocol):
     def judge(self, label: str, step: int) -> None: ...
 
 
+class GuardConfig(Section):
+    """When a job gives up rather than go on."""
+
+    max_nonfinite_steps: int = Field(
+        20, ge=1, description="steps in a row, skipped for a loss or gradient that is not finite, that end the job"
+    )
+
+
 class NonFiniteError(RuntimeError):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Generic[BatchT]):
     """What one worker trains with.
 
     Attributes:
@@ -70,8 +80,8 @@ class Training:
 
     plan: Plan
     device: torch.device
-    open_stream: Callable[[StageSpan, Position], AbstractContextManager[Iterator[Samples]]]
-    make_views: Callable[[Samples, StageSpan], Views]
+    open_stream: Callable[[StageSpan, Position], AbstractContextManager[Iterator[BatchT]]]
+    make_views: Callable[[BatchT, StageSpan], Views]
     make_step: Callable[[StageSpan], TrainStep]
     tracker: Tracker
     checkpointer: Checkpointer
@@ -80,7 +90,7 @@ class Training:
     max_nonfinite_steps: int
 
 
-def train(training: Training, position: Position, tensors: Mapping[str, Any] | None = None) -> Position:
+def train(training: Training[BatchT], position: Position, tensors: Mapping[str, Any] | None = None) -> Position:
     """Train from a position to the end of the plan.
 
     Args:
@@ -105,7 +115,12 @@ def train(training: Training, position: Position, tensors: Mapping[str, Any] | N
                 result = step(training.make_views(batch, span), position.step_in_stage)
                 position = position.after_step(span.config.global_batch)
                 guard.watch(result.finite, position, batch.keys)
-                meter.count(_figures(result), batch, finite=result.finite)
+                meter.count(
+                    _figures(result, step.weights),
+                    images=len(batch.keys),
+                    bad_samples=batch.bad_samples,
+                    finite=result.finite,
+                )
                 if position.step % training.log_every_steps == 0 or position.step_in_stage == span.steps:
                     training.tracker.log_metrics(meter.summary() | {"train/stage": span.number + 1}, position.step)
                 if training.checkpointer.due(position):
@@ -114,6 +129,15 @@ def train(training: Training, position: Position, tensors: Mapping[str, Any] | N
         tensors, position = step.state_dict(), position.after_stage()
         training.checkpointer.save(position, tensors)
     return position
+
+
+def _figures(result: StepResult, weights: LossWeights) -> dict[str, Tensor]:
+    """Losses as they are (``loss/...``) and as they weigh (``weighted/...``), gradient norm and learning rate."""
+    weigh = weights.model_dump()
+    figures = {f"loss/{part}": loss for part, loss in result.losses.items()}
+    figures |= {f"weighted/{part}": weigh[part] * loss for part, loss in result.losses.items() if part in weigh}
+    rate = torch.tensor(result.learning_rate)
+    return figures | {"grad_norm": result.grad_norm, "learning_rate": rate}
 
 
 class _NonFiniteGuard:

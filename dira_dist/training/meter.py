@@ -33,7 +33,14 @@ class Meter:
         self._wait_s += time.perf_counter() - began
 
     def count(self, figures: Mapping[str, Tensor], *, images: int, bad_samples: int, finite: bool) -> None:
-        """Take in one step: scalar tensors by name, and this worker's samples in it."""
+        """Take in one step.
+
+        Args:
+            figures: scalar tensors by name, the same on every worker.
+            images: this worker's samples of the step.
+            bad_samples: those of them that stand in the place of a corrupt one.
+            finite: whether the step reached the weights; the figures of one that did not are left out.
+        """
         self._steps += 1
         self._images += images
         self._bad_samples += bad_samples
@@ -41,7 +48,7 @@ class Meter:
             self._skipped += 1
             return
         for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device)) + value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().float()
 
     def summary(self) -> dict[str, float]:
         """Means since the last summary, the same on every worker; a collective where a process group exists.
@@ -49,22 +56,17 @@ class Meter:
         Seconds, images/s and bytes carry their unit in the name; ``data_wait_share`` is that of the slowest worker.
         """
         elapsed = time.perf_counter() - self._started
-        names = sorted(self._sums)
         finite_steps = max(1, self._steps - self._skipped)
-        means = [self._sums[name] / finite_steps for name in names]
         counts = torch.tensor([self._images, self._bad_samples], dtype=torch.float64, device=self._device)
-        worst = torch.tensor([self._wait_s / elapsed, elapsed, _peak_memory_bytes(self._device)], dtype=torch.float64)
-        worst = worst.to(self._device)
-        mean = torch.stack(means) if means else torch.zeros(0, device=self._device)
+        worst = [self._wait_s / elapsed, elapsed, _peak_memory_bytes(self._device)]
+        worst_of_all = torch.tensor(worst, dtype=torch.float64, device=self._device)
         if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(mean)
-            mean /= distributed.get_world_size()
             distributed.all_reduce(counts)
-            distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
-        wait_share, elapsed, memory = worst.tolist()
+            distributed.all_reduce(worst_of_all, op=distributed.ReduceOp.MAX)
+        wait_share, elapsed, memory = worst_of_all.tolist()
         images, bad_samples = counts.tolist()
         report = {
-            **{f"train/{name}": value for name, value in zip(names, mean.tolist(), strict=True)},
+            **{f"train/{name}": float(total) / finite_steps for name, total in sorted(self._sums.items())},
             "train/images_per_s": images / elapsed,
             "train/step_s": elapsed / max(1, self._steps),
             "train/data_wait_share": wait_share,

@@ -10,7 +10,8 @@ workers that wrote it.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,29 @@ class Checkpoint:
         tensors: nested mapping of tensors, numbers and strings (networks, optimisers, queue).
         job: the resolved job, secrets left out.
         run_id: the MLflow run, or an empty string.
+        quality: what the networks were judged to be so far, by stage and figure.
+        pending_metrics: figures measured but not yet with the tracking server.
     """
 
     position: Position
-    tensors: dict[str, Any]
+    tensors: Mapping[str, Any]
     job: dict[str, Any]
     run_id: str = ""
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    pending_metrics: list[list[Any]] = field(default_factory=list)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write into an empty or new folder; the manifest comes last and makes it a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint.tensors, folder / _STATE)
+    torch.save(dict(checkpoint.tensors), folder / _STATE)
     manifest = {
         "version": FORMAT_VERSION,
         "position": asdict(checkpoint.position),
         "run_id": checkpoint.run_id,
         "job": checkpoint.job,
+        "quality": checkpoint.quality,
+        "pending_metrics": checkpoint.pending_metrics,
         "files": {_STATE: {"bytes": (folder / _STATE).stat().st_size, "sha256": _sha256(folder / _STATE)}},
     }
     partial = folder / f"{_MANIFEST}.partial"
@@ -85,7 +92,14 @@ def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     for name, expected in manifest["files"].items():
         _check_file(folder / name, expected)
     tensors = torch.load(folder / _STATE, map_location=device, weights_only=True)
-    return Checkpoint(Position(**manifest["position"]), tensors, manifest["job"], manifest["run_id"])
+    return Checkpoint(
+        Position(**manifest["position"]),
+        tensors,
+        manifest["job"],
+        manifest["run_id"],
+        manifest["quality"],
+        manifest["pending_metrics"],
+    )
 
 
 def _check_file(path: Path, expected: dict[str, Any]) -> None:

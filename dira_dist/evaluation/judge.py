@@ -1,0 +1,125 @@
+"""What the networks are worth at a moment: restoration, health of the representation, and a probe."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dira_dist.data.batch import Batch
+from dira_dist.data.validation import ValidationStream
+from dira_dist.evaluation.features import extract_features, frozen
+from dira_dist.evaluation.probes import ProbeConfig, probe_metrics
+from dira_dist.evaluation.rank import representation_health
+from dira_dist.evaluation.restoration import psnr, ssim
+from dira_dist.models.unet import UNet
+from dira_dist.views import ViewsConfig, make_views
+
+BATCH = 64
+PICTURED = 8
+MOST_IMAGES = 2048
+MOST_PROBE_IMAGES = 16384
+
+
+@dataclass(frozen=True)
+class Restorations:
+    """The first few validation images on the CPU: distorted ``(n, C, *S)``, restored and target ``(n, 1, *S)``."""
+
+    distorted: Tensor
+    restored: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Figures by name, ready for a tracker, and images to look at where there is a validation set."""
+
+    metrics: dict[str, float]
+    restorations: Restorations | None = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges a U-Net on a validation set and, where given, labelled probe sets. Trains nothing, keeps nothing.
+
+    Validation views are those of epoch 0 under the job's seed, so that all judgements of a job see the same ones. At
+    most 2,048 validation images and 16,384 of each probe set are looked at, the first of each set.
+
+    Attributes:
+        val: address of the validation set, or none.
+        probe: labelled sets, or none.
+        seed: the job's.
+        image_size: side of the views in pixels.
+        patience_s: seconds of trouble with the storage that are borne.
+    """
+
+    val: str | None
+    probe: ProbeConfig | None
+    views: ViewsConfig
+    seed: int
+    image_size: int
+    patience_s: float = 300.0
+
+    @torch.no_grad()
+    def judge(self, unet: UNet, device: torch.device) -> Judgement:
+        """Figures named ``val/...`` and ``probe/...``; whatever has no set to be measured on is left out."""
+        metrics: dict[str, float] = {}
+        restorations = None
+        with frozen(unet):
+            if self.val is not None:
+                figures, restorations = self._restoration(unet, self.val, device)
+                features, _ = self._features(unet, self.val, device, MOST_IMAGES)
+                metrics |= figures | representation_health(features).as_metrics("val/")
+            if self.probe is not None:
+                metrics |= self._probe(unet, self.probe, device)
+        return Judgement(metrics, restorations)
+
+    def _batches(self, address: str, most: int) -> Iterator[Batch]:
+        with ValidationStream(address, batch_size=BATCH, storage_patience_s=self.patience_s) as stream:
+            yield from islice(stream, -(-most // BATCH))
+
+    def _restoration(self, unet: UNet, address: str, device: torch.device) -> tuple[dict[str, float], Restorations]:
+        signal, similarity, shown = [], [], None
+        for batch in self._batches(address, MOST_IMAGES):
+            views = make_views(
+                batch.images.to(device),
+                batch.sizes_px.to(device),
+                batch.sample_ids.to(device),
+                torch.zeros_like(batch.epochs, device=device),
+                seed=self.seed,
+                image_size=self.image_size,
+                in_channels=unet.config.in_channels,
+                config=self.views,
+            )
+            assert views.target is not None
+            restored, valid = unet.decode(unet.encode(views.view_1)), batch.valid.to(device)
+            signal.append(psnr(restored, views.target)[valid])
+            similarity.append(ssim(restored, views.target)[valid])
+            if shown is None:
+                shown = Restorations(*(images[:PICTURED].cpu() for images in (views.view_1, restored, views.target)))
+        assert shown is not None, "a shard set has at least one sample"
+        return {"val/psnr": float(torch.cat(signal).mean()), "val/ssim": float(torch.cat(similarity).mean())}, shown
+
+    def _features(self, unet: UNet, address: str, device: torch.device, most: int) -> tuple[Tensor, list[Any]]:
+        """Features ``(N, C)`` of the samples that can be decoded, and their labels by name."""
+        labels: list[Any] = []
+        valid: list[Tensor] = []
+
+        def images() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in self._batches(address, most):
+                valid.append(batch.valid)
+                labels.extend(label for label, good in zip(batch.labels, batch.valid.tolist(), strict=True) if good)
+                yield batch.images, batch.sizes_px
+
+        features = extract_features(
+            unet.encoder, images(), image_size=self.image_size, in_channels=unet.config.in_channels, device=device
+        )
+        return features[torch.cat(valid)], labels
+
+    def _probe(self, unet: UNet, probe: ProbeConfig, device: torch.device) -> dict[str, float]:
+        sets = [self._features(unet, address, device, MOST_PROBE_IMAGES) for address in (probe.train, probe.val)]
+        (train, train_labels), (val, val_labels) = sets
+        named = [[labels[probe.label] for labels in part] for part in (train_labels, val_labels)]
+        return probe_metrics(probe, train, named[0], val, named[1])

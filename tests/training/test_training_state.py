@@ -1,0 +1,60 @@
+"""Checkpoints on disk: what is read is what was written, and what is not whole is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dira_dist.training.stages import Position
+from dira_dist.training.state import BrokenCheckpointError, Checkpoint, read_checkpoint, write_checkpoint
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    tensors = {
+        "unet": {"weight": torch.randn(3, 2), "half": torch.randn(4).to(torch.bfloat16)},
+        "optimizer": {"lr": 0.1, "step": 3, "name": "sgd"},
+    }
+    return Checkpoint(Position(1, 2, 30, 960), tensors, {"name": "test"}, "run-1", {"untrained": {"val/psnr": 9.5}})
+
+
+def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    write_checkpoint(tmp_path / "c", checkpoint)
+    again = read_checkpoint(tmp_path / "c")
+    assert (again.position, again.job, again.run_id, again.quality) == (
+        checkpoint.position,
+        checkpoint.job,
+        checkpoint.run_id,
+        checkpoint.quality,
+    )
+    assert torch.equal(again.tensors["unet"]["weight"], checkpoint.tensors["unet"]["weight"])
+    assert again.tensors["unet"]["half"].dtype == torch.bfloat16
+    assert again.tensors["optimizer"] == checkpoint.tensors["optimizer"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no manifest"])
+def test_what_is_not_whole_is_refused(tmp_path: Path, checkpoint: Checkpoint, damage: str) -> None:
+    write_checkpoint(tmp_path, checkpoint)
+    state = tmp_path / "state.pt"
+    content = bytearray(state.read_bytes())
+    match damage:
+        case "flip":
+            content[len(content) // 2] ^= 1
+            state.write_bytes(content)
+        case "cut":
+            state.write_bytes(content[:-1])
+        case "remove":
+            state.unlink()
+        case _:
+            (tmp_path / "manifest.json").unlink()
+    with pytest.raises(BrokenCheckpointError, match="state.pt|manifest"):
+        read_checkpoint(tmp_path)
+
+
+def test_later_format_is_refused(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    write_checkpoint(tmp_path, checkpoint)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
+    with pytest.raises(BrokenCheckpointError, match="format 99"):
+        read_checkpoint(tmp_path)
