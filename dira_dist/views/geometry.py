@@ -73,6 +73,7 @@ def draw_crops(keys: Tensor, sizes_px: Tensor, config: CropConfig) -> Crops:
         sizes_px: (B, n) int64, true sizes without padding.
         config: the section.
     """
+    sizes_px = sizes_px.clamp_min(1)
     axes = sizes_px.shape[-1]
     numbers = uniform(keys, Stream.CROP, _TRIES * axes + axes + 1)
     tries, place, flip = numbers.tensor_split((_TRIES * axes, (_TRIES + 1) * axes), dim=-1)

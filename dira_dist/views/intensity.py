@@ -116,7 +116,8 @@ def to_grey(images: Tensor) -> Tensor:
     """(N, C, ...) with C 1 or 3 to (N, 1, ...): the luma of RGB in float32, grey as it is."""
     if images.shape[1] == 1:
         return images
-    return sum((images[:, k : k + 1] * weight for k, weight in enumerate(_LUMA)), torch.zeros((), device=images.device))
+    red, green, blue = (images[:, k : k + 1].float() * weight for k, weight in enumerate(_LUMA))
+    return red.add_(green).add_(blue)
 
 
 @cache

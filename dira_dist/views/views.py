@@ -8,9 +8,19 @@ from pydantic import Field
 from torch import Tensor
 
 from dira_dist.config import RequestError, Section
-from dira_dist.views.distortion import DistortionConfig, distort, draw_distortion
-from dira_dist.views.geometry import CropConfig, draw_crops, empty_table, resample
-from dira_dist.views.intensity import BlurConfig, JitterConfig, blur, draw_blur, draw_jitter, jitter, to_grey
+from dira_dist.views.distortion import Distortion, DistortionConfig, distort, draw_distortion
+from dira_dist.views.geometry import CropConfig, Crops, draw_crops, empty_table, resample
+from dira_dist.views.intensity import (
+    Blur,
+    BlurConfig,
+    Jitter,
+    JitterConfig,
+    blur,
+    draw_blur,
+    draw_jitter,
+    jitter,
+    to_grey,
+)
 from dira_dist.views.randomness import view_keys
 
 _CPU_TABLE_BYTES, _CPU_VIEWS_BYTES = 16 << 20, 4 << 20
@@ -66,7 +76,7 @@ def make_views(
 
     Args:
         images: (B, C, *canvas) uint8 or uint16 with C 1 or 3; two or three spatial axes, padded at their ends.
-        sizes_px: (B, n) int64, true sizes; pixels beyond are never read.
+        sizes_px: (B, n) int64, true sizes, of at least a pixel; pixels beyond are never read.
         sample_ids: (B,) int64, index in the shard set.
         epochs: (B,) int64.
         seed: the job's.
@@ -79,29 +89,44 @@ def make_views(
         RequestError: the images' type or channels are not supported.
     """
     _check(images, in_channels)
+    drawn = _draw(view_keys(seed, epochs, sample_ids, views=2), sizes_px, image_size, config)
     shape = (*images.shape[:1], 1, *(image_size,) * (images.ndim - 2))
-    keys = view_keys(seed, epochs, sample_ids, views=2)
-    crops, jitters = draw_crops(keys, sizes_px, config.crop), draw_jitter(keys, config.jitter)
-    blurs = draw_blur(keys, config.blur, image_size)
-    distortions = draw_distortion(keys, config.distortion, image_size, images.ndim - 2)
     channels = min(in_channels, images.shape[1])
     views = torch.empty((2, shape[0], channels, *shape[2:]), device=images.device)
     target = torch.empty(shape, device=images.device) if with_target else None
     parts = _parts(images, views)
     table = empty_table(images[parts[0], :channels])
     for part in parts:
-        source = images[part] if in_channels == 3 else to_grey(images[part])
-        count = len(source)
-        crop = resample(source, crops.of(part), image_size, table).div_(_WHITE[images.dtype]).clamp_(0, 1)
+        source = images[part] if channels == images.shape[1] else to_grey(images[part])
+        crop = resample(source, drawn.crops.of(part), image_size, table)
+        crop.div_(_WHITE[images.dtype]).clamp_(0, 1)
         if target is not None and config.target == "crop":
-            target[part] = to_grey(crop[:count])
-        view = blur(jitter(crop, jitters.of(part)), blurs.of(part))
+            target[part] = to_grey(crop[: len(source)])
+        view = blur(jitter(crop, drawn.jitter.of(part)), drawn.blur.of(part))
         if target is not None and config.target == "view":
-            target[part] = to_grey(view[:count])
-        distorted = distort(view.contiguous(), distortions.of(part), config.distortion)
-        views[:, part] = distorted.view(2, count, *distorted.shape[1:])
+            target[part] = to_grey(view[: len(source)])
+        distorted = distort(view.contiguous(), drawn.distortion.of(part), config.distortion)
+        views[:, part] = distorted.view(2, len(source), *distorted.shape[1:])
     view_1, view_2 = views.expand(-1, -1, in_channels, *shape[2:])
     return Views(view_1, view_2, target, sample_ids)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    crops: Crops
+    jitter: Jitter
+    blur: Blur
+    distortion: Distortion
+
+
+def _draw(keys: Tensor, sizes_px: Tensor, image_size: int, config: ViewsConfig) -> _Drawn:
+    """Everything that is random, for the whole batch at once: small tensors and many calls."""
+    return _Drawn(
+        draw_crops(keys, sizes_px, config.crop),
+        draw_jitter(keys, config.jitter),
+        draw_blur(keys, config.blur, image_size),
+        draw_distortion(keys, config.distortion, image_size, sizes_px.shape[1]),
+    )
 
 
 def _parts(images: Tensor, views: Tensor) -> list[slice]:
