@@ -97,6 +97,15 @@ class NamedOptimizer:
             for name in self.parameters.keys() & state.keys():
                 weight = self.parameters[name]
                 self._optimizer.state[weight] = _copy(state[name], weight)
+            self._give_new_weights_momentum()
+
+    def _give_new_weights_momentum(self) -> None:
+        """torch's fused SGD takes momentum for all of its weights or for none; that of a new one is zero."""
+        assert self._optimizer is not None
+        if self.name == "sgd" and self._optimizer.state:
+            for weight in self.parameters.values():
+                if "momentum_buffer" not in self._optimizer.state[weight]:
+                    self._optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def _copy(state: Mapping[str, Any], weight: nn.Parameter | None = None) -> dict[str, Any]:
