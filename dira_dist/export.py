@@ -192,6 +192,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Hexadecimal sha256 of names, types, shapes and values: equal weights have it in whatever file they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class FeatureProgram(nn.Module):
     """Views to features, as one graph: what :func:`save_feature_program` stores."""
 

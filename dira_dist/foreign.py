@@ -1,4 +1,4 @@
-"""Start from weights made elsewhere: published DiRA and MoCo checkpoints, torchvision, timm. Every key is accounted for."""
+"""Start from weights made elsewhere: published DiRA and MoCo, torchvision, timm. Every key is accounted for."""
 
 import argparse
 import re

@@ -242,7 +242,8 @@ def weighted_auroc(scores: FloatArray, truth: BoolArray, weights: npt.NDArray[An
     below = np.cumsum(negative, axis=1) - negative
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     wins = (positive * (below + 0.5 * negative)).sum(axis=1)
-    return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    areas: FloatArray = np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return areas
 
 
 def probe_metrics(
@@ -291,4 +292,5 @@ def _probability(inputs: FloatArray, labels: BoolArray, outputs: FloatArray) -> 
     """Probability ``(M,)`` of one label; a label that is always or never there in the subset says nothing."""
     if labels.all() or not labels.any():
         return np.full(len(outputs), float(labels.all()))
-    return np.asarray(_classifier().fit(inputs, labels).predict_proba(outputs)[:, 1], dtype=np.float64)
+    probabilities: FloatArray = np.asarray(_classifier().fit(inputs, labels).predict_proba(outputs)[:, 1])
+    return probabilities
