@@ -1,9 +1,9 @@
 """The order of the samples, as arithmetic: who reads does not change what is read.
 
 Epoch ``e`` draws one permutation of the shards. Their samples in that order, less the last ``N mod L``, are cut into
-``L`` equal contiguous parts, the *lanes*, of ``R = N // L`` rows each. A lane is shuffled in blocks of ``window``
-neighbouring rows. The stream goes on from epoch to epoch without an end: its position ``g`` is row ``(g // L) mod R``
-of lane ``g mod L`` in epoch ``g // (L R)``.
+``L`` equal contiguous parts, the *lanes*, of ``R = N // L`` rows each. A lane is shuffled in equal blocks of about
+``window`` neighbouring rows. The stream goes on from epoch to epoch without an end: its position ``g`` is row
+``(g // L) mod R`` of lane ``g mod L`` in epoch ``g // (L R)``.
 
 A global batch is a multiple of ``L``, so each batch has equally many rows of every lane, and *samples consumed*, a
 multiple of ``L`` too, says everything about where the stream stands: for any number of workers, of loader processes,
@@ -148,12 +148,12 @@ class Order:
     def block(self, lane: int, row: int) -> Block:
         """The block that holds ``row`` (counted over all epochs) of ``lane``.
 
-        The last block of an epoch takes the remainder, so that none is shorter than the window.
+        The blocks of an epoch are equal to within one row, and none is shorter than the window.
         """
         epoch, row_in_epoch = divmod(row, self.rows_per_epoch)
-        number = min(row_in_epoch // self.window, self._blocks_per_epoch - 1)
-        start = number * self.window
-        stop = self.rows_per_epoch if number == self._blocks_per_epoch - 1 else start + self.window
+        number = ((row_in_epoch + 1) * self._blocks_per_epoch - 1) // self.rows_per_epoch
+        rows = part_of(self._blocks_per_epoch, number, range(self.rows_per_epoch))
+        start, stop = rows.start, rows.stop
         offset = lane * self.rows_per_epoch
         return Block(
             epoch=epoch,

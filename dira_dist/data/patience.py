@@ -26,7 +26,7 @@ class Patience:
     """How long trouble is borne: full-jitter exponential back-off until ``give_up_s`` have passed without progress."""
 
     give_up_s: float = 300.0
-    first_delay_s: float = 0.25
+    first_delay_s: float = 0.1
     longest_delay_s: float = 20.0
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 30.0

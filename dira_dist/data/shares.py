@@ -127,6 +127,7 @@ def shares_here(make: Source) -> Iterator[Iterator[Share]]:
             while True:  # the producer may be waiting for room
                 shares.get_nowait()
         thread.join()
+        shares.put(StopIteration())  # for a consumer in another thread, which may be waiting still
 
 
 def _produce(make: Source, shares: "queue.Queue[Share | BaseException]", stopping: threading.Event) -> None:

@@ -192,3 +192,8 @@ def shard_set(tmp_path: Path, make_set: MakeSet) -> str:
     """60 samples in 9 shards in a folder."""
     make_set(str(tmp_path / "set"))
     return str(tmp_path / "set")
+
+
+@pytest.fixture
+def fault() -> type[Fault]:
+    return Fault
