@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dira_dist.config import JobFailedError as JobFailedError
     from dira_dist.config import RequestError as RequestError
     from dira_dist.data.ingest import ShardOptions as ShardOptions
+    from dira_dist.data.ingest import parse_split as parse_split
     from dira_dist.data.ingest import shard as shard
     from dira_dist.data.shards import verify as verify
     from dira_dist.job import PretrainJob as PretrainJob
@@ -43,6 +44,7 @@ _HOMES = {
     "check": "preflight:preflight",
     "job_schema": "job:job_schema",
     "load_job": "job:load_job",
+    "parse_split": "data.ingest:parse_split",
     "pull": "tracking.pull:pull",
     "quickstart": "cluster.quickstart:quickstart",
     "run": "cluster.pretrain:pretrain",
@@ -60,6 +62,7 @@ __all__ = [
     "check",
     "job_schema",
     "load_job",
+    "parse_split",
     "pull",
     "quickstart",
     "run",

@@ -5,15 +5,21 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one message, not
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 from rich.console import Console
+from rich.progress import Progress
 
 import dira_dist
-from dira_dist.config import JobFailedError, RequestError
+from dira_dist.config import Document, JobFailedError, RequestError, validate
+
+if TYPE_CHECKING:
+    from dira_dist.data.ingest import Progress as ShardProgress
 
 app = typer.Typer(
     help="DiRA self-supervised pretraining of medical images at cluster scale.",
@@ -27,6 +33,18 @@ Job = Annotated[Path, typer.Argument(help="job file; examples are in jobs/")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the job file; repeatable")
 ]
+
+
+@contextmanager
+def _progress_bar(title: str) -> Iterator["ShardProgress"]:
+    """A live bar on a terminal, nothing elsewhere; yields the function that moves it."""
+    with Progress(console=_err, transient=True, disable=not _err.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield show
 
 
 def main() -> None:
@@ -47,6 +65,64 @@ def quickstart(
 ) -> None:
     """The main job end to end on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, register, pull."""
     for line in dira_dist.quickstart(folder, console=_err).lines():
+        _out.print(line, markup=False)
+
+
+@app.command()
+def shard(
+    source: Annotated[str, typer.Argument(help="folder or s3://bucket/prefix of images; with --verify a shard set")],
+    dest: Annotated[str | None, typer.Argument(help="folder or s3://bucket/prefix for the shard set")] = None,
+    image_size: Annotated[int, typer.Option(help="side of the stored images in px; 0 keeps them as they are")] = 512,
+    side: Annotated[str, typer.Option(help="which side that is: shortest or longest")] = "shortest",
+    coding: Annotated[str, typer.Option(help="png (lossless) or jpeg")] = "png",
+    mode: Annotated[
+        str | None, typer.Option(help="L, I;16 or RGB; the richest of a sample of files if left out")
+    ] = None,
+    intensity: Annotated[str, typer.Option(help="DICOM grey values: window or full")] = "window",
+    labels: Annotated[str | None, typer.Option(help="CSV with a row per image, or the word `folders`")] = None,
+    image_column: Annotated[str, typer.Option(help="column that names the image's file")] = "image",
+    boxes: Annotated[str | None, typer.Option(help="CSV with columns x, y, width, height in px")] = None,
+    masks: Annotated[str | None, typer.Option(help="folder with a label map for each image, named like it")] = None,
+    split: Annotated[str | None, typer.Option(help="parts and shares, such as train=0.9,val=0.1")] = None,
+    group_by: Annotated[str | None, typer.Option(help="column whose groups stay in one part, such as patient")] = None,
+    salt_file: Annotated[
+        Path | None, typer.Option(help="secret behind the samples' keys; one per user if left out")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="one per core if left out")] = None,
+    report: Annotated[Path | None, typer.Option(help="JSON file for what was read, skipped and why")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="refuse an archive with an unreadable file")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a set that was made otherwise")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="check the shard set SOURCE against its index")] = False,
+) -> None:
+    """Images (PNG, JPEG, TIFF, DICOM, NIfTI) to a shard set; an interrupted run goes on with the same command."""
+    if verify:
+        problems = dira_dist.verify(source)
+        _out.print("\n".join(problems) or f"{source}: sound", markup=False)
+        sys.exit(1 if problems else 0)
+    if dest is None:
+        raise RequestError("DEST is missing: dira-dist shard SOURCE DEST")
+    given = dict(
+        image_size=image_size or None,
+        side=side,
+        coding=coding,
+        mode=mode,
+        intensity=intensity,
+        labels=labels,
+        image_column=image_column,
+        boxes=boxes,
+        masks=masks,
+        split=dira_dist.parse_split(split) if split else None,
+        group_by=group_by,
+        salt_file=str(salt_file) if salt_file else None,
+        processes=processes,
+        report=str(report) if report else None,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    options = validate(dira_dist.ShardOptions, Document(given, "shard"))
+    with _progress_bar("sharding") as progress:
+        done = dira_dist.shard(source, dest, options, progress)
+    for line in done.lines():
         _out.print(line, markup=False)
 
 

@@ -43,9 +43,8 @@ class Preflight:
             batch = span.config.global_batch
             share = f"{batch // low}" if low == high else f"{batch // high} to {batch // low}"
             epochs = span.steps * batch / self.plan.epoch_samples
-            yield (
-                f"stage    {span.name:8} {span.steps:,} steps of {batch} images ({share} per worker), {epochs:.3g} epochs"
-            )
+            steps = f"{span.steps:,} steps of {batch} images ({share} per worker)"
+            yield f"stage    {span.name:8} {steps}, {epochs:.3g} epochs"
         yield f"total    {self.plan.steps:,} steps, {self.plan.samples:,} images"
         yield f"reading  {_mib(self.bytes_per_step)} per step from storage"
         parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())

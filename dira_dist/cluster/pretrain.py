@@ -153,7 +153,8 @@ def _outcome(facts: Preflight, run: TrackingRun | NullRun, result: ray.train.Res
     assert result.checkpoint is not None, "the last stage ends with a checkpoint"
     with result.checkpoint.as_directory() as folder:
         checkpoint = read_checkpoint(Path(folder))
-    model = publish(facts.job.tracking.located(), run, checkpoint)
+    data = {"address": facts.job.data.train, "images": facts.train.samples, "digest": facts.train.digest}
+    model = publish(facts.job.tracking.located(), run.run_id, checkpoint, data)
     return Outcome(
         name=facts.job.name,
         run_id=run.run_id,

@@ -23,6 +23,7 @@ from dira_dist.training.stages import Position
 
 FORMAT_VERSION = 1
 _STATE, _MANIFEST = "state.pt", "manifest.json"
+CHECKPOINT_FILES = (_STATE, _MANIFEST)
 
 
 class CheckpointConfig(Section):
