@@ -5,8 +5,7 @@ import math
 import re
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.evaluation import center_view
 from dira_dist.export import sha256_of, weights_digest
+from dira_dist.tracking import feature_model
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.model_files import CARD, CHECKSUMS, damaged_files, read_checksums
 from dira_dist.tracking.server import ask, connect, is_missing
@@ -126,7 +126,13 @@ def register(
         raise RequestError(f"the registry refuses: {without_credentials(str(error))[:300]}") from error
 
 
-def fetch(address: str, dest: Path, config: TrackingConfig, progress: Progress | None = None) -> Path:
+def fetch(
+    address: str,
+    dest: Path,
+    config: TrackingConfig,
+    progress: Progress | None = None,
+    only: Collection[str] | None = None,
+) -> Path:
     """Bring a registered model's folder here; every file is checked, and what is here already stays.
 
     Args:
@@ -134,6 +140,7 @@ def fetch(address: str, dest: Path, config: TrackingConfig, progress: Progress |
         dest: folder to write to; a fetch that was broken off goes on there.
         config: where the registry is.
         progress: called after each file.
+        only: names of the files wanted; all where left out.
 
     Returns:
         ``dest``.
@@ -148,9 +155,9 @@ def fetch(address: str, dest: Path, config: TrackingConfig, progress: Progress |
     client = connect(config.uri)
     version = find_version(client, config.uri, address)
     source = client.get_model_version_download_uri(version.name, version.version)
-    repository = get_artifact_repository(f"{source.rstrip('/')}/artifacts/{MODEL_FOLDER}", tracking_uri=config.uri)
+    repository = get_artifact_repository(f"{source.rstrip('/')}/data/{MODEL_FOLDER}", tracking_uri=config.uri)
     try:
-        _download(repository, dest, progress)
+        _download(repository, dest, progress, only)
     except RequestError as error:
         raise RequestError(f"{address}: {error}") from error
     return dest
@@ -247,18 +254,16 @@ def _new_version(client: MlflowClient, name: str, run_id: str, folder: Path, tag
 
 def _runnable(folder: Path, scratch: Path, run_id: str, model_id: str) -> Path:
     """The folder wrapped as an MLflow model: its pyfunc flavour needs mlflow, numpy and torch, and nothing of ours."""
-    # MLflow names the copy in the model after the folder, and follows no links.
+    # MLflow names its copy after the folder, and follows no links.
     named, path = shutil.copytree(folder, scratch / MODEL_FOLDER), scratch / "wrapped"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*type hint", category=UserWarning)  # a schema does not fit images
-        mlflow.pyfunc.save_model(
-            path,
-            python_model=str(Path(__file__).with_name("feature_model.py")),
-            artifacts={MODEL_FOLDER: str(named)},
-            code_paths=[str(center_view.__file__)],
-            pip_requirements=["mlflow", "numpy", "torch"],
-            mlflow_model=Model(run_id=run_id, model_id=model_id),
-        )
+    mlflow.pyfunc.save_model(
+        path,
+        loader_module=feature_model.__name__.rpartition(".")[2],
+        data_path=str(named),
+        code_paths=[str(feature_model.__file__), str(center_view.__file__)],
+        pip_requirements=["mlflow", "numpy", "torch"],
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+    )
     return path
 
 
@@ -291,10 +296,10 @@ def _is_better(metric: Metric | None, holder: ModelVersion | None) -> tuple[bool
     return metric.beats(other), comparison
 
 
-def _download(repository: Artifacts, dest: Path, progress: Progress | None) -> None:
+def _download(repository: Artifacts, dest: Path, progress: Progress | None, only: Collection[str] | None) -> None:
     dest.mkdir(parents=True, exist_ok=True)
     _bring(repository, CHECKSUMS, dest)
-    checksums = read_checksums(dest)
+    checksums = {name: digest for name, digest in read_checksums(dest).items() if only is None or name in only}
     sizes = dict(_sizes(repository))
     there, total = 0, sum(sizes.get(name, 0) for name in checksums)
     for name, digest in checksums.items():
