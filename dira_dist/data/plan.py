@@ -16,6 +16,7 @@ from dira_dist.data.tables import Labels, Table, names_of, read_boxes, read_labe
 
 ItemKind = Literal["raster", "tiff", "dicom", "nifti", "series"]
 
+_NOT_IN_THE_BYTES = {"salt_file", "processes", "strict", "overwrite", "report"}
 WHOLE = "all"  # the only part's name where there is no split
 _PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "patient id", "subject", "subject_id")
 
@@ -100,28 +101,15 @@ class Plan:
 
     def request(self, part: str) -> dict[str, Any]:
         """All that decides what the bytes of a part are; JSON-ready and free of names, for the set's index."""
-        names = (
-            "image_size",
-            "side",
-            "coding",
-            "jpeg_quality",
-            "mode",
-            "intensity",
-            "image_column",
-            "group_by",
-            "split",
-        )
-        chosen = self.options.model_dump(mode="json", include={*names, "label_columns"})
+        table = self.labels.table if self.labels else None
         return {
-            **chosen,
+            **self.options.model_dump(mode="json", exclude=_NOT_IN_THE_BYTES),
             "content": self.content,
             "part": part,
             "samples_per_shard": self.samples_per_shard(part),
             "source": self.source_digest,
             "salt": self.salt.digest("fingerprint", "", 8),
-            "labels": FOLDERS
-            if self.options.labels == FOLDERS
-            else self._digest_of(self.labels.table if self.labels else None),
+            "labels": FOLDERS if self.options.labels == FOLDERS else self._digest_of(table),
             "boxes": self._digest_of(self.boxes),
             "masks": bool(self.options.masks),
         }

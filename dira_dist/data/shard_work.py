@@ -8,6 +8,7 @@ temporary folder.
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -183,6 +184,7 @@ def _start_worker(
     source: str, options: ShardOptions, mode: PictureMode | None, counter: "Synchronized[int]", stop: Event
 ) -> None:
     global _bench
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and stops its workers in good order
 
     def count() -> None:
@@ -190,6 +192,14 @@ def _start_worker(
             counter.value += 1
 
     _bench = _Bench(Converter(source, options, mode), options.strict, count, stop.is_set)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _make_in_worker(job: _Job) -> ShardOutcome:

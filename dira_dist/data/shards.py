@@ -17,7 +17,7 @@ import os
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -359,21 +359,40 @@ def read_shard(store: Store, name: str) -> Iterator[tuple[str, dict[str, bytes]]
 
 
 def samples_in(stream: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Groups the members of a tar into samples; reads strictly forward."""
+    """Groups the members of a tar into samples; reads strictly forward.
+
+    Raises:
+        tarfile.ReadError: the tar is damaged or cut short.
+    """
+    end = bytearray()
+
+    def remember(data: bytes) -> None:
+        end[:] = (end + data)[-2 * tarfile.BLOCKSIZE :]
+
     key: str | None = None
     members: dict[str, bytes] = {}
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        for member in tar:
-            stem, _, extension = member.name.partition(".")
+    with io.BufferedReader(_ObservedReader(stream, remember)) as observed:
+        for name, content in _members_in(observed):
+            stem, _, extension = name.partition(".")
             if key is not None and stem != key:
                 yield key, members
                 members = {}
+            key, members[extension] = stem, content
+        while observed.read(1 << 16):
+            pass
+    if any(end) or not end:  # tarfile takes a tar that was cut between two members for a shorter one
+        raise tarfile.ReadError("the tar ends without its mark of an end")
+    if key is not None:
+        yield key, members
+
+
+def _members_in(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
             content = tar.extractfile(member)
             if content is None:
                 raise tarfile.ReadError(f"{member.name} is no plain file")
-            key, members[extension] = stem, content.read()
-    if key is not None:
-        yield key, members
+            yield member.name, content.read()
 
 
 def verify(address: str) -> list[str]:
@@ -397,13 +416,16 @@ def _problems_of(store: Store, shard: ShardInfo) -> Iterator[str]:
     elif found.bytes != shard.bytes:
         yield f"{shard.name}: {found.bytes} bytes, the index says {shard.bytes}"
     else:
-        hashing = _HashingReader(store.open(shard.name))
-        with io.BufferedReader(hashing, 1 << 20) as stream:
+        sha256 = hashlib.sha256()
+        with (
+            store.open(shard.name) as source,
+            io.BufferedReader(_ObservedReader(source, sha256.update), 1 << 20) as stream,
+        ):
             samples = _count_samples(stream)
             while stream.read(1 << 20):
                 pass  # a damaged tar is read to its end all the same, for its digest
-        if hashing.sha256.hexdigest() != shard.sha256:
-            yield f"{shard.name}: sha256 is {hashing.sha256.hexdigest()}, the index says {shard.sha256}"
+        if sha256.hexdigest() != shard.sha256:
+            yield f"{shard.name}: sha256 is {sha256.hexdigest()}, the index says {shard.sha256}"
         elif samples != shard.samples:
             yield f"{shard.name}: {samples} samples, the index says {shard.samples}"
 
@@ -415,22 +437,17 @@ def _count_samples(stream: IO[bytes]) -> int:
         return -1  # damaged, which the digest will say better
 
 
-class _HashingReader(io.RawIOBase):
-    """Reads ``source`` forward and digests what passes."""
+class _ObservedReader(io.RawIOBase):
+    """Reads ``source`` forward and shows ``observe`` what passes."""
 
-    def __init__(self, source: IO[bytes]) -> None:
-        self._source = source
-        self.sha256 = hashlib.sha256()
+    def __init__(self, source: IO[bytes], observe: Callable[[bytes], object]) -> None:
+        self._source, self._observe = source, observe
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         data = self._source.read(len(buffer))
-        self.sha256.update(data)
+        self._observe(data)
         buffer[: len(data)] = data
         return len(data)
-
-    def close(self) -> None:
-        self._source.close()
-        super().close()

@@ -1,0 +1,191 @@
+"""Shard sets: what is written comes back, equal input gives equal bytes, and damage is found."""
+
+import hashlib
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dira_dist.config import RequestError
+from dira_dist.data.pixels import encode
+from dira_dist.data.shards import (
+    Sample,
+    ShardInfo,
+    ShardRecord,
+    ShardSetIndex,
+    ShardWriter,
+    publish_index,
+    read_index,
+    read_shard,
+    verify,
+)
+from dira_dist.data.store import open_store
+
+
+def _samples(count: int) -> list[Sample]:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (count, 8, 6), dtype=np.uint8)
+    return [
+        Sample(
+            f"{number:04x}",
+            encode(image, "png"),
+            "png",
+            8,
+            6,
+            {"labels": {"n": number}},
+            mask=b"mask" if number % 2 else None,
+        )
+        for number, image in enumerate(images)
+    ]
+
+
+def _write(folder: Path, count: int = 10, per_shard: int = 4) -> ShardSetIndex:
+    with ShardWriter(str(folder), mode="L", encoding="png", samples_per_shard=per_shard, labels=("n",)) as writer:
+        for sample in _samples(count):
+            writer.add(sample)
+    return writer.index
+
+
+def test_samples_come_back_in_order_with_all_members(tmp_path: Path) -> None:
+    index = _write(tmp_path)
+    assert [shard.samples for shard in index.shards] == [4, 4, 2] and index.samples == 10
+    store = open_store(str(tmp_path))
+    found = [sample for shard in index.shards for sample in read_shard(store, shard.name)]
+    for sample, (key, members) in zip(_samples(10), found, strict=True):
+        assert key == sample.key and members["png"] == sample.image
+        assert json.loads(members["json"]) == sample.record
+        assert members.get("mask.png") == sample.mask
+
+
+def test_webdataset_itself_reads_a_set(tmp_path: Path) -> None:
+    index = _write(tmp_path)
+    urls = [str(tmp_path / shard.name) for shard in index.shards]
+    samples = list(wds.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [sample.key for sample in _samples(10)]
+    assert samples[3]["mask.png"] == b"mask" and "png" in samples[3] and "json" in samples[3]
+
+
+def test_equal_samples_give_equal_bytes_and_index(tmp_path: Path) -> None:
+    first, second = _write(tmp_path / "a"), _write(tmp_path / "b")
+    assert first == second and first.digest == second.digest
+    for shard in first.shards:
+        content = (tmp_path / "a" / shard.name).read_bytes()
+        assert content == (tmp_path / "b" / shard.name).read_bytes()
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (shard.sha256, shard.bytes)
+    assert _write(tmp_path / "c", count=9).digest != first.digest
+
+
+def test_index_survives_its_file_and_tells_sizes(tmp_path: Path) -> None:
+    index = _write(tmp_path)
+    assert read_index(str(tmp_path)) == index
+    assert (index.image.height_px.median, index.image.width_px.max) == (8, 6)
+    assert index.labels == ("n",) and index.image.mode == "L"
+
+
+@given(st.lists(st.dictionaries(st.integers(1, 50), st.integers(1, 9), min_size=1), min_size=1, max_size=4))
+def test_size_statistics_are_those_of_all_samples(histograms: list[dict[int, int]]) -> None:
+    class Memory:
+        def write_bytes(self, key: str, data: bytes) -> str:
+            return ""
+
+    info = ShardInfo(name="0.tar", samples=1, bytes=1, sha256="0" * 64)
+    records = [ShardRecord(info=info, heights_px=sizes, widths_px={7: 1}) for sizes in histograms]
+    found = publish_index(Memory(), records, mode="L", encoding="png").image.height_px  # type: ignore[arg-type]
+    flat = sorted(size for sizes in histograms for size, count in sizes.items() for _ in range(count))
+    assert (found.min, found.median, found.max) == (flat[0], flat[(len(flat) - 1) // 2], flat[-1])
+
+
+def test_a_set_that_failed_midway_has_no_index(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="gone"),
+        ShardWriter(str(tmp_path), mode="L", encoding="png", samples_per_shard=2) as writer,
+    ):
+        for sample in _samples(3):
+            writer.add(sample)
+        raise OSError("gone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.tar"]
+    with pytest.raises(RequestError, match=r"no shard set at .*dira-dist shard"):
+        read_index(str(tmp_path))
+
+
+def test_an_empty_set_and_a_second_set_in_one_place_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no sample"), ShardWriter(str(tmp_path), mode="L", encoding="png"):
+        pass
+    _write(tmp_path)
+    with pytest.raises(RequestError, match="already holds a shard set"):
+        ShardWriter(str(tmp_path), mode="L", encoding="png")
+
+
+def test_an_index_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    index = json.loads(_write(tmp_path).model_dump_json())
+    (tmp_path / "index.json").write_text(json.dumps(index | {"version": 2}))
+    with pytest.raises(RequestError, match=r"index\.json is not a shard set's index: version"):
+        read_index(str(tmp_path))
+
+
+def test_verify_passes_a_sound_set_and_names_each_damage(tmp_path: Path) -> None:
+    sound = tmp_path / "sound"
+    _write(sound)
+    assert verify(str(sound)) == []
+
+    def damaged(name: str) -> Path:
+        return Path(shutil.copytree(sound, tmp_path / name))
+
+    flipped = damaged("flipped") / "000001.tar"
+    content = bytearray(flipped.read_bytes())
+    content[700] ^= 1
+    flipped.write_bytes(content)
+    assert [problem.split(":")[0] for problem in verify(str(flipped.parent))] == ["000001.tar"]
+    assert "sha256" in verify(str(flipped.parent))[0]
+
+    header = damaged("header") / "000001.tar"
+    content = bytearray(header.read_bytes())
+    content[0:400] = bytes(400)
+    header.write_bytes(content)
+    assert "sha256" in verify(str(header.parent))[0]
+
+    short = damaged("short") / "000002.tar"
+    short.write_bytes(short.read_bytes()[:-512])
+    assert "bytes, the index says" in verify(str(short.parent))[0]
+
+    missing = damaged("missing")
+    (missing / "000000.tar").unlink()
+    (missing / "000009.tar").write_bytes(b"")
+    assert verify(str(missing)) == ["000000.tar: missing", "000009.tar: not in the index"]
+
+
+def test_verify_counts_samples(tmp_path: Path) -> None:
+    index = json.loads(_write(tmp_path).model_dump_json())
+    index["shards"][0]["samples"] = 3
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert verify(str(tmp_path)) == ["000000.tar: 4 samples, the index says 3"]
+
+
+def test_a_set_in_s3_is_the_same_set(tmp_path: Path, s3) -> None:
+    address = s3.address("deep/set")
+    with ShardWriter(address, mode="L", encoding="png", samples_per_shard=4) as writer:
+        for sample in _samples(10):
+            writer.add(sample)
+    assert writer.index.digest == _write(tmp_path).digest
+    assert all(shard.etag for shard in read_index(address).shards)
+    assert verify(address) == []
+    open_store(address).delete("000001.tar")
+    assert verify(address) == ["000001.tar: missing"]
+
+
+@pytest.mark.parametrize("length", [1024, 1300, 1536, -1024])
+def test_a_tar_cut_anywhere_is_an_error_when_read(tmp_path: Path, length: int) -> None:
+    """Between members too, where Python's tarfile sees only a shorter tar."""
+    _write(tmp_path)
+    tar = tmp_path / "000000.tar"
+    content = tar.read_bytes().rstrip(b"\0")
+    content += bytes(-len(content) % 512)
+    tar.write_bytes(content[:length])
+    with pytest.raises(tarfile.ReadError):
+        list(read_shard(open_store(str(tmp_path)), tar.name))
