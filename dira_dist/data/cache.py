@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,7 @@ class ShardCache:
                 _discard(file, part)
                 return None
             _download(file, store, shard, cancelled)
+            _mark_used(file)
             part.replace(entry)
             fcntl.flock(file, fcntl.LOCK_SH)
             file.seek(0)
@@ -140,8 +142,13 @@ def _open_entry(path: Path) -> BinaryIO | None:
     if os.fstat(file.fileno()).st_nlink == 0:
         file.close()
         return None
-    os.utime(file.fileno())
+    _mark_used(file)
     return file
+
+
+def _mark_used(file: BinaryIO) -> None:
+    now_ns = time.time_ns()  # the kernel's own stamps are too coarse to order two uses
+    os.utime(file.fileno(), ns=(now_ns, now_ns))
 
 
 def _claim(path: Path) -> BinaryIO | None:

@@ -189,7 +189,7 @@ def test_loader_processes_in_trouble_can_be_ended(address: str, proxy, fault) ->
 
 
 def test_a_resume_downloads_at_most_a_shard_per_lane_more_than_a_start(address: str, proxy, monkeypatch) -> None:
-    monkeypatch.setattr(store_module, "RANGE_BYTES", 2048)
+    monkeypatch.setattr(store_module, "RANGE_BYTES", 4096)
     index = read_index(address)
     order = Order([shard.samples for shard in index.shards], lanes=3, window=4, seed=0)
     cancelled = threading.Event()
@@ -206,7 +206,7 @@ def test_a_resume_downloads_at_most_a_shard_per_lane_more_than_a_start(address: 
     largest = max(shard.bytes for shard in index.shards)
     for lane in range(3):
         start = downloaded(lane, 0)
-        assert max(downloaded(lane, row) for row in (3, 7, 11, 16, 19, 35)) <= start + largest + 2048  # a range begun
+        assert max(downloaded(lane, row) for row in (3, 11, 35)) <= start + largest + 4096  # a range begun
 
 
 def test_access_denied_says_what_to_do(s3, proxy, fault) -> None:
