@@ -48,16 +48,18 @@ class Document:
         values: plain Python values, as JSON knows them; ``${env:NAME}`` references still unresolved.
         source: the file's name, for messages.
         lines: one-based line of every key path that stands in the file.
+        inherited: key paths whose values were taken over from elsewhere in the file; a mistake there is told once.
     """
 
     values: dict[str, Any]
     source: str = "job"
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    inherited: frozenset[KeyPath] = frozenset()
 
     def place(self, path: KeyPath) -> str:
         """``file:line: key.path``, or without the line where the key came from an override or is missing."""
-        line = self.lines.get(path)
-        return f"{self.source}{f':{line}' if line else ''}: {dotted(path) or 'the file'}"
+        line = f":{self.lines[path]}" if path in self.lines else ""
+        return ": ".join([f"{self.source}{line}", *filter(None, [dotted(path)])])
 
     def with_overrides(self, overrides: Sequence[str]) -> "Document":
         """A copy with each ``key.path=value`` applied, the values read as YAML.
@@ -241,7 +243,10 @@ def _explain(
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         by_path.setdefault(_path_in_document(error["loc"], values), []).append(error)
-    return [_explain_key(path, found, section, document) for path, found in by_path.items()]
+    told = [path for path in by_path if path not in document.inherited] or list(by_path)
+    # pydantic calls a list too short whose items it has refused
+    told = [path for path in told if not any(other != path and other[: len(path)] == path for other in by_path)]
+    return [_explain_key(path, by_path[path], section, document) for path in told]
 
 
 def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Section], document: Document) -> str:

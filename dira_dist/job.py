@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from dira_dist.config import (
     Document,
+    KeyPath,
     RequestError,
     Section,
     read_document,
@@ -100,7 +101,10 @@ class PretrainJob(Section):
 
     @model_validator(mode="after")
     def _image_size_fits_encoder(self) -> "PretrainJob":
-        check_image_size(self.model, self.data.image_size)
+        try:
+            check_image_size(self.model, self.data.image_size)
+        except RequestError as error:
+            raise ValueError(f"data.image_size is {self.data.image_size}: {error}") from error
         return self
 
     @model_validator(mode="after")
@@ -171,22 +175,29 @@ def job_schema() -> dict[str, Any]:
 
 def _inherit(document: Document) -> Document:
     """Complete each stage with what the job says of batch, optimiser and loss weights."""
-    values = json.loads(json.dumps(document.values))
+    values = json.loads(json.dumps({"stages": DEFAULT_STAGES} | document.values))
     if isinstance(values.get("method"), dict):
         values["method"].setdefault("name", default_method().name)
-    stages = values.setdefault("stages", list(DEFAULT_STAGES))
+    inherited: set[KeyPath] = set()
+    for position, stage in enumerate(values["stages"] if isinstance(values["stages"], list) else []):
+        if isinstance(stage, dict):
+            taken = _complete_stage(stage, values)
+            inherited.update(("stages", position, *path) for path in taken)
+    return replace(document, values=values, inherited=frozenset(inherited))
+
+
+def _complete_stage(stage: dict[str, Any], values: dict[str, Any]) -> Iterator[KeyPath]:
+    """Takes over what the stage leaves out; yields the key paths, inside the stage, of what it took."""
     data = values.get("data")
-    for position, stage in enumerate(stages if isinstance(stages, list) else []):
-        if not isinstance(stage, dict):
-            continue
-        if isinstance(data, dict) and "global_batch" in data:
-            stage.setdefault("global_batch", data["global_batch"])
-        for key in ("optimizer", "loss_weights"):
-            own, common = stage.get(key, {}), values.get(key, {})
-            if isinstance(own, dict) and isinstance(common, dict):
-                stage[key] = {**common, **own}
-        stages[position] = stage
-    return replace(document, values=values)
+    if isinstance(data, dict) and "global_batch" in data and "global_batch" not in stage:
+        stage["global_batch"] = data["global_batch"]
+        yield ("global_batch",)
+    for section in ("optimizer", "loss_weights"):
+        own, common = stage.setdefault(section, {}), values.get(section, {})
+        if isinstance(own, dict) and isinstance(common, dict):
+            for key in common.keys() - own.keys():
+                own[key] = common[key]
+                yield (section, key)
 
 
 def dump_job(record: dict[str, Any]) -> str:

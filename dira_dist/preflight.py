@@ -57,7 +57,7 @@ def preflight(job: PretrainJob) -> Preflight:
     Raises:
         RequestError: for a shard set that is missing, out of reach or too small, or a label the probe sets lack.
     """
-    index = _readable_set(job.data.train)
+    index = _readable_set("data.train", job.data.train)
     largest = max(stage.global_batch for stage in job.stages)
     if index.samples < largest:
         raise RequestError(
@@ -65,23 +65,29 @@ def preflight(job: PretrainJob) -> Preflight:
             f"lower global_batch to at most {index.samples} or add images"
         )
     if job.data.val is not None:
-        _readable_set(job.data.val)
+        _readable_set("data.val", job.data.val)
     _check_probe(job)
     plan = job.plan(job.lanes * (index.samples // job.lanes))
     per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
     return Preflight(job, index, plan, per_step, estimate_memory(job))
 
 
-def _readable_set(address: str) -> ShardSetIndex:
-    check_reachable(address)
-    return read_index(address)
+def _readable_set(key: str, address: str) -> ShardSetIndex:
+    try:
+        check_reachable(address)
+        return read_index(address)
+    except RequestError as error:
+        raise RequestError(
+            f"{key}: no shard set can be read at {address}: {error}\n"
+            f"correct {key}, or make the set with: dira-dist shard IMAGES {address}"
+        ) from error
 
 
 def _check_probe(job: PretrainJob) -> None:
     if job.probe is None:
         return
     for key, address in (("train", job.probe.train), ("val", job.probe.val)):
-        labels = _readable_set(address).labels
+        labels = _readable_set(f"probe.{key}", address).labels
         if job.probe.label not in labels:
             raise RequestError(
                 f"probe.label: {job.probe.label!r} is no label of {address} (probe.{key}); known: {', '.join(labels)}"

@@ -16,6 +16,7 @@ from dira_dist.training.stages import Plan, StageSpan
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 15.0
+_SHORT_NAMES = {"discriminative": "di", "restorative": "re", "adversarial": "adv", "discriminator": "D"}
 
 
 class ProgressBoard:
@@ -59,9 +60,8 @@ def describe(plan: Plan, step: int, figures: Mapping[str, float]) -> str:
     """Stage, step of steps, losses, images/s and share of time waiting for data, in one line."""
     span = _span_at(plan, step)
     parts = [f"{span.name} ({span.number + 1}/{len(plan.spans)})", f"step {step}/{plan.steps}"]
-    for part in ("discriminative", "restorative", "adversarial", "discriminator"):
-        if (loss := figures.get(f"train/loss/{part}")) is not None:
-            parts.append(f"{part[:5] if part != 'discriminator' else 'D'} {loss:.4g}")
+    losses = {short: figures.get(f"train/loss/{name}") for name, short in _SHORT_NAMES.items()}
+    parts += [f"{short} {loss:.4g}" for short, loss in losses.items() if loss is not None]
     if (rate := figures.get("train/images_per_s")) is not None:
         parts.append(f"{rate:.3g} images/s")
     if (wait := figures.get("train/data_wait_share")) is not None:

@@ -1,5 +1,6 @@
 """The whole way on one machine: images, shards in an embedded S3 server, two workers, three stages, MLflow, weights."""
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,8 +50,8 @@ class QuickstartReport:
         yield "\nload them:"
         yield from (f"    {line}" for line in self.pulled.loading_lines.splitlines())
         yield "\nwith your own images:"
-        yield "    dira-dist shard IMAGES/ SHARDS/ --split train=0.9,val=0.1     # folders, or s3://bucket/prefix"
-        yield "    cp jobs/pretrain.yaml my-job.yaml                             # set data.train and checkpoint.storage"
+        yield "    dira-dist shard IMAGES/ SHARDS/ --split train=0.9,val=0.1    # folders, or s3://bucket/prefix"
+        yield "    cp jobs/pretrain.yaml my-job.yaml                            # set data.train and checkpoint.storage"
         yield "    dira-dist check my-job.yaml && dira-dist run my-job.yaml"
 
     def _figures(self) -> Iterator[str]:
@@ -102,6 +103,9 @@ def _make_shards(archive: Path) -> ShardReport:
     """A user's archive in a folder, and the shard set of it in S3."""
     if not (archive / "boxes.csv").is_file():  # written last
         write_archive(archive, IMAGES, size_px=IMAGE_SIZE_PX)
+    # Phantoms are nobody's images: a salt that everybody knows makes the same shards on every machine.
+    salt = archive / "salt"
+    salt.write_text(hashlib.sha256(b"phantoms").hexdigest())
     options = ShardOptions(
         image_size=None,
         labels=str(archive / "labels.csv"),
@@ -109,7 +113,7 @@ def _make_shards(archive: Path) -> ShardReport:
         masks=str(archive / "masks"),
         split={"train": 0.8, "val": 0.2},
         group_by="patient",
-        salt_file=str(archive / "salt"),
+        salt_file=str(salt),
     )
     return shard(archive / "images", f"s3://{BUCKET}/shards", options)
 

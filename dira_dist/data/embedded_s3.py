@@ -1,5 +1,6 @@
 """An S3 server inside this process, for trying things out without an account."""
 
+import logging
 import os
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ def embedded_s3(bucket: str) -> Iterator[str]:
         from moto.server import ThreadedMotoServer
     except ImportError as error:
         raise RequestError("the embedded S3 server is not installed: pip install 'dira-dist[local]'") from error
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -1,0 +1,148 @@
+"""The command line: what is wrong with a request is said in one message with exit code 2, and nothing is touched."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dira_dist.cli import main
+from tests.conftest import S3Server
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Twelve small images in a folder, one of them corrupt, with a label table."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    rows = ["image,patient,label"]
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 48), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+        rows.append(f"{number:02d}.png,{number // 2},{'ab'[number % 2]}")
+    (folder / "11.png").write_bytes(b"no image")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"name: a\ndata: {{train: {tmp_path}/shards, global_batch: 4, image_size: 32}}\nmodel: {{encoder: resnet18}}\n"
+    )
+    return path
+
+
+def dira_dist(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The exit code of a command."""
+    monkeypatch.setattr(sys, "argv", ["dira-dist", *map(str, words)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert dira_dist(monkeypatch, *words) == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def test_shard_names_the_corrupt_image_and_goes_on(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["shard", archive, tmp_path / "shards", "--labels", tmp_path / "labels.csv", "--image-size", "32"]
+    assert dira_dist(monkeypatch, *words, "--processes", "1", "--report", tmp_path / "report.json") == 0
+    assert "skipped 11.png" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["skipped"][0]["file"] == "11.png"
+    assert dira_dist(monkeypatch, "shard", tmp_path / "shards", "--verify") == 0
+    capsys.readouterr()
+    assert dira_dist(monkeypatch, *words, "--processes", "1") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_strict_shard_refuses_a_corrupt_image(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(monkeypatch, capsys, "shard", archive, tmp_path / "shards", "--strict", "--processes", "1")
+    assert "11.png" in message
+    assert not (tmp_path / "shards" / "index.json").exists()
+
+
+def test_check_prints_the_resolved_job_and_its_plan_and_touches_nothing(
+    archive: Path, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dira_dist(monkeypatch, "shard", archive, tmp_path / "shards", "--processes", "1") == 0
+    capsys.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    assert dira_dist(monkeypatch, "check", job, "--set", "stages=[{objective: dira, epochs: 8}]") == 0
+    printed = capsys.readouterr().out
+    # 11 images in 4 lanes are 8 samples per epoch, 2 batches of 4
+    assert "16 steps of 4 images (4 per worker), 8 epochs" in printed
+    assert "queue_size: 65536" in printed
+    assert "memory   about" in printed
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], ["/shards", "no shard set", "dira-dist shard"]),
+        (["data.global_bach=3"], ["data.global_bach", "did you mean 'global_batch'"]),
+        (["data.image_size=big"], ["data.image_size", "found 'big'"]),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    verb: str,
+    overrides: list[str],
+    words: list[str],
+    job: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refusal(monkeypatch, capsys, verb, job, *(word for item in overrides for word in ("--set", item)))
+    assert not [word for word in words if word not in message], message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["job.yaml"]
+
+
+def test_missing_job_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such file" in refusal(monkeypatch, capsys, "run", "absent.yaml")
+
+
+def test_bucket_that_does_not_exist(
+    s3: S3Server, job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(monkeypatch, capsys, "check", job, "--set", "data.train=s3://no-such-bucket/set")
+    assert "no-such-bucket" in message
+
+
+def test_s3_without_credentials(
+    s3: S3Server, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    message = refusal(monkeypatch, capsys, "check", job, "--set", f"data.train={s3.address('set')}")
+    assert "credentials" in message
+    assert "AWS_ACCESS_KEY_ID" in message
+
+
+def test_schema_is_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dira_dist(monkeypatch, "schema") == 0
+    assert json.loads(capsys.readouterr().out)["properties"]["loss_weights"]
+
+
+def test_wrong_words_are_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dira_dist(monkeypatch, "shard") == 2
+    assert dira_dist(monkeypatch, "no-such-verb") == 2
