@@ -93,13 +93,12 @@ class ShardCache:
         with self._bound():
             os.ftruncate(file.fileno(), 0)
             used = self._sweep_parts()
-            entries = sorted(self._folder.glob("*.tar"), key=lambda path: path.stat().st_mtime_ns)
-            sizes = [path.stat().st_size for path in entries]
-            used += sum(sizes)
-            for path, freed in zip(entries, sizes, strict=True):
+            entries = sorted((_stamp_and_size(path), path) for path in self._folder.glob("*.tar"))
+            used += sum(bytes_ for (_, bytes_), _ in entries)
+            for (_, bytes_), path in entries:
                 if used + size <= self._max_bytes:
                     break
-                used -= freed if _remove_unused(path) else 0
+                used -= bytes_ if _remove_unused(path) else 0
             if used + size > self._max_bytes:
                 return False
             os.ftruncate(file.fileno(), size)
@@ -107,11 +106,9 @@ class ShardCache:
 
     def _sweep_parts(self) -> int:
         """Removes what crashed downloads left; returns the bytes of those under way."""
-        used = 0
-        for path in self._folder.glob("*.part"):
-            size = path.stat().st_size if path.exists() else 0
-            used += 0 if _remove_unused(path) else size
-        return used
+        # a part that is finished meanwhile is counted here or among the entries, or in both, but never in neither
+        sizes = [(path, _stamp_and_size(path)[1]) for path in self._folder.glob("*.part")]
+        return sum(size for path, size in sizes if not _remove_unused(path))
 
     @contextmanager
     def _bound(self) -> Iterator[None]:
@@ -144,6 +141,15 @@ def _open_entry(path: Path) -> BinaryIO | None:
         return None
     _mark_used(file)
     return file
+
+
+def _stamp_and_size(path: Path) -> tuple[int, int]:
+    """When a file was last used, and its bytes; zeros where it has just gone."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 def _mark_used(file: BinaryIO) -> None:
