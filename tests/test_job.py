@@ -59,7 +59,7 @@ def test_a_recorded_job_is_the_same_job_again() -> None:
         (["data.global_bach=2"], ["data.global_bach", "did you mean 'global_batch'"]),
         (["data.global_batch=many"], ["data.global_batch", "found 'many'", "integer"]),
         (["data.image_size=96", "model.encoder=tu-swin_tiny_patch4_window7_224"], ["data.image_size is 96", "224 px"]),
-        (["data.global_batch=30", "resources.workers=4"], ["resources.workers is 4", "allowed numbers of workers: [1, 2, 3, 5"]),
+        (["data.global_batch=30", "resources.workers=4"], ["resources.workers is 4", "workers: [1, 2, 3, 5"]),
         (["resources.workers=[4, 2]"], ["[4, 2]", "min at most max"]),
         (["data.lanes=7"], ["data.lanes is 7", "global batch 256"]),
         (["model.encoder=resnet5"], ["resnet5", "resnet50"]),

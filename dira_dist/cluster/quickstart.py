@@ -14,7 +14,7 @@ from dira_dist.data.embedded_s3 import embedded_s3
 from dira_dist.data.ingest import ShardOptions, ShardReport, shard
 from dira_dist.data.phantom import write_archive
 from dira_dist.job import LoadedJob, load_job
-from dira_dist.tracking.history import first_and_last
+from dira_dist.tracking.history import metric_history, save_pictures
 from dira_dist.tracking.pull import Pulled, pull
 
 IMAGES = 384
@@ -29,13 +29,14 @@ class QuickstartReport:
     """What the quickstart made, and what a person wants to see of it.
 
     Attributes:
-        losses: first and last value of each loss, unweighted.
+        losses: first and last value of each loss, unweighted; of MoCo's the first with a full queue.
+        pictures: files.
         elapsed_s: wall time of all of it.
     """
 
-    folder: Path
     outcome: Outcome
     losses: dict[str, tuple[float, float]]
+    pictures: list[Path]
     pulled: Pulled
     elapsed_s: float
 
@@ -44,9 +45,9 @@ class QuickstartReport:
         yield f"\nDiRA on {IMAGES} synthetic radiographs: {self.outcome.steps} steps, {self.elapsed_s:.0f} s in all\n"
         yield from self._figures()
         yield ""
-        yield f"pictures       {self.folder / 'pictures'}  (distorted view, restoration, target, difference)"
-        yield f"the MLflow page  {self.outcome.page}"
-        yield f"weights        {self.pulled.path}  (pulled from {self.outcome.model})"
+        yield f"pictures     {self.pictures[-1]}  (distorted view, restoration, target, difference)"
+        yield f"MLflow page  {self.outcome.page}"
+        yield f"weights      {self.pulled.path}  (pulled from {self.outcome.model})"
         yield "\nload them:"
         yield from (f"    {line}" for line in self.pulled.loading_lines.splitlines())
         yield "\nwith your own images:"
@@ -94,9 +95,22 @@ def quickstart(folder: Path | str = "quickstart", *, console: Console | None = N
         outcome = pretrain(loaded, console=console)
         tracking = loaded.job.tracking
         pulled = pull(outcome.model, folder / "weights", tracking_uri=tracking.uri)
-    losses = first_and_last(tracking, outcome.run_id, [f"train/loss/{name}" for name in LOSSES])
-    named = {name.removeprefix("train/loss/"): values for name, values in losses.items()}
-    return QuickstartReport(folder, outcome, named, pulled, time.monotonic() - began)
+    pictures = save_pictures(tracking, outcome.run_id, folder / "pictures")
+    losses = _first_and_last_losses(loaded, outcome.run_id)
+    return QuickstartReport(outcome, losses, pictures, pulled, time.monotonic() - began)
+
+
+def _first_and_last_losses(loaded: LoadedJob, run_id: str) -> dict[str, tuple[float, float]]:
+    """MoCo's loss begins low, as long as the queue holds noise that no image looks like, so it counts from then on."""
+    job = loaded.job
+    queue_full_step = job.method.model_dump()["queue_size"] // job.data.global_batch
+    found = {}
+    for name in LOSSES:
+        since = queue_full_step + job.tracking.log_every_steps if name == "discriminative" else 0
+        history = metric_history(job.tracking, run_id, f"train/loss/{name}")
+        values = [value for step, value in history if step >= since]
+        found[name] = (values[0], values[-1])
+    return found
 
 
 def _make_shards(archive: Path) -> ShardReport:

@@ -56,6 +56,7 @@ def _connect(resources: ResourcesConfig) -> None:
                 "or unset it to run on an embedded Ray on this machine"
             ) from error
         return
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that token authentication is on
     needed = math.ceil(resources.min_workers * resources.cpus_per_worker)
     ray.init(
         address="local",

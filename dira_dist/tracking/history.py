@@ -1,27 +1,53 @@
-"""What a run measured, read back."""
+"""What a run measured and drew, read back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
+
+from mlflow import MlflowClient
 
 from dira_dist.config import RequestError
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.server import ask, connect
 
 
-def first_and_last(config: TrackingConfig, run_id: str, names: Iterable[str]) -> dict[str, tuple[float, float]]:
-    """First and last recorded value of each metric that the run has.
+def metric_history(config: TrackingConfig, run_id: str, name: str) -> list[tuple[int, float]]:
+    """Steps and values of a metric, in the order of the steps; empty where the run has none of the name.
 
     Raises:
         RequestError: the tracking server is away or knows no such run.
     """
+    client, uri = _client(config)
+    history = ask(uri, partial(client.get_metric_history, run_id, name))
+    return sorted((int(metric.step), float(metric.value)) for metric in history)
+
+
+def save_pictures(config: TrackingConfig, run_id: str, folder: Path) -> list[Path]:
+    """Bring the pictures of a run into a folder, as ``NAME-STEP.png``.
+
+    Raises:
+        RequestError: the tracking server is away or knows no such run.
+    """
+    client, uri = _client(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    return list(_save(client, run_id, folder, ask(uri, lambda: _picture_files(client, run_id))))
+
+
+def _client(config: TrackingConfig) -> tuple[MlflowClient, str]:
     uri = config.located().uri
     if uri is None:
         raise RequestError("tracking.uri: missing; give the address of the run's tracking server")
-    client = connect(uri)
-    found = {}
-    for name in names:
-        history = ask(uri, partial(client.get_metric_history, run_id, name))
-        if history:
-            values = [float(metric.value) for metric in sorted(history, key=lambda metric: int(metric.step))]
-            found[name] = (values[0], values[-1])
-    return found
+    return connect(uri), uri
+
+
+def _picture_files(client: MlflowClient, run_id: str) -> list[str]:
+    return [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith(".png")]
+
+
+def _save(client: MlflowClient, run_id: str, folder: Path, files: Iterable[str]) -> Iterator[Path]:
+    for file in files:
+        # MLflow's own naming of a picture of a step: NAME+step+STEP+timestamp+...
+        name, _, rest = Path(file).name.partition("+step+")
+        path = folder / f"{name.replace('~', '-')}-{rest.partition('+')[0]}.png"
+        path.write_bytes(Path(client.download_artifacts(run_id, file)).read_bytes())
+        yield path
