@@ -131,9 +131,31 @@ class PretrainJob(Section):
         """Number of lanes of the sample stream: given, or chosen from the stages' batches alone."""
         return self.data.lanes or choose_lanes([stage.global_batch for stage in self.stages])
 
+    def located(self) -> "PretrainJob":
+        """The same with every address settled: Ray's workers run in folders of their own."""
+        data = {"train": absolute_address(self.data.train)}
+        if self.data.val is not None:
+            data["val"] = absolute_address(self.data.val)
+        changes: dict[str, Section] = {
+            "data": self.data.model_copy(update=data),
+            "checkpoint": self.checkpoint.model_copy(update={"storage": absolute_address(self.checkpoint.storage)}),
+            "tracking": self.tracking.located(),
+        }
+        if self.probe is not None:
+            probe = {"train": absolute_address(self.probe.train), "val": absolute_address(self.probe.val)}
+            changes["probe"] = self.probe.model_copy(update=probe)
+        if self.model.init is not None:
+            changes["model"] = self.model.model_copy(update={"init": absolute_address(self.model.init)})
+        return self.model_copy(update=changes)
+
     def plan(self, epoch_samples: int) -> Plan:
         """The stages laid along a training set of so many samples per epoch."""
         return plan_stages(self.stages, epoch_samples)
+
+
+def absolute_address(address: str) -> str:
+    """A plain path made absolute; an address with a scheme as it is."""
+    return address if "://" in address else str(Path(address).expanduser().absolute())
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def pretrain(loaded: LoadedJob, *, console: Console | None = None) -> Outcome:
         RequestError: before anything is started or written, for what cannot run as asked.
         JobFailedError: when the work failed; the same call goes on from the last checkpoint.
     """
+    loaded = replace(loaded, job=loaded.job.located())
     job, facts = loaded.job, preflight(loaded.job)
     check_reachable(job.checkpoint.storage, write=True)
     store = open_store(run_folder(job))
@@ -100,7 +101,7 @@ def run_folder(job: PretrainJob) -> str:
 def _open_run(loaded: LoadedJob, facts: Preflight, run_id: str) -> TrackingRun | NullRun:
     """The job's MLflow run on the driver's side; the first worker measures the machine, not the driver."""
     job, tags = loaded.job, {"dira.job": loaded.job.name, "dira.version": dira_dist.__version__}
-    config = job.tracking.located().model_copy(update={"system_metrics_every_s": 0.0})
+    config = job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
     run = open_run(config, job.name, loaded.record, tags, run_id or None)
     profile = {"samples": facts.train.samples, "shards": len(facts.train.shards), "bytes": facts.train.bytes}
     if not run_id:
@@ -111,7 +112,7 @@ def _open_run(loaded: LoadedJob, facts: Preflight, run_id: str) -> TrackingRun |
 
 def _fit(loaded: LoadedJob, facts: Preflight, run_id: str, console: Console | None) -> ray.train.Result:
     job, board = loaded.job, new_board()
-    setup = WorkerSetup(loaded, facts.train, facts.plan, job.tracking.located(), run_id, board)
+    setup = WorkerSetup(loaded, facts.train, facts.plan, job.tracking, run_id, board)
     trainer = TorchTrainer(
         partial(train_worker, setup),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
@@ -154,7 +155,7 @@ def _outcome(facts: Preflight, run: TrackingRun | NullRun, result: ray.train.Res
     with result.checkpoint.as_directory() as folder:
         checkpoint = read_checkpoint(Path(folder))
     data = {"address": facts.job.data.train, "images": facts.train.samples, "digest": facts.train.digest}
-    model = publish(facts.job.tracking.located(), run.run_id, checkpoint, data)
+    model = publish(facts.job.tracking, run.run_id, checkpoint, data)
     return Outcome(
         name=facts.job.name,
         run_id=run.run_id,
