@@ -406,7 +406,7 @@ def find_run(config: TrackingConfig, tags: Mapping[str, str]) -> str | None:
 
 
 def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
-    entries = [Param(key[:250], _param_text(value)) for key, value in flatten(dict(params)).items()]
+    entries = [Param(key[:250], _param_text(value)) for key, value in flatten(dict(params)).items() if key]
     for start in range(0, len(entries), PARAMS_PER_BATCH):
         client.log_batch(run_id, params=entries[start : start + PARAMS_PER_BATCH])
 
