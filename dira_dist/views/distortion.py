@@ -150,10 +150,12 @@ def _shuffle(views: Tensor, drawn: Distortion, largest_px: int) -> Tensor:
     last row and column, which writes the same value twice and needs no mask.
     """
     pixels = views.flatten(2)
-    corners = (drawn.swap_first_px, drawn.swap_second_px)
-    here, there = (_block_pixels(corner, drawn.swap_side_px, largest_px, views.shape[-1]) for corner in corners)
+    shape = (-1, -1, views.shape[1], -1)
+    here, there = (
+        _block_pixels(first, drawn.swap_side_px, largest_px, views.shape[-1])[:, :, None].expand(shape)
+        for first in (drawn.swap_first_px, drawn.swap_second_px)
+    )
     for one, other in zip(here.unbind(1), there.unbind(1), strict=True):
-        one, other = (index[:, None].expand(-1, views.shape[1], -1) for index in (one, other))
         from_one, from_other = pixels.gather(2, one), pixels.gather(2, other)
         pixels.scatter_(2, one, from_other).scatter_(2, other, from_one)
     return views

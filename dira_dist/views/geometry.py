@@ -193,8 +193,10 @@ def band(start_px: Tensor, size_px: Tensor, flipped: Tensor, length_px: int, out
     first = (centre - reach + 0.5).floor()
     offset = torch.arange(count, device=start_px.device)
     # The first tap's distance needs double precision at large coordinates; from there on float32 is exact enough.
-    distance = ((first + 0.5 - centre) / reach).float()[..., None] + offset / reach.float()[..., None]
+    nearest = ((first + 0.5 - centre) / reach).float()
+    weights = torch.addcmul(nearest[..., None], offset.float(), reach.float().reciprocal()[..., None])
+    weights.abs_().neg_().add_(1).clamp_min_(0)
     taps = first.long()[..., None] + offset
     inside = taps.clamp(start_px[:, None, None], (start_px + size_px - 1)[:, None, None])
-    weights = (1 - distance.abs()).clamp_min_(0) * (taps == inside)
-    return inside, weights / weights.sum(-1, keepdim=True)
+    weights.masked_fill_(taps != inside, 0)
+    return inside, weights.div_(weights.sum(-1, keepdim=True))

@@ -24,7 +24,7 @@ from dira_dist.views.intensity import (
 )
 from dira_dist.views.randomness import view_keys
 
-_CPU_TABLE_BYTES, _CPU_VIEWS_BYTES = 16 << 20, 2 << 20
+_CPU_TABLE_BYTES, _CPU_VIEWS_BYTES = 16 << 20, 4 << 20
 _DEVICE_PART_BYTES = 1 << 30
 _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
