@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
@@ -130,6 +130,7 @@ def test_modes_keep_what_an_image_has() -> None:
     assert np.abs(to_mode(DEEP, "L").astype(int) - DEEP / 257).max() <= 0.51
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(8, 1024), st.sampled_from(["shortest", "longest"]))
 def test_sizes_keep_the_shape_and_never_grow(height: int, width: int, size: int, side: Any) -> None:
     new = fitted_size(height, width, size, side)

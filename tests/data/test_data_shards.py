@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset as wds
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dira_dist.config import RequestError
@@ -88,6 +88,7 @@ def test_index_survives_its_file_and_tells_sizes(tmp_path: Path) -> None:
     assert index.labels == ("n",) and index.image.mode == "L"
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.integers(1, 50), st.integers(1, 9), min_size=1), min_size=1, max_size=4))
 def test_size_statistics_are_those_of_all_samples(histograms: list[dict[int, int]]) -> None:
     class Memory:
