@@ -119,7 +119,11 @@ def make_parts(plan: Plan, parts: Mapping[str, Part], progress: Progress | None)
     jobs = _jobs(plan, parts)
     total = plan.items
     before = sum(len(part.items) if part.index else part.files_done for part in parts.values())
-    tell: Callable[[int], None] = lambda done: progress(before + done, total) if progress else None  # noqa: E731
+
+    def tell(done: int) -> None:
+        if progress is not None:
+            progress(before + done, total)
+
     tell(0)
     shards = sum(1 for part in parts.values() for _ in part.open_shards())
     processes = min(plan.options.processes or len(os.sched_getaffinity(0)), shards)
