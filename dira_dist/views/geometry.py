@@ -19,9 +19,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dira_dist.config import Section
+from dira_dist.views.colour import to_grey
 from dira_dist.views.randomness import PerView, Stream, integers_between, uniform, uniform_between
 
 _TRIES = 10
+_CPU_TABLE_BYTES = 2 << 20
+_DEVICE_TABLE_BYTES = 1 << 30
 
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -105,67 +108,90 @@ def _largest_box(sizes_px: Tensor, config: CropConfig) -> Tensor:
     return torch.cat((first, rest), -1).round().long().clamp_min(1)
 
 
-def resample(images: Tensor, crops: Crops, out_px: int, table: Tensor | None = None) -> Tensor:
+def resample(images: Tensor, crops: Crops, out_px: int, channels: int) -> Tensor:
     """Each crop of each image, flipped where asked and resized to `out_px` along every axis.
 
     Args:
         images: (B, C, *canvas) uint8, uint16 or floating, padded at the end of each axis to one canvas.
         crops: of N = V * B views, all first views before all second ones: (N, n) and (N,).
         out_px: side of the result.
-        table: memory from :func:`empty_table` for at least B images, to be used again from call to call.
+        channels: of the result; 1 makes grey of RGB.
 
     Returns:
-        (N, C, *(out_px,) * n) float32, in the images' own units. Its memory is dense with the last axis slowest:
+        (N, channels, *(out_px,) * n) float32, in the images' own units. Its memory is dense with the last axis slowest:
         each product leaves the axis it worked on in front, and turning the last one back would cost a copy.
     """
-    canvas, channels = images.shape[2:], images.shape[1]
-    source = _fill(empty_table(images) if table is None else table, images)
-    entry = torch.arange(source.shape[0], device=images.device).view(-1, channels)
-    entry = entry.repeat(len(crops.flipped) // len(images), 1)
+    batch, _, *canvas = images.shape
+    bands = []
     for axis, length in enumerate(canvas):
         flipped = crops.flipped if axis == len(canvas) - 1 else torch.zeros_like(crops.flipped)
-        taps, weights = band(crops.start_px[:, axis], crops.size_px[:, axis], flipped, length, out_px)
-        mixed = banded_product(source, entry, taps, weights)
-        rest = (*canvas[axis + 1 :], *(out_px,) * axis)
-        if axis < len(canvas) - 1:
-            source = mixed[..., : math.prod(rest)].mT.reshape(-1, rest[0], math.prod(rest[1:]) * out_px)
-            entry = torch.arange(source.shape[0], device=images.device).view(-1, channels)
-    return mixed.view(-1, channels, out_px, *rest).movedim(2, -1)
+        bands.append(band(crops.start_px[:, axis], crops.size_px[:, axis], flipped, length, out_px))
+    views = len(crops.flipped) // batch
+    turned = torch.empty((views, batch, channels, *(out_px,) * len(canvas)), device=images.device)
+    table = _empty_table(images, channels)
+    for first in range(0, batch, len(table)):
+        part = slice(first, min(first + len(table), batch))
+        chosen = [(_rows(taps, batch, part), _rows(weights, batch, part)) for taps, weights in bands]
+        mixed = _products(_fill(table, images[part], channels), chosen, canvas)
+        turned[:, part] = mixed.view(turned[:, part].shape)
+    return turned.flatten(0, 1).movedim(2, -1)
 
 
-def empty_table(images: Tensor) -> Tensor:
-    """Room for (B, C, *canvas) images as a float32 table (B * C, rows, columns), its rows a little longer than theirs.
+def _rows(parameters: Tensor, batch: int, part: slice) -> Tensor:
+    """Of parameters (V * B, ...) those of some of the B samples, (V * b, ...)."""
+    return parameters.view(-1, batch, *parameters.shape[1:])[:, part].flatten(0, 1)
 
-    They are an odd multiple of 64 bytes: columns read at a stride of a power of two fall into one set of the cache.
-    What stands in the added columns is never read.
+
+def _products(source: Tensor, bands: list[tuple[Tensor, Tensor]], canvas: list[int]) -> Tensor:
+    """(M, C, rows, columns) tables to (N, C, out_px, ...), last axis first: a product for each axis, turned between."""
+    for axis, (taps, weights) in enumerate(bands):
+        if axis > 0:
+            rest = math.prod(canvas[axis:]) * taps.shape[1] ** (axis - 1)
+            source = source[..., :rest].mT.reshape(*source.shape[:2], canvas[axis], -1)
+        source = banded_product(source, taps, weights)
+    return source
+
+
+def _empty_table(images: Tensor, channels: int) -> Tensor:
+    """Room for some of the (B, C, *canvas) images as a float32 table (b, channels, rows, columns).
+
+    A float copy of all canvases would be four times the batch and, on a CPU, would leave the caches. The rows are an
+    odd multiple of 64 bytes long: columns read at a stride of a power of two fall into one set of the cache. What
+    stands in the added columns is never read.
     """
-    lines = math.ceil(math.prod(images.shape[3:]) / 16) | 1
-    return torch.empty((images.shape[0] * images.shape[1], images.shape[2], lines * 16), device=images.device)
+    rows, columns = images.shape[2], (math.ceil(math.prod(images.shape[3:]) / 16) | 1) * 16
+    limit = _CPU_TABLE_BYTES if images.device.type == "cpu" else _DEVICE_TABLE_BYTES
+    count = min(len(images), max(1, limit // (4 * channels * rows * columns)))
+    return torch.empty((count, channels, rows, columns), device=images.device)
 
 
-def _fill(table: Tensor, images: Tensor) -> Tensor:
-    flat = images.reshape(-1, images.shape[2], math.prod(images.shape[3:]))
-    table = table[: flat.shape[0]]
+def _fill(table: Tensor, images: Tensor, channels: int) -> Tensor:
+    """The first rows of the table, with the images in them."""
+    flat = (images if channels > 1 else to_grey(images)).flatten(3)
+    table = table[: len(flat)]
     table[..., : flat.shape[-1]].copy_(flat)
     return table
 
 
-def banded_product(source: Tensor, entry: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
-    """Rows of a table, mixed: result[n, c, i] = sum_k weights[n, i, k] * source[entry[n, c], taps[n, i, k]].
+def banded_product(source: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
+    """Rows of tables, mixed: result[n, c, i] = sum_k weights[n, i, k] * source[n mod M, c, taps[n, i, k]].
 
     Args:
-        source: (M, L, R) float32, contiguous.
-        entry: (N, C) int64 in [0, M).
-        taps: (N, I, K) int64 in [0, L).
+        source: (M, C, L, R) float32.
+        taps: (N, I, K) int64 in [0, L), N a multiple of M.
         weights: (N, I, K) float32.
 
     Returns:
-        (N * C, I, R) float32.
+        (N, C, I, R) float32.
     """
-    index = (taps[:, None] + (entry * source.shape[1])[..., None, None]).view(-1, taps.shape[-1])
-    weights = weights[:, None].expand(-1, entry.shape[1], -1, -1).reshape(index.shape)
-    mixed = F.embedding_bag(index, source.flatten(0, 1), per_sample_weights=weights, mode="sum")
-    return mixed.view(entry.numel(), taps.shape[1], -1)
+    entries, channels, length, _ = source.shape
+    views, out_px, count = taps.shape
+    base = torch.arange(0, entries * channels * length, length, device=source.device).view(-1, channels)
+    index = taps[:, None] + base.repeat(views // entries, 1)[..., None, None]
+    weights = weights[:, None].expand(index.shape)
+    rows = source.reshape(entries * channels * length, -1)
+    mixed = F.embedding_bag(index.view(-1, count), rows, per_sample_weights=weights.reshape(-1, count), mode="sum")
+    return mixed.view(views, channels, out_px, -1)
 
 
 def band(start_px: Tensor, size_px: Tensor, flipped: Tensor, length_px: int, out_px: int) -> tuple[Tensor, Tensor]:

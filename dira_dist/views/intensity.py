@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dira_dist.config import Section
+from dira_dist.views.colour import LUMA, to_grey
 from dira_dist.views.geometry import banded_product
 from dira_dist.views.randomness import PerView, Stream, uniform, uniform_between
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's grey
-_YIQ = (_LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+_YIQ = (LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 _REFERENCE_PX = 224
 
 Strength = Annotated[float, Field(ge=0)]
@@ -112,19 +112,11 @@ def _jitter_grey(images: Tensor, drawn: Jitter) -> Tensor:
     return images
 
 
-def to_grey(images: Tensor) -> Tensor:
-    """(N, C, ...) with C 1 or 3 to (N, 1, ...): the luma of RGB in float32, grey as it is."""
-    if images.shape[1] == 1:
-        return images
-    red, green, blue = (images[:, k : k + 1].float() * weight for k, weight in enumerate(_LUMA))
-    return red.add_(green).add_(blue)
-
-
 @cache
 def _colour_basis(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(3, 3) maps of colours: to grey, to their chroma, to their chroma turned by a right angle."""
     yiq = torch.tensor(_YIQ, dtype=torch.float64)
-    grey = torch.tensor(_LUMA, dtype=torch.float64).expand(3, 3)
+    grey = torch.tensor(LUMA, dtype=torch.float64).expand(3, 3)
     quarter = torch.tensor([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
     turned = yiq.inverse() @ quarter @ yiq
     chroma = torch.eye(3, dtype=torch.float64) - grey
@@ -186,7 +178,6 @@ def _blur_first_axis(images: Tensor, kernels: Tensor) -> Tensor:
     radius = kernels.shape[1] // 2
     taps = torch.arange(side, device=images.device)[:, None]
     taps = (taps + torch.arange(-radius, radius + 1, device=images.device)).clamp_(0, side - 1)
-    entry = torch.arange(batch * channels, device=images.device).view(batch, channels)
-    source = images.reshape(batch * channels, side, -1)
+    source = images.reshape(batch, channels, side, -1)
     weights = kernels[:, None].expand(-1, side, -1)
-    return banded_product(source, entry, taps.expand(batch, -1, -1), weights).view(images.shape)
+    return banded_product(source, taps.expand(batch, -1, -1), weights).view(images.shape)

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dira_dist.config import RequestError, Section
+from dira_dist.views.colour import to_grey
 from dira_dist.views.distortion import Distortion, DistortionConfig, distort, draw_distortion
-from dira_dist.views.geometry import CropConfig, Crops, draw_crops, empty_table, resample
+from dira_dist.views.geometry import CropConfig, Crops, draw_crops, resample
 from dira_dist.views.intensity import (
     Blur,
     BlurConfig,
@@ -20,11 +21,10 @@ from dira_dist.views.intensity import (
     draw_blur,
     draw_jitter,
     jitter,
-    to_grey,
 )
 from dira_dist.views.randomness import view_keys
 
-_CPU_TABLE_BYTES, _CPU_VIEWS_BYTES = 16 << 20, 4 << 20
+_CPU_PART_BYTES = 4 << 20
 _DEVICE_PART_BYTES = 1 << 30
 _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
@@ -97,19 +97,17 @@ def make_views(
     channels = min(in_channels, images.shape[1])
     views = torch.empty((2, shape[0], channels, *shape[2:]), device=images.device)
     target = torch.empty(shape, device=images.device) if with_target else None
-    parts = _parts(images, views)
-    table = empty_table(images[parts[0], :channels])
-    for part in parts:
-        source = images[part] if channels == images.shape[1] else to_grey(images[part])
-        crop = resample(source, drawn.crops.of(part), image_size, table)
+    for part in _parts(views):
+        count = len(images[part])
+        crop = resample(images[part], drawn.crops.of(part), image_size, channels)
         crop.div_(_WHITE[images.dtype]).clamp_(0, 1)
         if target is not None and config.target == "crop":
-            target[part] = to_grey(crop[: len(source)])
+            target[part] = to_grey(crop[:count])
         view = blur(jitter(crop, drawn.jitter.of(part)), drawn.blur.of(part))
         if target is not None and config.target == "view":
-            target[part] = to_grey(view[: len(source)])
+            target[part] = to_grey(view[:count])
         distorted = distort(view.contiguous(), drawn.distortion.of(part), config.distortion)
-        views[:, part] = distorted.view(2, len(source), *distorted.shape[1:])
+        views[:, part] = distorted.view(2, count, *distorted.shape[1:])
     view_1, view_2 = views.expand(-1, -1, in_channels, *shape[2:])
     return Views(view_1, view_2, target, sample_ids)
 
@@ -143,17 +141,16 @@ def _keep_pages() -> None:
     torch.empty((32 << 20) - 8192, dtype=torch.uint8)
 
 
-def _parts(images: Tensor, views: Tensor) -> list[slice]:
-    """The batch in parts whose intermediate tensors stay within a bound.
+def _parts(views: Tensor) -> list[slice]:
+    """The batch in parts whose (2, b, C, *S) views stay within a bound.
 
     On a GPU that is a bound on memory: one part as a rule. On a CPU it keeps them in the caches and below what
     the allocator hands out again: fresh pages cost more than the arithmetic.
     """
-    on_cpu = images.device.type == "cpu"
-    table_bytes = _CPU_TABLE_BYTES if on_cpu else _DEVICE_PART_BYTES
-    views_bytes = _CPU_VIEWS_BYTES if on_cpu else _DEVICE_PART_BYTES
-    step = max(1, min(table_bytes // (4 * images[0].numel()), views_bytes // (4 * views[:, 0].numel())))
-    return [slice(first, min(first + step, len(images))) for first in range(0, len(images), step)]
+    limit = _CPU_PART_BYTES if views.device.type == "cpu" else _DEVICE_PART_BYTES
+    batch = views.shape[1]
+    step = max(1, limit // (4 * views[:, 0].numel()))
+    return [slice(first, min(first + step, batch)) for first in range(0, batch, step)]
 
 
 def _check(images: Tensor, in_channels: int) -> None:

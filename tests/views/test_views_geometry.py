@@ -57,7 +57,7 @@ def test_equals_the_loop(dtype: torch.dtype, canvas: tuple[int, ...], channels: 
     images = torch.randint(0, top + 1, (3, channels, *canvas), generator=generator).to(dtype)
     sizes = torch.tensor([canvas, [s - 1 for s in canvas], [max(1, s // 2) for s in canvas]])
     crops = random_crops(sizes, views=2, seed=1)
-    found = resample(images, crops.of(slice(None)), out_px).view(2, 3, channels, *(out_px,) * len(canvas))
+    found = resample(images, crops.of(slice(None)), out_px, channels).view(2, 3, channels, *(out_px,) * len(canvas))
     for view, sample in itertools.product(range(2), range(3)):
         start, size = crops.start_px[view, sample].tolist(), crops.size_px[view, sample].tolist()
         flipped = bool(crops.flipped[view, sample])
@@ -71,13 +71,13 @@ def test_equals_torchvisions_crop_and_antialiased_resize(box: tuple[int, int, in
     top, left, height, width = box
     crops = Crops(torch.tensor([[top, left]]), torch.tensor([[height, width]]), torch.tensor([True]))
     wanted = resized_crop(image, top, left, height, width, [32, 32], antialias=True).flip(-1)
-    torch.testing.assert_close(resample(image, crops, 32), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(resample(image, crops, 32, 1), wanted, atol=1e-5, rtol=0)
 
 
 def test_whole_image_at_its_own_size_is_itself() -> None:
     image = torch.randint(0, 256, (1, 1, 24, 24), dtype=torch.uint8)
     crops = Crops(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[24, 24]]), torch.tensor([False]))
-    torch.testing.assert_close(resample(image, crops, 24), image.float())
+    torch.testing.assert_close(resample(image, crops, 24, 1), image.float())
 
 
 @given(
@@ -136,7 +136,7 @@ def test_what_stands_in_the_padding_is_never_read() -> None:
     crops = random_crops(sizes, views=2, seed=3).of(slice(None))
     inside = (torch.arange(50)[:, None] < sizes[:, 0, None, None]) & (torch.arange(70) < sizes[:, 1, None, None])
     dark, bright = (torch.where(inside[:, None], image, value) for value in (0, 255))
-    assert torch.equal(resample(dark, crops, 16), resample(bright, crops, 16))
+    assert torch.equal(resample(dark, crops, 16, 1), resample(bright, crops, 16, 1))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from dira_dist.views.colour import to_grey
 from dira_dist.views.intensity import (
     Blur,
     BlurConfig,
@@ -21,7 +22,6 @@ from dira_dist.views.intensity import (
     draw_jitter,
     gaussian,
     jitter,
-    to_grey,
 )
 from dira_dist.views.randomness import view_keys
 

@@ -158,7 +158,8 @@ def test_same_sample_same_view_in_any_order_and_company(order: list[int], batch:
 def test_parts_of_a_batch_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_images(11, 1, 50, 40)
     whole = make(images)
-    monkeypatch.setattr("dira_dist.views.views._CPU_VIEWS_BYTES", 4 * 2 * 32 * 32 * 3)
+    monkeypatch.setattr("dira_dist.views.views._CPU_PART_BYTES", 4 * 2 * 32 * 32 * 5)
+    monkeypatch.setattr("dira_dist.views.geometry._CPU_TABLE_BYTES", 4 * 50 * 48 * 2)
     parts = make(images)
     torch.testing.assert_close(everything(parts), everything(whole), atol=2e-6, rtol=0)
 
