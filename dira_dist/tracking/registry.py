@@ -249,7 +249,9 @@ def _new_version(client: MlflowClient, name: str, run_id: str, folder: Path, tag
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
     card = (folder / CARD).read_text() if (folder / CARD).is_file() else None
     place = model.artifact_location
-    return client.create_model_version(name, place, run_id, dict(tags), description=card, model_id=model.model_id)
+    return client.create_model_version(
+        name, place, run_id, dict(tags), description=card, await_creation_for=0, model_id=model.model_id
+    )
 
 
 def _runnable(folder: Path, scratch: Path, run_id: str, model_id: str) -> Path:
