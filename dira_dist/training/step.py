@@ -3,8 +3,7 @@
 Haghighi et al., *DiRA* (CVPR 2022), equation 4: ``L = w_dis * L_dis + w_res * L_res + w_adv * L_adv``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -129,9 +128,12 @@ class TrainStep:
     def __call__(self, views: Views, step_in_stage: int) -> StepResult:
         """One step on this worker's share of a global batch; a collective of all workers.
 
-        The published order updates the U-Net first and the discriminator on the same, detached restoration. Neither
+        The published order updates the U-Net first, then the discriminator on the same, detached restoration. Neither
         gradient depends on the other's update, so both are computed before either is applied, and one decision holds
         for both: a loss or gradient that is not finite on any worker leaves everything on all workers as it was.
+
+        Raises:
+            RequestError: a worker has fewer samples than the method needs.
         """
         batch, rate = self._share(views), self._rate(step_in_stage)
         self._statistics.keep()
@@ -151,11 +153,14 @@ class TrainStep:
         self._statistics.agree()
         self.networks.eval()
         try:
-            losses, restoration = self._losses(_Objectives(self.networks, self.weights), views, batch)
+            losses, restoration = self._unet_losses(_Objectives(self.networks, self.weights), views, batch)
+            if self._plays:
+                with self._autocast():
+                    scores = self.networks.discriminator(restoration)
+                losses["adversarial"] = batch.share_weight * adversarial_loss(scores, self._adversarial.loss)
         finally:
             self.networks.train()
-        names = list(losses)
-        return Evaluation(dict(zip(names, mean_over_workers(_stack(losses)), strict=True)), restoration)
+        return Evaluation(self._figures(losses), restoration)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks and optimisers, as tensors, numbers and text; not copies. Independent of the number of workers.
@@ -218,48 +223,62 @@ class TrainStep:
 
     def _backward(self, views: Views, batch: GlobalBatch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Gradients of both networks; losses as this worker's terms, see :mod:`dira_dist.objectives.collectives`."""
-        with _frozen(self.networks.discriminator):
-            losses, restoration = self._losses(self._objectives, views, batch)
-            torch.autograd.backward(losses["total"])
-        restoration = None if restoration is None else restoration.detach()
+        losses, restoration = self._unet_losses(self._objectives, views, batch)
+        roots = [getattr(self.weights, name) * loss for name, loss in losses.items()]
+        pulls: list[Tensor | None] = [None] * len(roots)
         if self._plays:
             assert restoration is not None
-            losses["discriminator"] = self._discriminator_loss(views, restoration, batch)
-            torch.autograd.backward(losses["discriminator"])
-        return {name: loss.detach() for name, loss in losses.items()}, restoration
+            losses |= self._play(views, restoration.detach().requires_grad_(), batch, pulls)
+            roots.append(restoration)
+        torch.autograd.backward(roots, pulls)
+        return {name: loss.detach() for name, loss in losses.items()}, _detached(restoration)
 
-    def _losses(
+    def _play(
+        self, views: Views, restoration: Tensor, batch: GlobalBatch, pulls: list[Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Both adversarial losses from one forward pass of the discriminator, and its gradients.
+
+        Instance norms keep samples apart, so real and restored may share the pass. What the U-Net is to learn from it
+        goes to ``pulls``, as a gradient on the restoration: none is made for the discriminator's weights on the way.
+        """
+        with self._autocast():
+            real, restored = self._player(torch.cat([_target(views), restoration])).chunk(2)
+        kind = self._adversarial.loss
+        fooled = batch.share_weight * adversarial_loss(restored, kind)
+        (pull,) = torch.autograd.grad(self.weights.adversarial * fooled, restoration, retain_graph=True)
+        pulls.append(pull)
+        told = batch.share_weight * discriminator_loss(real, restored, kind)
+        torch.autograd.backward(told)
+        return {"adversarial": fooled, "discriminator": told}
+
+    def _unet_losses(
         self, objectives: nn.Module, views: Views, batch: GlobalBatch
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The U-Net's losses, ``total`` their weighted sum, and the restoration."""
-        losses: dict[str, Tensor] = {}
+        """The losses that need no discriminator, and the restoration."""
         with self._autocast():
             discriminative, restoration = objectives(self._laid_out(views.view_1), self._laid_out(views.view_2), batch)
-        if discriminative is not None:
-            losses["discriminative"] = discriminative
+        losses = {} if discriminative is None else {"discriminative": discriminative}
         if self.weights.restorative > 0:
             losses["restorative"] = batch.share_weight * restorative_loss(restoration, _target(views))
-        if self._plays:
-            with self._autocast():
-                scores = self.networks.discriminator(restoration)
-            losses["adversarial"] = batch.share_weight * adversarial_loss(scores, self._adversarial.loss)
-        weighted = [getattr(self.weights, name) * loss for name, loss in losses.items()]
-        losses["total"] = torch.stack(weighted).sum()
         return losses, restoration
-
-    def _discriminator_loss(self, views: Views, restoration: Tensor, batch: GlobalBatch) -> Tensor:
-        """One forward pass for real and restored: instance norms keep samples apart, and DDP wants a single one."""
-        with self._autocast():
-            scores = self._player(torch.cat([_target(views), restoration]))
-        real, restored = scores.chunk(2)
-        return batch.share_weight * discriminator_loss(real, restored, self._adversarial.loss)
 
     def _judge(self, losses: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, bool]:
         """Losses over the global batch, the gradient's norm, and whether all is finite: the same on every worker."""
-        figures = mean_over_workers(_stack(losses))
+        figures = self._figures(losses)
         norms = [_gradient_norm(optimizer.parameters.values()) for optimizer in self._optimizers.values()]
-        finite = bool(torch.isfinite(torch.cat([figures, torch.stack(norms)])).all())  # the step's one wait for a GPU
-        return dict(zip(losses, figures, strict=True)), norms[0], finite
+        everything = torch.stack([*figures.values(), *norms])
+        finite = bool(torch.isfinite(everything).all())  # here the host waits for the device
+        return figures, norms[0], finite
+
+    def _figures(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses over the global batch, unweighted, and the weighted ``total`` of the U-Net's."""
+        means = mean_over_workers(torch.stack([loss.float() for loss in losses.values()]))
+        figures = dict(zip(losses, means, strict=True))
+        weights = self.weights.model_dump()
+        figures["total"] = sum(
+            (weights[name] * loss for name, loss in figures.items() if name in weights), torch.zeros_like(means[0])
+        )
+        return figures
 
     def _apply(self, rate: float) -> None:
         self._optimizers["unet"].step(rate)
@@ -337,26 +356,13 @@ class _Statistics:
             torch._foreach_copy_(self._buffers, self._kept)
 
 
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients pass through ``module`` without being made for its own weights, in the backward pass as well."""
-    learned = [weight for weight in module.parameters() if weight.requires_grad]
-    for weight in learned:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in learned:
-            weight.requires_grad_(True)
-
-
 def _target(views: Views) -> Tensor:
     assert views.target is not None, "a stage that restores asks for views with a target"
     return views.target
 
 
-def _stack(losses: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([loss.float() for loss in losses.values()])
+def _detached(restoration: Tensor | None) -> Tensor | None:
+    return None if restoration is None else restoration.detach()
 
 
 def _gradient_norm(weights: Iterable[nn.Parameter]) -> Tensor:
