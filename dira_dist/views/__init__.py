@@ -1,4 +1,4 @@
-"""Views on the device: crop, jitter, blur and distortion of whole batches, by randomness of the sample."""
+"""Views on the device: crop, jitter, blur and distortion of whole batches, drawn for each sample alone."""
 
 from dira_dist.views.views import Views, ViewsConfig, make_views
 

@@ -58,6 +58,24 @@ class Views:
     sample_ids: Tensor
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    crops: Crops
+    jitter: Jitter
+    blur: Blur
+    distortion: Distortion
+
+
+def _draw(keys: Tensor, sizes_px: Tensor, image_size: int, config: ViewsConfig) -> _Drawn:
+    """Everything that is random, for the whole batch at once: small tensors and many calls."""
+    return _Drawn(
+        draw_crops(keys, sizes_px, config.crop),
+        draw_jitter(keys, config.jitter),
+        draw_blur(keys, config.blur, image_size),
+        draw_distortion(keys, config.distortion, image_size, sizes_px.shape[1]),
+    )
+
+
 @torch.no_grad()
 def make_views(
     images: Tensor,
@@ -93,8 +111,17 @@ def make_views(
     if images.device.type == "cpu":
         _keep_pages()
     drawn = _draw(view_keys(seed, epochs, sample_ids, views=2), sizes_px, image_size, config)
+    with torch.autocast(images.device.type, enabled=False):
+        views, target = _render(images, drawn, image_size, min(in_channels, images.shape[1]), config, with_target)
+    view_1, view_2 = views.expand(-1, -1, in_channels, *views.shape[3:])
+    return Views(view_1, view_2, target, sample_ids)
+
+
+def _render(
+    images: Tensor, drawn: _Drawn, image_size: int, channels: int, config: ViewsConfig, with_target: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Views (2, B, channels, *S) and target (B, 1, *S) with the parameters that were drawn."""
     shape = (*images.shape[:1], 1, *(image_size,) * (images.ndim - 2))
-    channels = min(in_channels, images.shape[1])
     views = torch.empty((2, shape[0], channels, *shape[2:]), device=images.device)
     target = torch.empty(shape, device=images.device) if with_target else None
     for part in _parts(views):
@@ -108,26 +135,7 @@ def make_views(
             target[part] = to_grey(view[:count])
         distorted = distort(view.contiguous(), drawn.distortion.of(part), config.distortion)
         views[:, part] = distorted.view(2, count, *distorted.shape[1:])
-    view_1, view_2 = views.expand(-1, -1, in_channels, *shape[2:])
-    return Views(view_1, view_2, target, sample_ids)
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    crops: Crops
-    jitter: Jitter
-    blur: Blur
-    distortion: Distortion
-
-
-def _draw(keys: Tensor, sizes_px: Tensor, image_size: int, config: ViewsConfig) -> _Drawn:
-    """Everything that is random, for the whole batch at once: small tensors and many calls."""
-    return _Drawn(
-        draw_crops(keys, sizes_px, config.crop),
-        draw_jitter(keys, config.jitter),
-        draw_blur(keys, config.blur, image_size),
-        draw_distortion(keys, config.distortion, image_size, sizes_px.shape[1]),
-    )
+    return views, target
 
 
 @cache

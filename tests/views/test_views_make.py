@@ -235,6 +235,14 @@ def test_grey_is_repeated_for_three_channels() -> None:
     assert torch.equal(three.view_2, one.view_2.expand(-1, 3, -1, -1))
 
 
+def test_autocast_does_not_coarsen_the_views() -> None:
+    images = random_images(4, 3, 40, 40)
+    wanted = make(images, in_channels=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = make(images, in_channels=3)
+    assert torch.equal(everything(found), everything(wanted))
+
+
 def test_images_are_left_as_they_were() -> None:
     images = random_images(4, 3, 40, 40)
     before = images.clone()
