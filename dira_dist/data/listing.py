@@ -2,10 +2,12 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from dira_dist.config import RequestError
 from dira_dist.data.readers import SUFFIXES, FileKind, discreetly
@@ -13,7 +15,11 @@ from dira_dist.data.salt import Salt
 from dira_dist.data.store import Store, check_reachable, open_store
 from dira_dist.data.tables import stem_of
 
-_HEADER_THREADS = 16
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+_THREADS = 16
+_BATCH = 1024
 _HEADER_BYTES = 8 << 20  # identity and series stand in the first groups of a file, long before this
 
 
@@ -46,10 +52,9 @@ def list_source(source: str, masks: str | None, salt: Salt) -> Listing:
     digest = hashlib.blake2b(key=salt.secret, digest_size=16)
     files: dict[str, FileKind] = {}
     ignored = 0
-    for found in store.list():
-        if _is_hidden(found.key) or (inside and found.key.startswith(inside)):
-            continue
-        kind = kind_of(store, found.key)
+    visible = (found for found in store.list() if not _is_hidden(found.key))
+    candidates = (found for found in visible if not (inside and found.key.startswith(inside)))
+    for found, kind in _in_threads(lambda found: kind_of(store, found.key), candidates):
         if kind is None:
             ignored += 1
         else:
@@ -120,9 +125,16 @@ class Header:
 
 def read_headers(store: Store, files: Iterable[str]) -> dict[str, Header]:
     """Patient and series of DICOM files, by path."""
-    files = list(files)
-    with ThreadPoolExecutor(_HEADER_THREADS) as pool, discreetly():
-        return dict(zip(files, pool.map(lambda file: _read_header(store, file), files), strict=True))
+    with discreetly():
+        return dict(_in_threads(lambda file: _read_header(store, file), files))
+
+
+def _in_threads(action: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[tuple[ItemT, ResultT]]:
+    """Each item with the action's result, in order, a batch at a time: small reads from a bucket are all waiting."""
+    rest = iter(items)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(rest, _BATCH)):
+            yield from zip(batch, pool.map(action, batch), strict=True)
 
 
 def _read_header(store: Store, file: str) -> Header:
