@@ -35,6 +35,7 @@ import torch
 from PIL import Image
 from views import published_views
 
+from dira_dist.data import ranges
 from dira_dist.data import store as store_module
 from dira_dist.data.lanes import LaneReader, ShardSet
 from dira_dist.data.order import Order
@@ -237,21 +238,21 @@ def resume() -> None:
 def downloaded(order: Order, lane: int, row: int) -> int:
     total = 0
 
-    class Counting(store_module._S3Reader):
+    class Counting(ranges.RangeReader):
         def _next_range(self) -> bytes:
             nonlocal total
             data = super()._next_range()
             total += len(data)
             return data
 
-    original, store_module._S3Reader = store_module._S3Reader, Counting
+    original, store_module.RangeReader = store_module.RangeReader, Counting
     with ThreadPoolExecutor(1) as pool:
         reader = LaneReader(
             ShardSet("s3://bench/PNG", read_index("s3://bench/PNG")), order, lane, pool, threading.Event()
         )
         reader.load(row)
         reader.close()
-    store_module._S3Reader = original
+    store_module.RangeReader = original
     return total
 
 
@@ -270,7 +271,7 @@ def main() -> None:
             write_set(f"s3://bench/{form}", images, form, arguments.samples, arguments.samples // 16)
         found = throughput(images, arguments.samples, arguments.repeats, cache_dir)
         waiting(found, arguments.samples)
-        store_module.RANGE_BYTES = 256 << 10  # as fine beside these shards as 8 MiB beside shards of 100 MB
+        ranges.RANGE_BYTES = 256 << 10  # as fine beside these shards as 8 MiB beside shards of 100 MB
         resume()
     arithmetic(arguments.repeats)
 

@@ -109,7 +109,9 @@ def _decode(mode: PixelMode, slot: tuple[EncodedBlock, int]) -> Row:
             bad.append(BadSample(sample.id, sample.key, str(error)))
         else:
             return Row(decoded.pixels, sample.id, block.epoch, sample.key, decoded.labels, tuple(bad))
-    raise ShardError(f"{len(bad)} samples in a row are corrupt and nothing is left in their place; {bad[0]}")
+    raise ShardError(
+        f"{len(bad)} samples in a row are corrupt, and none is left in their place: {bad[0].key} ({bad[0].reason})"
+    )
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from dira_dist.data.patience import (
     code_of,
     status_of,
 )
+from dira_dist.data.ranges import RangeReader
 
 __all__ = [
     "ChangedObjectError",
@@ -43,14 +44,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 T = TypeVar("T")
 
-RANGE_BYTES = 8 << 20
 PART_BYTES = 256 << 20
 PAGE_OBJECTS = 1000
-_PIECE_BYTES = 1 << 20
 
 
 class Store(Protocol):
@@ -250,105 +248,16 @@ class S3Store:
         size: int | None = None,
         cancelled: threading.Event | None = None,
     ) -> BinaryIO:
-        raw = _S3Reader(self, key, etag=etag, start=start, size=size, cancelled=cancelled)
+        raw = RangeReader(
+            lambda request: self._client.get_object(**self._name(key), **request),
+            self.join(key),
+            self.patience,
+            etag=etag,
+            start=start,
+            size=size,
+            cancelled=cancelled,
+        )
         return io.BufferedReader(raw, buffer_size=1 << 16)
-
-
-class _S3Reader(io.RawIOBase):
-    """Reads an object forward, one range after the other; holds one range of :data:`RANGE_BYTES` at most."""
-
-    def __init__(
-        self,
-        store: S3Store,
-        key: str,
-        *,
-        etag: str | None,
-        start: int,
-        size: int | None,
-        cancelled: threading.Event | None,
-    ) -> None:
-        self._store, self._request_name = store, store._name(key)
-        self._name = store.join(key)
-        self._etag, self._size = etag or None, size
-        self._cancelled = cancelled
-        self._position = start
-        self._range = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._range:
-            self._range = memoryview(self._next_range())
-        count = min(len(buffer), len(self._range))
-        buffer[:count] = self._range[:count]
-        self._range = self._range[count:]
-        return count
-
-    def _next_range(self) -> bytes:
-        """The next :data:`RANGE_BYTES` of the object, fewer at its end, none behind it."""
-        data = bytearray()
-        trouble = Trouble(f"read {self._name}", self._store.patience, self._cancelled)
-        while len(data) < RANGE_BYTES and not (self._size is not None and self._position >= self._size):
-            before = len(data)
-            try:
-                self._read_on(data, RANGE_BYTES - before)
-            except Exception as error:
-                if len(data) > before:
-                    trouble.progress()
-                trouble.wait(error)
-            if self._size is None:
-                break  # an empty object
-        return bytes(data)
-
-    def _read_on(self, data: bytearray, count: int) -> None:
-        """Appends up to ``count`` bytes from the present position; what came before a break is kept."""
-        stop = self._position + count - 1 if self._size is None else min(self._position + count, self._size) - 1
-        answer = self._request(stop)
-        if answer is None:
-            return
-        wanted = min(count, _total_bytes(answer, self._name) - self._position)
-        body = answer["Body"]
-        try:
-            while wanted > 0:
-                piece = body.read(min(wanted, _PIECE_BYTES))
-                if not piece:
-                    raise ConnectionError(f"the body ended {wanted} bytes short")
-                data += piece
-                self._position += len(piece)
-                wanted -= len(piece)
-        finally:
-            body.close()
-
-    def _request(self, stop: int) -> "GetObjectOutputTypeDef | None":
-        request = {**self._request_name, "Range": f"bytes={self._position}-{stop}"}
-        if self._etag:
-            request["IfMatch"] = f'"{self._etag}"'
-        try:
-            answer = self._store._client.get_object(**request)
-        except Exception as error:
-            if status_of(error) != 416 or self._size is not None:
-                raise
-            self._size = self._position  # nothing stands behind the start: an empty object, or a start at its end
-            return None
-        self._check_version(answer)
-        return answer
-
-    def _check_version(self, answer: "GetObjectOutputTypeDef") -> None:
-        etag, total = answer["ETag"].strip('"'), _total_bytes(answer, self._name)
-        if self._etag is not None and etag != self._etag:
-            raise ChangedObjectError(f"{self._name} has changed: its ETag is {etag} where {self._etag} was meant")
-        if self._size is not None and total != self._size:
-            raise ChangedObjectError(f"{self._name} has {total} bytes where {self._size} were meant")
-        self._etag, self._size = etag, total
-
-
-def _total_bytes(answer: "GetObjectOutputTypeDef", name: str) -> int:
-    """Length of the whole object, from ``Content-Range: bytes 0-7/123``."""
-    total = answer.get("ContentRange", "").rpartition("/")[2]
-    if not total.isdigit():
-        raise StoreError(f"{name}: the endpoint does not serve byte ranges")
-    return int(total)
 
 
 _clients: "dict[tuple[Any, ...], S3Client]" = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dira_dist.config import RequestError
+from dira_dist.data import ranges
 from dira_dist.data import store as store_module
 from dira_dist.data.store import (
     ChangedObjectError,
@@ -112,7 +113,7 @@ def test_a_failed_write_leaves_the_old_object_and_no_litter(tmp_path: Path) -> N
 
 
 def test_s3_reads_in_ranges(s3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "RANGE_BYTES", 1000)
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 1000)
     data = os.urandom(3500)
     store = open_store(s3.address("p"))
     etag = store.write_bytes("k", data)
@@ -129,7 +130,7 @@ def test_s3_refuses_another_version(s3) -> None:
 
 
 def test_s3_object_changed_between_ranges_is_never_mixed(s3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "RANGE_BYTES", 1000)
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 1000)
     store = open_store(s3.address("p"))
     store.write_bytes("k", b"a" * 100_000)
     with store.open("k") as stream:

@@ -146,7 +146,7 @@ def test_the_budget_counts_different_samples_and_names_them(tmp_path: Path, make
 def test_a_block_without_a_good_sample_is_an_error(tmp_path: Path, make_set) -> None:
     address = str(tmp_path / "set")
     make_set(address, bad=tuple(range(60)))
-    with pytest.raises(ShardError, match="4 samples in a row are corrupt"):
+    with pytest.raises(ShardError, match=r"\d samples in a row are corrupt.*: k00\d\d"):
         take(address, 1)
 
 

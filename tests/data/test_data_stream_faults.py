@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dira_dist.config import RequestError
-from dira_dist.data import store as store_module
+from dira_dist.data import ranges
 from dira_dist.data.lanes import LaneReader, ShardError, ShardSet
 from dira_dist.data.order import Order
 from dira_dist.data.shards import ShardSetIndex, read_index
@@ -33,7 +33,7 @@ def address(s3, make_set) -> str:
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard of a few samples comes in several ranges, as a large one does."""
-    monkeypatch.setattr(store_module, "RANGE_BYTES", RANGE_BYTES)
+    monkeypatch.setattr(ranges, "RANGE_BYTES", RANGE_BYTES)
 
 
 def take(address: str, batches: int = EPOCH, **settings_: object) -> list[Batch]:
@@ -62,7 +62,7 @@ def first_of_each_range(fault):
 
 
 @pytest.mark.parametrize("kind", ["reset", "close", "short"])
-@pytest.mark.parametrize("after_bytes", [0, 1000, 4096])
+@pytest.mark.parametrize("after_bytes", [0, 2500])
 def test_broken_bodies_are_continued_where_they_broke(address: str, proxy, fault, kind: str, after_bytes: int) -> None:
     expected = take(address)
     clean_gets = len(proxy.object_gets)
@@ -189,7 +189,7 @@ def test_loader_processes_in_trouble_can_be_ended(address: str, proxy, fault) ->
 
 
 def test_a_resume_downloads_at_most_a_shard_per_lane_more_than_a_start(address: str, proxy, monkeypatch) -> None:
-    monkeypatch.setattr(store_module, "RANGE_BYTES", 4096)
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 4096)
     index = read_index(address)
     order = Order([shard.samples for shard in index.shards], lanes=3, window=4, seed=0)
     cancelled = threading.Event()
@@ -213,6 +213,16 @@ def test_access_denied_says_what_to_do(s3, proxy, fault) -> None:
     proxy.plan = lambda request: fault("status", status=403, code="AccessDenied")
     with pytest.raises(RequestError, match=r"access denied \(AccessDenied\).*check the credentials"):
         check_reachable(s3.address("x"))
+
+
+@pytest.mark.parametrize("kind", ["status", "reset", "short"])
+@pytest.mark.parametrize("data", [b"", b"x" * 5000])
+def test_reads_of_unknown_length_are_tried_again_and_whole(s3, proxy, fault, kind: str, data: bytes) -> None:
+    """Also where the trouble comes before anything is known of the object."""
+    store = open_store(s3.address("r"))
+    store.write_bytes("k.tar", data)
+    proxy.first(3, fault(kind))
+    assert store.read_bytes("k.tar") == data
 
 
 def test_writes_are_tried_again_and_whole(s3, proxy, fault, tmp_path) -> None:
