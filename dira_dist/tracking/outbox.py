@@ -3,7 +3,6 @@
 import logging
 import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -46,6 +45,7 @@ class Outbox(Generic[ItemT]):
         capacity: int,
         linger_s: float = 0.0,
     ) -> None:
+        assert capacity > batch, "the oldest item that is lost must not be one in delivery"
         self.name = name
         self.lost = 0
         self._deliver = deliver
@@ -56,6 +56,7 @@ class Outbox(Generic[ItemT]):
         self._changed = threading.Condition()
         self._in_delivery = 0
         self._flushing = 0
+        self._flushes = 0
         self._failures = 0
         self._warned_of_refusal = False
         self._thread: threading.Thread | None = None
@@ -84,6 +85,7 @@ class Outbox(Generic[ItemT]):
         """
         with self._changed:
             self._flushing += 1
+            self._flushes += 1
             self._changed.notify_all()
             try:
                 return self._changed.wait_for(lambda: not self._items, timeout_s)
@@ -92,7 +94,7 @@ class Outbox(Generic[ItemT]):
 
     def _lose_oldest(self) -> None:
         # The items in delivery are the queue's head; the one behind them goes.
-        del self._items[min(self._in_delivery, len(self._items) - 1)]
+        del self._items[self._in_delivery]
         self.lost += 1
         if self.lost == 1:
             log.warning("%s: more than %d wait for the receiver; the oldest are lost", self.name, self._capacity)
@@ -151,4 +153,6 @@ class Outbox(Generic[ItemT]):
             reason = without_credentials(f"{type(error).__name__}: {error}")
             log.warning("%s: not delivered, kept for later (%s)", self.name, reason[:300])
         wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self._failures - 1, 10))
-        time.sleep(wait_s * random.uniform(0.5, 1.0))
+        with self._changed:  # whoever begins to wait for an empty queue is worth another attempt at once
+            flushes = self._flushes
+            self._changed.wait_for(lambda: self._flushes != flushes, wait_s * random.uniform(0.5, 1.0))

@@ -100,6 +100,19 @@ def test_a_flush_does_not_wait_for_company() -> None:
     assert receiver.taken == [1]
 
 
+def test_a_flush_tries_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "FIRST_WAIT_S", 3600)
+    monkeypatch.setattr(outbox_module, "LONGEST_WAIT_S", 3600)
+    receiver = Receiver()
+    receiver.away.set()
+    box = Outbox("numbers", receiver, batch=10, capacity=100)
+    box.put(1)
+    assert not box.flush(0.2)
+    receiver.away.clear()
+    assert box.flush(10)
+    assert receiver.taken == [1]
+
+
 def test_puts_from_many_threads_all_arrive() -> None:
     receiver = Receiver()
     box = Outbox("numbers", receiver, batch=16, capacity=10_000)
