@@ -75,12 +75,22 @@ def shard(
     image_size: Annotated[int, typer.Option(help="side of the stored images in px; 0 keeps them as they are")] = 512,
     side: Annotated[str, typer.Option(help="which side that is: shortest or longest")] = "shortest",
     coding: Annotated[str, typer.Option(help="png (lossless) or jpeg")] = "png",
+    jpeg_quality: Annotated[int, typer.Option(help="1 to 100")] = 95,
+    content: Annotated[
+        str | None, typer.Option(help="images or volumes; volumes where there is only NIfTI if left out")
+    ] = None,
+    samples_per_shard: Annotated[
+        int | None, typer.Option(help="files per tar; chosen by their number if left out")
+    ] = None,
     mode: Annotated[
         str | None, typer.Option(help="L, I;16 or RGB; the richest of a sample of files if left out")
     ] = None,
     intensity: Annotated[str, typer.Option(help="DICOM grey values: window or full")] = "window",
     labels: Annotated[str | None, typer.Option(help="CSV with a row per image, or the word `folders`")] = None,
     image_column: Annotated[str, typer.Option(help="column that names the image's file")] = "image",
+    label_columns: Annotated[
+        str | None, typer.Option(help="A,B,C: columns that are labels; those of usual names if left out")
+    ] = None,
     boxes: Annotated[str | None, typer.Option(help="CSV with columns x, y, width, height in px")] = None,
     masks: Annotated[str | None, typer.Option(help="folder with a label map for each image, named like it")] = None,
     split: Annotated[str | None, typer.Option(help="parts and shares, such as train=0.9,val=0.1")] = None,
@@ -101,24 +111,28 @@ def shard(
         sys.exit(1 if problems else 0)
     if dest is None:
         raise RequestError("DEST is missing: dira-dist shard SOURCE DEST")
-    given = dict(
-        image_size=image_size or None,
-        side=side,
-        coding=coding,
-        mode=mode,
-        intensity=intensity,
-        labels=labels,
-        image_column=image_column,
-        boxes=boxes,
-        masks=masks,
-        split=dira_dist.parse_split(split) if split else None,
-        group_by=group_by,
-        salt_file=str(salt_file) if salt_file else None,
-        processes=processes,
-        report=str(report) if report else None,
-        strict=strict,
-        overwrite=overwrite,
-    )
+    given = {
+        "image_size": image_size or None,
+        "side": side,
+        "coding": coding,
+        "jpeg_quality": jpeg_quality,
+        "content": content,
+        "samples_per_shard": samples_per_shard,
+        "mode": mode,
+        "intensity": intensity,
+        "labels": labels,
+        "image_column": image_column,
+        "label_columns": label_columns.split(",") if label_columns else None,
+        "boxes": boxes,
+        "masks": masks,
+        "split": dira_dist.parse_split(split) if split else None,
+        "group_by": group_by,
+        "salt_file": str(salt_file) if salt_file else None,
+        "processes": processes,
+        "report": str(report) if report else None,
+        "strict": strict,
+        "overwrite": overwrite,
+    }
     options = validate(dira_dist.ShardOptions, Document(given, "shard"))
     with _progress_bar("sharding") as progress:
         done = dira_dist.shard(source, dest, options, progress)
