@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dira_dist.config import RequestError
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
+from dira_dist.data.stream import check_set
 from dira_dist.job import PretrainJob
 from dira_dist.models.unet import UNet
 from dira_dist.training.stages import Plan
@@ -58,11 +59,13 @@ def preflight(job: PretrainJob) -> Preflight:
         RequestError: for a shard set that is missing, out of reach or too small, or a label the probe sets lack.
     """
     index = _readable_set("data.train", job.data.train)
-    largest = max(stage.global_batch for stage in job.stages)
-    if index.samples < largest:
-        raise RequestError(
-            f"data.train: {job.data.train} holds {index.samples} images and a global batch has {largest}; "
-            f"lower global_batch to at most {index.samples} or add images"
+    for stage in job.stages:
+        check_set(
+            job.data.train,
+            index,
+            global_batch=stage.global_batch,
+            lanes=job.lanes,
+            workers=job.resources.max_workers,
         )
     if job.data.val is not None:
         _readable_set("data.val", job.data.val)
