@@ -1,10 +1,12 @@
 """The model registry: a new version of a name, the aliases ``latest`` and ``best``, and the way back to files."""
 
 import difflib
+import logging
 import math
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +27,16 @@ from dira_dist.export import sha256_of, weights_digest
 from dira_dist.tracking import feature_model
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.model_files import CARD, CHECKSUMS, damaged_files, read_checksums
-from dira_dist.tracking.server import ask, connect, is_missing
+from dira_dist.tracking.server import ask, connect, is_missing, is_refusal
+
+log = logging.getLogger(__name__)
 
 LATEST, BEST = "latest", "best"
 METRIC_TAG, VALUE_TAG, DIGEST_TAG = "dira.metric", "dira.metric_value", "dira.digest"
 MODEL_FOLDER = "model"
 ADDRESS_FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
 ATTEMPTS = 3
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 
 Progress = Callable[[str, int, int], None]  # file, bytes there, bytes in all
 _MODELS = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))")
@@ -90,6 +95,7 @@ def register(
     *,
     metric: Metric | None = None,
     tags: Mapping[str, str] | None = None,
+    patience_s: float = 300.0,
 ) -> Registered:
     """Make a model folder a new version of ``config.register_as``.
 
@@ -103,9 +109,10 @@ def register(
         folder: from :func:`dira_dist.tracking.model_files.write_model_folder`.
         metric: by which it is compared; without one ``best`` goes to a first version only.
         tags: method, weights, dataset digest, parent search ...
+        patience_s: how long to try again while the registry is away. A training of days does not fail for it.
 
     Raises:
-        RequestError: if the folder is damaged, or the registry is away or refuses.
+        RequestError: if the folder is damaged, or the registry refuses, or it is away for longer than that.
     """
     config = config.located()
     name = config.register_as
@@ -114,16 +121,30 @@ def register(
     damaged = damaged_files(folder)
     if damaged:
         raise RequestError(f"{folder}: damaged or missing: {', '.join(damaged)}; write the model folder again")
-    client = connect(config.uri)
-    try:
-        ask(config.uri, lambda: client.get_run(run_id))
-        digest = weights_digest(load_file(folder / "unet.safetensors"))
+    client, uri, digest = connect(config.uri), config.uri, weights_digest(load_file(folder / "unet.safetensors"))
+
+    def attempt() -> Registered:
+        ask(uri, lambda: client.get_run(run_id))
         version = _existing_version(client, name, run_id, digest)
         if version is None:
             version = _new_version(client, name, run_id, folder, _tags(metric, digest, tags))
         return _point_best(client, name, version, metric)
-    except MlflowException as error:
-        raise RequestError(f"the registry refuses: {without_credentials(str(error))[:300]}") from error
+
+    return _patiently(attempt, patience_s)
+
+
+def _patiently(attempt: Callable[[], Registered], patience_s: float) -> Registered:
+    """The first success; a refusal at once, and any other trouble when the patience is over."""
+    deadline, wait_s = time.monotonic() + patience_s, FIRST_WAIT_S
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            if is_refusal(error) or time.monotonic() + wait_s > deadline:
+                raise RequestError(f"the model is not registered: {without_credentials(str(error))[:400]}") from error
+            log.warning("the registry does not take the model yet: %s", without_credentials(str(error))[:300])
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
 def fetch(

@@ -73,6 +73,7 @@ class Wire:
         self.connected = True
         self.lose_answers_to: bytes | None = None
         self.lost_answers = 0
+        self.refused = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -89,6 +90,7 @@ class Wire:
     def _relay(self, client: socket.socket) -> None:
         with client, suppress(OSError):
             if not self.connected:
+                self.refused.set()
                 return
             with socket.create_connection(("127.0.0.1", self._port)) as server, selectors.DefaultSelector() as ready:
                 ready.register(client, selectors.EVENT_READ, server)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,23 @@ def test_a_fetch_goes_on_and_damage_is_seen(
     with pytest.raises(RequestError, match=r"unet\.safetensors is damaged where it is stored"):
         fetch(done.address, tmp_path / "again", server_config)
     assert not (tmp_path / "again" / "unet.safetensors").exists()
+
+
+def test_a_registration_outlasts_an_outage_and_is_made_once(
+    server_config: TrackingConfig, run: TrackingRun, small_folder: Path, wire: Any, mlflow_server: Any
+) -> None:
+    cut = server_config.model_copy(update={"uri": wire.uri})
+    wire.connected = False
+    with pytest.raises(RequestError, match="cannot be reached"):
+        register(cut, run.run_id, small_folder, patience_s=0)
+    wire.refused.clear()
+    with ThreadPoolExecutor(1) as other:
+        registering = other.submit(register, cut, run.run_id, small_folder)
+        assert wire.refused.wait(60)
+        wire.connected = True
+        assert registering.result(60).version == 1
+    versions = MlflowClient(mlflow_server.uri).search_model_versions(f"name = '{server_config.register_as}'")
+    assert len(versions) == 1
 
 
 def test_a_damaged_folder_is_not_registered(server_config: TrackingConfig, small_folder: Path, tmp_path: Path) -> None:
