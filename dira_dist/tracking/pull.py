@@ -12,7 +12,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.store import MissingObjectError, open_store
 from dira_dist.export import Format, export, save_weights
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.model_files import read_facts
+from dira_dist.tracking.model_files import FACTS, read_facts
 from dira_dist.tracking.publish import network_state
 from dira_dist.tracking.registry import ADDRESS_FORMS, fetch
 from dira_dist.training.state import CHECKPOINT_FILES, BrokenCheckpointError, read_checkpoint
@@ -88,7 +88,7 @@ def _known_channels(count: int | None) -> Channels | None:
 
 
 def _from_registry(address: str, scratch: Path, config: TrackingConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    folder = fetch(address, scratch, config)
+    folder = fetch(address, scratch, config, only=("unet.safetensors", FACTS))
     return load_file(folder / "unet.safetensors"), read_facts(folder)
 
 

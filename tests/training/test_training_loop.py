@@ -1,0 +1,161 @@
+"""The loop on real parts in one process: a resumed run is the unbroken one, and what is not finite ends in words."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dira_dist.data.batch import Batch
+from dira_dist.data.ingest import ShardOptions, shard
+from dira_dist.data.phantom import write_archive
+from dira_dist.data.stream import ShardStream
+from dira_dist.job import PretrainJob, load_job
+from dira_dist.training.loop import NonFiniteError, Training, train
+from dira_dist.training.stages import Position, StageSpan
+from dira_dist.training.state import Checkpoint, read_checkpoint, write_checkpoint
+from dira_dist.training.step import TrainStep, build_networks
+from dira_dist.views import Views, make_views
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loop")
+    write_archive(folder / "archive", 20, size_px=40)
+    shard(folder / "archive" / "images", folder / "shards", ShardOptions(image_size=None, processes=1))
+    return folder / "shards"
+
+
+def job_on(shards: Path, method: str = "moco_v2", **more: Any) -> PretrainJob:
+    return load_job(
+        {
+            "name": "loop",
+            "data": {"train": str(shards), "image_size": 32, "global_batch": 4, "loader_workers": 0},
+            "model": {"encoder": "resnet18"},
+            "method": {"name": method} | ({"queue_size": 10} if method == "moco_v2" else {}),
+            "stages": [
+                {"objective": "di", "steps": 2},
+                {"objective": "dir", "steps": 3},
+                {"objective": "dira", "steps": 3},
+            ],
+            **more,
+        }
+    ).job
+
+
+@dataclass
+class Notebook:
+    """Tracker, checkpointer and judge at once: writes everything down."""
+
+    every_steps: int = 1000
+    figures: dict[int, dict[str, float]] = field(default_factory=dict)
+    checkpoints: list[tuple[Position, dict[str, Any]]] = field(default_factory=list)
+    judged: list[tuple[str, int]] = field(default_factory=list)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        assert step not in self.figures
+        self.figures[step] = dict(metrics)
+
+    def judge(self, label: str, step: int) -> None:
+        self.judged.append((label, step))
+
+    def due(self, position: Position) -> bool:
+        return position.step % self.every_steps == 0
+
+    def save(self, position: Position, tensors: Mapping[str, Any]) -> None:
+        self.checkpoints.append((position, copy.deepcopy(dict(tensors))))
+
+
+def run(job: PretrainJob, notebook: Notebook, resumed: Checkpoint | None = None, spoil: bool = False) -> dict[str, Any]:
+    """Train to the end; the networks' final state."""
+    networks = build_networks(job.model, job.method, job.adversarial, seed=job.seed)
+    device = torch.device("cpu")
+
+    def open_stream(span: StageSpan, position: Position) -> ShardStream:
+        batch = span.config.global_batch
+        return ShardStream.from_config(
+            job.data, seed=job.seed, start_sample=position.samples, global_batch=batch, lanes=job.lanes
+        )
+
+    def views_of(batch: Batch, span: StageSpan) -> Views:
+        views = make_views(
+            batch.images,
+            batch.sizes_px,
+            batch.sample_ids,
+            batch.epochs,
+            seed=job.seed,
+            image_size=job.data.image_size,
+            in_channels=job.model.in_channels,
+            config=job.views,
+        )
+        if spoil:
+            views.view_1[0, 0, 0, 0] = torch.nan
+        return views
+
+    def step_of(span: StageSpan) -> TrainStep:
+        stage = span.config
+        return TrainStep(networks, stage.objective, weights=stage.loss_weights, total_steps=span.steps)
+
+    training = Training(
+        plan=job.plan(20),
+        device=device,
+        open_stream=open_stream,
+        make_views=views_of,
+        make_step=step_of,
+        tracker=notebook,
+        checkpointer=notebook,
+        judge=notebook,
+        log_every_steps=1,
+        max_nonfinite_steps=job.guards.max_nonfinite_steps,
+    )
+    if resumed is None:
+        end = train(training, Position())
+    else:
+        end = train(training, resumed.position, resumed.tensors)
+    assert end == Position(stage=3, step_in_stage=0, step=8, samples=32)
+    return {name: value.clone() for name, value in networks.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+LOSSES = ("train/loss/discriminative", "train/loss/restorative", "train/loss/total", "train/grad_norm")
+
+
+@pytest.mark.parametrize("method", ["moco_v2", "barlow_twins", "simsiam"])
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(shards: Path, tmp_path: Path, method: str) -> None:
+    job, unbroken = job_on(shards, method), Notebook(every_steps=1)
+    final = run(job, unbroken)
+    # in the middle of a stage, and where one ends
+    for position, tensors in (unbroken.checkpoints[3], next(c for c in unbroken.checkpoints if c[0].stage == 2)):
+        folder = tmp_path / f"{position.step}-{position.stage}"
+        write_checkpoint(folder, Checkpoint(position, tensors, {}))
+        resumed = Notebook()
+        again = run(job, resumed, read_checkpoint(folder))
+        assert min(resumed.figures) == position.step + 1
+        for step, figures in resumed.figures.items():
+            for name in LOSSES:
+                assert figures.get(name) == unbroken.figures[step].get(name), (step, name)
+        assert [name for name in final if not torch.equal(final[name], again[name])] == []
+
+
+def test_stages_judgements_and_checkpoints_in_their_order(shards: Path) -> None:
+    notebook = Notebook(every_steps=4)
+    run(job_on(shards), notebook)
+    assert notebook.judged == [("untrained", 0), ("1-di", 2), ("2-dir", 5), ("3-dira", 8)]
+    saved = [(position.stage, position.step_in_stage, position.step) for position, _ in notebook.checkpoints]
+    assert saved == [(1, 0, 2), (1, 2, 4), (2, 0, 5), (2, 3, 8), (3, 0, 8)]
+    assert sorted(notebook.figures) == list(range(1, 9))
+    assert "train/loss/restorative" not in notebook.figures[2]
+    assert "train/loss/adversarial" not in notebook.figures[5]
+    assert {"train/loss/adversarial", "train/loss/discriminator"} <= set(notebook.figures[8])
+
+
+def test_steps_that_are_not_finite_are_skipped_and_in_a_row_end_the_job(shards: Path) -> None:
+    notebook = Notebook()
+    with pytest.raises(NonFiniteError, match="2 steps in a row") as caught:
+        run(job_on(shards, guards={"max_nonfinite_steps": 2}), notebook, spoil=True)
+    assert "step 1: " in str(caught.value)
+    assert "optimizer.lr" in str(caught.value)
+    assert notebook.figures[1]["train/skipped_steps"] == 1
+    assert "train/loss/total" not in notebook.figures[1]
