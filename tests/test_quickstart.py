@@ -103,7 +103,7 @@ def test_checkpoints_are_in_storage_and_their_addresses_in_mlflow(
 
 def test_the_pulled_encoder_loads_strictly_into_torchvision(report: QuickstartReport) -> None:
     scope: dict[str, torch.nn.Module] = {}
-    exec(report.pulled.loading_lines, scope)  # noqa: S102
+    exec(report.pulled.loading_lines, scope)
     model = scope["model"]
     reference = torchvision.models.resnet18()
     reference.fc = torch.nn.Identity()
@@ -143,5 +143,6 @@ def test_another_configuration_under_the_same_name_is_refused(folder: Path, repo
 
 def test_the_report_says_what_a_person_wants_to_know(report: QuickstartReport) -> None:
     text = "\n".join(report.lines())
-    for words in ("restoration PSNR", "k-NN probe", "mlflow ui --backend-store-uri", "dira-dist shard", "load_state_dict"):
+    wanted = ("restoration PSNR", "k-NN probe", "mlflow ui --backend-store-uri", "dira-dist shard", "load_state_dict")
+    for words in wanted:
         assert words in text

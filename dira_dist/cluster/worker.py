@@ -64,10 +64,8 @@ def train_worker(setup: WorkerSetup) -> None:
         log_every_steps=job.tracking.log_every_steps,
         max_nonfinite_steps=job.guards.max_nonfinite_steps,
     )
-    if resumed is None:
-        train(training, Position())
-    else:
-        train(training, resumed.position, resumed.tensors)
+    position, tensors = (resumed.position, resumed.tensors) if resumed else (Position(), None)
+    train(training, position, tensors)
     journal.close()
 
 

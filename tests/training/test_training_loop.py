@@ -111,10 +111,8 @@ def run(job: PretrainJob, notebook: Notebook, resumed: Checkpoint | None = None,
         log_every_steps=1,
         max_nonfinite_steps=job.guards.max_nonfinite_steps,
     )
-    if resumed is None:
-        end = train(training, Position())
-    else:
-        end = train(training, resumed.position, resumed.tensors)
+    position, tensors = (resumed.position, resumed.tensors) if resumed else (Position(), None)
+    end = train(training, position, tensors)
     assert end == Position(stage=3, step_in_stage=0, step=8, samples=32)
     return {name: value.clone() for name, value in networks.state_dict().items() if isinstance(value, torch.Tensor)}
 

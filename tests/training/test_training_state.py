@@ -48,7 +48,7 @@ def test_what_is_not_whole_is_refused(tmp_path: Path, checkpoint: Checkpoint, da
             state.unlink()
         case _:
             (tmp_path / "manifest.json").unlink()
-    with pytest.raises(BrokenCheckpointError, match="state.pt|manifest"):
+    with pytest.raises(BrokenCheckpointError, match=r"state\.pt|manifest"):
         read_checkpoint(tmp_path)
 
 
