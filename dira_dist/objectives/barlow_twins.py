@@ -36,8 +36,9 @@ def cross_correlation(projections_1: Tensor, projections_2: Tensor, samples: int
 
     .. math:: C_{ij} = \frac{\sum_b z^A_{b,i} z^B_{b,j}}{\sqrt{\sum_b (z^A_{b,i})^2} \sqrt{\sum_b (z^B_{b,j})^2}}
 
-    with z centred along the batch. Zbontar et al. (2021), equation 2. Means, then squares, then products are
-    summed over the workers: one sum of raw moments would cancel badly in float32.
+    with z centred along the batch. Zbontar et al. (2021), equation 2. The means go first, on their own: raw moments
+    would cancel badly in float32. No gradient passes through them, for sums of centred values do not change with the
+    centre; so what is summed with gradients leads every worker to the same loss, as :func:`sum_over_workers` asks.
 
     Args:
         projections_1: (B, D), this worker's.
@@ -47,11 +48,13 @@ def cross_correlation(projections_1: Tensor, projections_2: Tensor, samples: int
     Returns:
         (D, D), the same on every worker.
     """
-    both = torch.cat([projections_1, projections_2], dim=1)
-    centred = both - sum_over_workers(both.sum(dim=0)) / samples
-    variance = sum_over_workers(centred.square().sum(dim=0)) / samples
-    standardised_1, standardised_2 = (centred / (variance + EPSILON).sqrt()).chunk(2, dim=1)
-    return sum_over_workers(standardised_1.T @ standardised_2) / samples
+    views = (projections_1, projections_2)
+    centred_1, centred_2 = (view - sum_over_workers(view.detach().sum(dim=0)) / samples for view in views)
+    products = sum_over_workers(centred_1.T @ centred_2) / samples
+    variances = sum_over_workers(torch.stack([centred_1, centred_2]).square().sum(dim=1)) / samples
+    deviation_1, deviation_2 = (variances + EPSILON).sqrt()
+    correlation: Tensor = products / (deviation_1[:, None] * deviation_2)
+    return correlation
 
 
 def barlow_twins_loss(correlation: Tensor, off_diagonal: float) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dira_dist.config import RequestError
+from dira_dist.models.discriminator import DiscriminatorConfig
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import METHODS, AdversarialConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
@@ -18,7 +19,9 @@ from dira_dist.training.optimizer import OptimizerConfig, learning_rate
 from dira_dist.training.step import LossWeights, Networks, StepResult, TrainStep, build_networks
 from dira_dist.views import Views
 
-MODEL = UNetConfig(encoder="resnet18", decoder_channels=(32, 16, 16, 8, 8))
+MODEL = UNetConfig(encoder="tu-test_resnet", decoder_channels=(32, 16, 16, 8, 8))
+ADVERSARIAL = AdversarialConfig(discriminator=DiscriminatorConfig(channels=(8, 16, 16, 16)))
+STEM, INNER = "encoder.model.conv1.0.weight", "encoder.model.layer2.0.conv1.weight"
 SMALL: dict[str, dict[str, Any]] = {
     "moco_v2": {"queue_size": 7, "outputs": 8},
     "barlow_twins": {"projector_width": 16},
@@ -28,7 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def _networks(method: str = "moco_v2", model: UNetConfig = MODEL, seed: int = 0) -> Networks:
     section = METHODS[method].model_validate({"name": method, **SMALL[method]})
-    return build_networks(model, section, seed=seed)
+    return build_networks(model, section, ADVERSARIAL, seed=seed)
 
 
 def _views(batch: int = 2, seed: int = 0, size: int = 32) -> Views:
@@ -173,7 +176,7 @@ def test_state_goes_through_a_plain_file_and_on_bit_for_bit(tmp_path: Path) -> N
 
 
 def test_state_of_other_networks_is_refused() -> None:
-    other = build_networks(MODEL, MoCoV2Config(queue_size=9, outputs=8), seed=0)
+    other = build_networks(MODEL, MoCoV2Config(queue_size=9, outputs=8), ADVERSARIAL, seed=0)
     with pytest.raises(RequestError, match="queue"):
         _step(networks=other).load_state_dict(_step().state_dict())
 
@@ -193,7 +196,7 @@ def test_stages_go_on_with_nothing_lost() -> None:
     state = last.state_dict()["optimizers"]["unet"]["state"]
     decoder = "unet.decoder.blocks.0.conv1.0.weight"
     assert torch.equal(state[decoder]["momentum_buffer"], expected[f"optimizers/unet/state/{decoder}/momentum_buffer"])
-    encoder = "unet.encoder.conv1.weight"
+    encoder = f"unet.{STEM}"
     assert not torch.equal(
         state[encoder]["momentum_buffer"], expected[f"optimizers/unet/state/{encoder}/momentum_buffer"]
     )
@@ -229,9 +232,7 @@ def test_networks_depend_on_the_seed_alone() -> None:
     state = torch.get_rng_state()
     torch.manual_seed(2)
     _assert_same(_networks().state_dict(), first)
-    assert not torch.equal(
-        _networks(seed=1).state_dict()["unet.encoder.conv1.weight"], first["unet.encoder.conv1.weight"]
-    )
+    assert not torch.equal(_networks(seed=1).state_dict()[f"unet.{STEM}"], first[f"unet.{STEM}"])
     torch.set_rng_state(state)
 
 
@@ -268,7 +269,7 @@ def test_channels_last_changes_the_layout_and_no_figure() -> None:
     views, figures = _views(batch=4, size=64), {}
     for channels_last in (True, False):
         step = _step(execution=ExecutionConfig(channels_last=channels_last))
-        weight = step.networks.unet.encoder.layer1[0].conv1.weight
+        weight = step.networks.unet.get_parameter(INNER)
         assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
         figures[channels_last] = _losses(step(views, 0))
     assert figures[True] == pytest.approx(figures[False], rel=1e-3)
@@ -320,7 +321,7 @@ def test_settings_of_the_optimizer(setting: dict[str, Any]) -> None:
         step = _step("di", optimizer=optimizer, steps_per_epoch=3)
         for number in range(2):
             step(_views(seed=number), number)
-        weights.append(step.networks.unet.encoder.conv1.weight)
+        weights.append(step.networks.unet.get_parameter(STEM))
     assert not torch.equal(*weights)
 
 
