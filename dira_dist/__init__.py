@@ -16,6 +16,8 @@ Names are imported when they are first used, so that reading a job file needs ne
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dira_dist.version import __version__
+
 if TYPE_CHECKING:
     from dira_dist.cluster.pretrain import Outcome as Outcome
     from dira_dist.cluster.pretrain import pretrain as run
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from dira_dist.preflight import preflight as check
     from dira_dist.tracking.pull import pull as pull
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "JobFailedError": "config:JobFailedError",

@@ -10,7 +10,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
-import dira_dist
 from dira_dist.cluster.progress import ProgressView, new_board
 from dira_dist.cluster.record import RunRecord, claim
 from dira_dist.cluster.session import gpus_per_worker, ray_session
@@ -23,6 +22,7 @@ from dira_dist.preflight import Preflight, preflight
 from dira_dist.tracking.publish import publish
 from dira_dist.tracking.run import NullRun, TrackingRun, open_run
 from dira_dist.training.state import read_checkpoint
+from dira_dist.version import __version__
 
 COLLECTIVE_TIMEOUT_S = 600
 
@@ -100,7 +100,7 @@ def run_folder(job: PretrainJob) -> str:
 
 def _open_run(loaded: LoadedJob, facts: Preflight, run_id: str) -> TrackingRun | NullRun:
     """The job's MLflow run on the driver's side; the first worker measures the machine, not the driver."""
-    job, tags = loaded.job, {"dira.job": loaded.job.name, "dira.version": dira_dist.__version__}
+    job, tags = loaded.job, {"dira.job": loaded.job.name, "dira.version": __version__}
     config = job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
     run = open_run(config, job.name, loaded.record, tags, run_id or None)
     profile = {"samples": facts.train.samples, "shards": len(facts.train.shards), "bytes": facts.train.bytes}

@@ -16,9 +16,9 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from dira_dist.data.pixels import fitted_size, mode_of, resize, to_mode
-from dira_dist.data.readers import Picture, UnreadableError, read_pictures
-from dira_dist.data.volumes import read_nifti, read_series
+from dira_dist.data.ingest.pixels import fitted_size, mode_of, resize, to_mode
+from dira_dist.data.ingest.readers import Picture, UnreadableError, read_pictures
+from dira_dist.data.ingest.volumes import read_nifti, read_series
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (12, 9), dtype=np.uint8)

@@ -13,11 +13,11 @@ from PIL import Image
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions, ShardReport, parse_split, shard
-from dira_dist.data.options import check_split
-from dira_dist.data.salt import Salt, part_of, read_salt
+from dira_dist.data.ingest.options import check_split
+from dira_dist.data.ingest.salt import Salt, part_of, read_salt
+from dira_dist.data.ingest.tables import scale_boxes
 from dira_dist.data.shards import read_index, read_shard
 from dira_dist.data.store import open_store
-from dira_dist.data.tables import scale_boxes
 
 
 @pytest.fixture

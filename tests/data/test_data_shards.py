@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dira_dist.config import RequestError
-from dira_dist.data.pixels import encode
+from dira_dist.data.ingest.pixels import encode
 from dira_dist.data.shards import (
     Sample,
     ShardInfo,

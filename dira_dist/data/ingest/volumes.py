@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dira_dist.data.readers import UnreadableError, allowed_tags, open_dicom, rescaled
+from dira_dist.data.ingest.readers import UnreadableError, allowed_tags, open_dicom, rescaled
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -7,12 +7,12 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from dira_dist.config import RequestError
-from dira_dist.data.listing import Header, list_source, read_headers, without_suffix
-from dira_dist.data.options import FOLDERS, Content, ShardOptions, check_split
-from dira_dist.data.readers import FileKind
-from dira_dist.data.salt import Salt, part_of, read_salt
+from dira_dist.data.ingest.listing import Header, list_source, read_headers, without_suffix
+from dira_dist.data.ingest.options import FOLDERS, Content, ShardOptions, check_split
+from dira_dist.data.ingest.readers import FileKind
+from dira_dist.data.ingest.salt import Salt, part_of, read_salt
+from dira_dist.data.ingest.tables import Labels, Table, names_of, read_boxes, read_labels
 from dira_dist.data.store import open_store
-from dira_dist.data.tables import Labels, Table, names_of, read_boxes, read_labels
 
 ItemKind = Literal["raster", "tiff", "dicom", "nifti", "series"]
 

@@ -17,15 +17,15 @@ from multiprocessing.synchronize import Event
 from typing import Protocol
 
 from dira_dist.config import RequestError
-from dira_dist.data.convert import Converter, Task
-from dira_dist.data.options import ShardOptions
-from dira_dist.data.parts import Part, ShardOutcome, SkippedItem
-from dira_dist.data.pixels import PictureMode, mode_of
-from dira_dist.data.plan import Item, Plan
-from dira_dist.data.readers import UnreadableError, discreetly, read_pictures
+from dira_dist.data.ingest.convert import Converter, Task
+from dira_dist.data.ingest.options import ShardOptions
+from dira_dist.data.ingest.parts import Part, ShardOutcome, SkippedItem
+from dira_dist.data.ingest.pixels import PictureMode, mode_of
+from dira_dist.data.ingest.plan import Item, Plan
+from dira_dist.data.ingest.readers import UnreadableError, discreetly, read_pictures
+from dira_dist.data.ingest.tables import boxes_for
 from dira_dist.data.shards import Sample, publish_shard
 from dira_dist.data.store import open_store
-from dira_dist.data.tables import boxes_for
 
 _PROBED_FILES = 32
 _POLL_S = 0.2

@@ -10,10 +10,10 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from dira_dist.config import RequestError
-from dira_dist.data.readers import SUFFIXES, FileKind, discreetly
-from dira_dist.data.salt import Salt
+from dira_dist.data.ingest.readers import SUFFIXES, FileKind, discreetly
+from dira_dist.data.ingest.salt import Salt
+from dira_dist.data.ingest.tables import stem_of
 from dira_dist.data.store import Store, check_reachable, open_store
-from dira_dist.data.tables import stem_of
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

@@ -9,14 +9,12 @@ from typing import Annotated
 from pydantic import Field
 
 from dira_dist.config import RequestError, Section
-from dira_dist.data.options import ShardOptions, parse_split
-from dira_dist.data.parts import Part
-from dira_dist.data.plan import WHOLE, Plan, make_plan
-from dira_dist.data.shard_work import Progress, make_parts
+from dira_dist.data.ingest.options import ShardOptions
+from dira_dist.data.ingest.parts import Part
+from dira_dist.data.ingest.plan import WHOLE, Plan, make_plan
+from dira_dist.data.ingest.work import Progress, make_parts
 from dira_dist.data.shards import INDEX_NAME
 from dira_dist.data.store import check_reachable, open_store
-
-__all__ = ["PartReport", "Progress", "ShardOptions", "ShardReport", "Skipped", "parse_split", "shard"]
 
 
 class Skipped(Section):

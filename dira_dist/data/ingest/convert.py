@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dira_dist.data import pixels as px
-from dira_dist.data.options import ShardOptions
-from dira_dist.data.pixels import PictureMode, Pixels
-from dira_dist.data.plan import Item
-from dira_dist.data.readers import Picture, UnreadableError, read_pictures
+from dira_dist.data.ingest import pixels as px
+from dira_dist.data.ingest.options import ShardOptions
+from dira_dist.data.ingest.pixels import PictureMode, Pixels
+from dira_dist.data.ingest.plan import Item
+from dira_dist.data.ingest.readers import Picture, UnreadableError, read_pictures
+from dira_dist.data.ingest.tables import Box, scale_boxes
+from dira_dist.data.ingest.volumes import Volume, read_nifti, read_series
 from dira_dist.data.shards import Sample
 from dira_dist.data.store import open_store
-from dira_dist.data.tables import Box, scale_boxes
-from dira_dist.data.volumes import Volume, read_nifti, read_series
 
 
 @dataclass(frozen=True)

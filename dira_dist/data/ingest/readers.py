@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dira_dist.data.pixels import Pixels, stretch
+from dira_dist.data.ingest.pixels import Pixels, stretch
 
 if TYPE_CHECKING:
     from pydicom import Dataset

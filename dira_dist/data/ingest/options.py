@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dira_dist.config import RequestError, Section
-from dira_dist.data.pixels import PictureMode, Side
-from dira_dist.data.readers import Intensity
+from dira_dist.data.ingest.pixels import PictureMode, Side
+from dira_dist.data.ingest.readers import Intensity
 
 Content = Literal["images", "volumes"]
 

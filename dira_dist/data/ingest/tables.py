@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from dira_dist.config import RequestError
-from dira_dist.data.readers import SUFFIXES
+from dira_dist.data.ingest.readers import SUFFIXES
 from dira_dist.data.store import open_store
 
 Row = Mapping[str, str]
