@@ -4,8 +4,9 @@
     python benchmarks/step.py --device cuda --batch 128 --compile
 
 All variants take the same views in turn, one step each per round, so that whatever else the machine does falls on all
-of them; figures are medians over the rounds. On a GPU memory is the allocator's peak; on a CPU it is the growth of the
-resident set of a process that runs one variant alone.
+of them; figures are medians over the rounds. On a busy CPU, `--clock cpu` counts the process's own seconds: give it one
+thread (OMP_NUM_THREADS=1), for threads that wait for one another count too. On a GPU memory is the allocator's peak; on
+a CPU it is the growth of the resident set of a process that runs one variant alone.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from dira_dist.views import Views
 
 QUEUE, OUTPUTS, TEMPERATURE, MOMENTUM = 65_536, 128, 0.2, 0.999
 WEIGHTS = {"discriminative": 1.0, "restorative": 10.0, "adversarial": 0.001}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Step = Callable[[Views, int], object]
 
@@ -118,6 +120,7 @@ class Setting:
     precision: Precision
     compile: bool
     rounds: int
+    clock: str
 
 
 def build(variant: str, setting: Setting) -> Step:
@@ -149,13 +152,14 @@ def views(setting: Setting) -> Views:
     return Views(first.repeat(repeats), second.repeat(repeats), target, torch.arange(setting.batch))
 
 
-def seconds(step: Step, batch: Views, number: int, device: str) -> float:
+def seconds(step: Step, batch: Views, number: int, setting: Setting) -> float:
     """Time of one step."""
-    began = time.perf_counter()
+    clock = CLOCKS[setting.clock]
+    began = clock()
     step(batch, number)
-    if device == "cuda":
+    if setting.device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def interleaved(steps: dict[str, Step], batch: Views, setting: Setting) -> dict[str, list[float]]:
@@ -163,7 +167,7 @@ def interleaved(steps: dict[str, Step], batch: Views, setting: Setting) -> dict[
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(-2, setting.rounds):
         for name, step in steps.items():
-            elapsed = seconds(step, batch, max(number, 0), setting.device)
+            elapsed = seconds(step, batch, max(number, 0), setting)
             if number >= 0:
                 times[name].append(elapsed)
     return times
@@ -199,6 +203,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=20 if cuda else 5)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--no-memory", action="store_true", help="times only")
     return parser.parse_args()
 
@@ -214,6 +219,7 @@ def setting_of(options: argparse.Namespace, precision: Precision) -> Setting:
         precision,
         options.compile,
         options.rounds,
+        options.clock,
     )
 
 

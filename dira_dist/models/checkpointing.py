@@ -58,8 +58,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, (_, counter) in zip(norms, kept, strict=True):
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if counter is None else counter.clone()  # synchronised norms want one to count
     try:
         yield
     finally:

@@ -112,7 +112,7 @@ def check_image_size(config: UNetConfig, image_size: int) -> None:
     Raises:
         RequestError: the encoder or decoder cannot take that size.
     """
-    network = _on_meta(config)
+    network = on_meta(config)
     try:
         with torch.no_grad():
             _, restoration = network.eval()(torch.empty(1, config.in_channels, image_size, image_size, device="meta"))
@@ -134,7 +134,7 @@ def unused_parameters(config: UNetConfig, restore: bool) -> set[str]:
     Found by a backward pass over shapes alone. Some encoders keep layers of their classifier; without ``restore``
     the decoder is among them, and with some encoders norms of the skips.
     """
-    network = _on_meta(config)
+    network = on_meta(config)
     size = _usual_image_size(config.encoder)
     pooled, restoration = network(torch.empty(2, config.in_channels, size, size, device="meta"), restore)
     (pooled.sum() if restoration is None else pooled.sum() + restoration.sum()).backward()
@@ -159,13 +159,13 @@ def _feature_channels(encoder: Any) -> list[int]:
 
 @cache
 def _encoder_segments(encoder: str, in_channels: Literal[1, 3]) -> tuple[str, ...]:
-    network = _on_meta(UNetConfig(encoder=encoder, in_channels=in_channels)).encoder.eval()
+    network = on_meta(UNetConfig(encoder=encoder, in_channels=in_channels)).encoder.eval()
     size = _usual_image_size(encoder)
     with torch.no_grad():
         return tuple(segments(network, lambda: network(torch.empty(1, in_channels, size, size, device="meta"))))
 
 
-def _on_meta(config: UNetConfig) -> UNet:
+def on_meta(config: UNetConfig) -> UNet:
     """The network without memory for its weights; gradient checkpointing is no matter for its shapes."""
     config = config.model_copy(update={"gradient_checkpointing": False})
     with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,8 @@
 """How a step is computed: layout in memory, compilation, and several workers."""
 
 from collections.abc import Callable
-from typing import Literal
+from inspect import signature
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +30,10 @@ class ExecutionConfig(Section):
 _synchronise_batch_norms: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm
 """In place. timm's and not torch's, which would lose the activation inside timm's batch norms."""
 
+_NEWER = "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": False}
+"""The setting's name since torch 2.15, and before."""
+
 
 def memory_format(execution: ExecutionConfig) -> torch.memory_format:
     """Layout of 2D images and convolutions."""
@@ -44,7 +49,7 @@ def prepare(networks: Networks, device: torch.device, execution: ExecutionConfig
     if execution.sync_batchnorm and is_distributed():
         if device.type == "cpu":
             raise RequestError("execution.sync_batchnorm is true and the workers have no GPU: leave it false on CPUs")
-        for part in (networks.unet, networks.method):
+        for part in networks.learning_parts():
             _synchronise_batch_norms(part)
     networks.to(device).to(memory_format=memory_format(execution))
     if execution.compile:
@@ -60,7 +65,7 @@ def distribute(module: nn.Module, execution: ExecutionConfig) -> nn.Module:
     """
     if not is_distributed():
         return module
-    wrapped = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True, **_NO_BUFFERS)
     if execution.gradient_compression == "bf16":
         wrapped.register_comm_hook(None, bf16_compress_hook)
     return wrapped

@@ -1,6 +1,6 @@
 """The networks of a job, the same on every worker and through all stages."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,13 @@ class Networks(nn.Module):
         self.discriminator = discriminator
         self.smallest_share = smallest_share
         self._learnable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def learning_parts(self) -> Iterator[nn.Module]:
+        """U-Net and those parts of the method that ever learn: a key encoder has batch statistics of its own."""
+        yield self.unet
+        for name, part in self.method.named_children():
+            if any(weight.startswith(f"method.{name}.") for weight in self._learnable):
+                yield part
 
     def learn(self, *, discriminate: bool, restore: bool, fool: bool) -> None:
         """Lets those parameters require gradients that will get one, so that no worker waits for any other.

@@ -265,10 +265,12 @@ class TrainStep:
     def _judge(self, losses: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, bool]:
         """Losses over the global batch, the gradient's norm, and whether all is finite: the same on every worker."""
         figures = self._figures(losses)
-        norms = [_gradient_norm(optimizer.parameters.values()) for optimizer in self._optimizers.values()]
-        everything = torch.stack([*figures.values(), *norms])
-        finite = bool(torch.isfinite(everything).all())  # here the host waits for the device
-        return figures, norms[0], finite
+        norms = {name: _gradient_norm(each.parameters.values()) for name, each in self._optimizers.items()}
+        everything = [*figures.values(), *(norm for norm in norms.values() if norm is not None)]
+        finite = bool(torch.isfinite(torch.stack(everything)).all())  # here the host waits for the device
+        norm = norms["unet"]
+        assert norm is not None, "a stage learns something"
+        return figures, norm, finite
 
     def _figures(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Losses over the global batch, unweighted, and the weighted ``total`` of the U-Net's."""
@@ -365,6 +367,6 @@ def _detached(restoration: Tensor | None) -> Tensor | None:
     return None if restoration is None else restoration.detach()
 
 
-def _gradient_norm(weights: Iterable[nn.Parameter]) -> Tensor:
+def _gradient_norm(weights: Iterable[nn.Parameter]) -> Tensor | None:
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    return torch.nn.utils.get_total_norm(gradients) if gradients else None

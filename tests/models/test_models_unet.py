@@ -10,6 +10,7 @@ import torch
 import torchvision
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError
@@ -105,6 +106,14 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(encoder: str, au
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-6, msg=name)
     for name, buffer in plain.named_buffers():
         assert torch.equal(recomputing.get_buffer(name), buffer), name
+
+
+def test_checkpointing_leaves_synchronised_statistics_alone() -> None:
+    network = UNet(UNetConfig(encoder="tu-test_resnet", gradient_checkpointing=True))
+    convert_sync_batchnorm(network)
+    network(torch.rand(2, 1, 64, 64))[1].sum().backward()
+    counters = {int(buffer) for name, buffer in network.named_buffers() if name.endswith("num_batches_tracked")}
+    assert counters == {1}
 
 
 def test_checkpointing_keeps_less_for_the_backward_pass() -> None:

@@ -71,6 +71,18 @@ def test_key_encoder_follows_and_queue_fills_in_commit_alone() -> None:
     assert method.keys_seen == 3
 
 
+def test_the_queue_goes_on_from_step_to_step_and_from_a_state() -> None:
+    method, encoder = _moco()
+    for _ in range(2):
+        _loss(method, encoder, torch.rand(3, 1, 4, 4))
+        keys = method._pending
+        method.commit(encoder)
+    assert keys is not None and torch.equal(method.queue[[3, 4, 0]], keys)
+    again, _ = _moco()
+    again.load_state_dict(method.state_dict())
+    assert again.keys_seen == 6
+
+
 def test_the_key_network_learns_nothing_itself() -> None:
     method, encoder = _moco()
     _loss(method, encoder, torch.rand(3, 1, 4, 4)).backward()

@@ -335,6 +335,11 @@ def test_learning_rate_by_step() -> None:
     assert {learning_rate(constant, step, 20, 2.0) for step in range(20)} == {2.0}
 
 
+def test_batch_norms_of_the_key_encoder_are_never_synchronised() -> None:
+    networks = _networks()
+    assert list(networks.learning_parts()) == [networks.unet, networks.method.projector]
+
+
 def test_synchronised_batch_norm_has_no_effect_on_one_worker() -> None:
     step = _step(execution=ExecutionConfig(sync_batchnorm=True))
     norms = [module for module in step.networks.modules() if isinstance(module, _BatchNorm)]
