@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dira_dist.job import PretrainJob as PretrainJob
     from dira_dist.job import job_schema as job_schema
     from dira_dist.job import load_job as load_job
-    from dira_dist.preflight import preflight as check
+    from dira_dist.preflight import check as check
     from dira_dist.tracking.pull import pull as pull
 
 
@@ -42,7 +42,7 @@ _HOMES = {
     "PretrainJob": "job:PretrainJob",
     "RequestError": "config:RequestError",
     "ShardOptions": "data.ingest:ShardOptions",
-    "check": "preflight:preflight",
+    "check": "preflight:check",
     "job_schema": "job:job_schema",
     "load_job": "job:load_job",
     "parse_split": "data.ingest:parse_split",

@@ -23,7 +23,7 @@ KeyPath = tuple[str | int, ...]
 SectionT = TypeVar("SectionT", bound="Section")
 
 _ENV_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
-_URL_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_URL_USERINFO = re.compile(r"(?<=://)[^\s\"'?#]*@")
 
 
 class RequestError(ValueError):
@@ -261,7 +261,14 @@ def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Sectio
     if first["type"] in {"value_error", "assertion_error"}:
         return f"{place}: {first['msg'].removeprefix('Value error, ')}"
     allowed = " or ".join(dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in errors))
-    return f"{place}: found {first['input']!r}; allowed: {allowed}{_description(section, path)}"
+    found = _as_written(document, path, first["input"])
+    return f"{place}: found {found!r}; allowed: {allowed}{_description(section, path)}"
+
+
+def _as_written(document: Document, path: KeyPath, found: Any) -> Any:
+    """What a message may show: an environment reference by its name, for its value may be a secret."""
+    written = dict(_strings(document.values, ())).get(path, "")
+    return written if _ENV_REFERENCE.search(written) else found
 
 
 def _path_in_document(location: tuple[int | str, ...], values: Any) -> KeyPath:

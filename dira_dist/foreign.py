@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dira_dist.config import RequestError
-from dira_dist.models.unet import UNet
+from dira_dist.models.unet import UNet, UNetConfig
 from dira_dist.models.weights import load_weights, read_weights
 
 # What a checkpoint may hold beside the network that is wanted, by the key's name without wrappers, and why it stays
@@ -56,6 +56,23 @@ class ImportReport:
             names = [name for name in self.missing if name.startswith(f"{part}.")]
             if names:
                 yield f"  not in the file: {len(names)} of the {part}, which keep their own start, such as {names[0]}"
+
+
+def starting_weights(config: UNetConfig, seed: int) -> dict[str, Tensor] | None:
+    """What the whole U-Net starts from where ``model.init`` names a file, whoever made it; else none.
+
+    Parts that the file does not have are drawn from ``seed``, as they would have been without it.
+
+    Raises:
+        RequestError: see :func:`import_weights`.
+    """
+    if config.init is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = UNet(config)
+    import_weights(network, config.init)
+    return network.state_dict()
 
 
 def import_weights(network: UNet, path: Path | str) -> ImportReport:

@@ -148,6 +148,11 @@ class PretrainJob(Section):
             changes["model"] = self.model.model_copy(update={"init": absolute_address(self.model.init)})
         return self.model_copy(update=changes)
 
+    @property
+    def run_folder(self) -> str:
+        """Address of everything a run keeps: its record and its checkpoints."""
+        return f"{self.checkpoint.storage.rstrip('/')}/{self.name}"
+
     def plan(self, epoch_samples: int) -> Plan:
         """The stages laid along a training set of so many samples per epoch."""
         return plan_stages(self.stages, epoch_samples)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from dira_dist.config import RequestError
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
 from dira_dist.data.stream import check_set
-from dira_dist.job import PretrainJob
-from dira_dist.models.unet import UNet
+from dira_dist.job import LoadedJob, PretrainJob
+from dira_dist.models.unet import on_meta
 from dira_dist.training.stages import Plan
 
 MIB = 2**20
@@ -52,6 +53,11 @@ class Preflight:
         yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
 
 
+def check(loaded: LoadedJob) -> Preflight:
+    """What can be known of a loaded job, from where it would be started; see :func:`preflight`."""
+    return preflight(loaded.job.located())
+
+
 def preflight(job: PretrainJob) -> Preflight:
     """Check everything a job names and lay out its plan.
 
@@ -68,7 +74,8 @@ def preflight(job: PretrainJob) -> Preflight:
             workers=job.resources.max_workers,
         )
     if job.data.val is not None:
-        _readable_set("data.val", job.data.val)
+        check_set(job.data.val, _readable_set("data.val", job.data.val))
+    _check_shares(job)
     _check_probe(job)
     plan = job.plan(job.lanes * (index.samples // job.lanes))
     per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
@@ -90,11 +97,29 @@ def _check_probe(job: PretrainJob) -> None:
     if job.probe is None:
         return
     for key, address in (("train", job.probe.train), ("val", job.probe.val)):
-        labels = _readable_set(f"probe.{key}", address).labels
-        if job.probe.label not in labels:
+        index = _readable_set(f"probe.{key}", address)
+        check_set(address, index)
+        if job.probe.label not in index.labels:
             raise RequestError(
-                f"probe.label: {job.probe.label!r} is no label of {address} (probe.{key}); known: {', '.join(labels)}"
+                f"probe.label: {job.probe.label!r} is no label of {address} (probe.{key}); "
+                f"known: {', '.join(index.labels) or 'none'}"
             )
+        if len(index.classes.get(job.probe.label, ("", ""))) < 2:
+            raise RequestError(f"probe.label: {job.probe.label!r} has a single value in {address}; give another label")
+
+
+def _check_shares(job: PretrainJob) -> None:
+    """Refuses what would only fail on the workers."""
+    share = min(stage.global_batch for stage in job.stages) // job.resources.max_workers
+    if share < job.method.smallest_share:
+        raise RequestError(
+            f"data.global_batch: {job.resources.max_workers} workers get {share} samples of the smallest batch each, "
+            f"and {job.method.name} needs {job.method.smallest_share}; raise the batch or lower resources.workers"
+        )
+    if job.execution.sync_batchnorm and job.resources.gpus_per_worker == 0:
+        raise RequestError("execution.sync_batchnorm: only GPUs can; set it to false, or resources.gpus_per_worker")
+    if job.model.init is not None and not Path(job.model.init).is_file():
+        raise RequestError(f"model.init: there is no file {job.model.init}; give a .pt, .pth or .safetensors file")
 
 
 def estimate_memory(job: PretrainJob) -> dict[str, int]:
@@ -104,8 +129,7 @@ def estimate_memory(job: PretrainJob) -> dict[str, int]:
     forward pass of the U-Net, halved for bf16, times the largest share of a worker; what is recomputed under gradient
     checkpointing, and the allocator's own slack, come on top of them.
     """
-    with torch.device("meta"):
-        network = UNet(job.model.model_copy(update={"init": None}))
+    network = on_meta(job.model)
     parameters = sum(weight.numel() for weight in network.parameters()) * 4
     encoder = sum(weight.numel() for weight in network.encoder.parameters()) * 4
     share = max(stage.global_batch for stage in job.stages) / job.resources.min_workers

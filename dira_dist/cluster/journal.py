@@ -1,16 +1,15 @@
 """What the first worker writes down of a run: figures, judgements with their pictures, checkpoint addresses."""
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from dira_dist.cluster.progress import BoardTracker
+from dira_dist.config import RequestError
+from dira_dist.data.store import StoreError
 from dira_dist.evaluation.judge import Judgement, Restorations
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.pictures import restoration_grid
 from dira_dist.tracking.run import NullRun, TrackingRun
-
-log = logging.getLogger(__name__)
 
 FLUSH_S = 60.0
 
@@ -64,13 +63,17 @@ class Journal:
     def judge(self, label: str, step: int) -> None:
         """Judge the networks now, and file figures and a picture under ``label``."""
         self._board.say(f"judging: {label}")
-        judgement = self._judge()
+        try:
+            judgement = self._judge()
+        except (RequestError, StoreError, ValueError) as error:  # trouble with a probe set stops no training
+            self._board.warn(f"after {label} nothing was judged: {error}")
+            return
         self.quality[label] = judgement.metrics
         self._run.log_metrics(judgement.metrics, step)
         if judgement.restorations is not None:
             self._run.log_picture(f"restoration/{label}", _grid(judgement.restorations), step)
         if judgement.metrics.get("val/collapsed"):
-            log.warning("after %s the encoder tells its inputs apart no longer: %s", label, judgement.metrics)
+            self._board.warn(f"after {label} the encoder hardly tells its inputs apart: {judgement.metrics}")
 
     def checkpointed(self, name: str, step: int) -> None:
         """A checkpoint was committed under the run's folder."""
@@ -82,7 +85,7 @@ class Journal:
     def close(self) -> None:
         """Wait, not for ever, until everything has arrived."""
         if not self._run.flush(FLUSH_S):
-            log.warning("not everything reached the tracking server within %s s", FLUSH_S)
+            self._board.warn(f"not all figures reached the tracking server within {FLUSH_S:g} s; they are kept")
 
 
 class Silence:

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import ray
 import ray.train
+import torch.distributed
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
@@ -15,16 +17,18 @@ from dira_dist.cluster.record import RunRecord, claim
 from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.cluster.storage import ray_storage
 from dira_dist.cluster.worker import WorkerSetup, train_worker
-from dira_dist.config import JobFailedError
-from dira_dist.data.store import check_reachable, open_store
+from dira_dist.config import JobFailedError, RequestError
+from dira_dist.data.store import Store, check_reachable, open_store
 from dira_dist.job import LoadedJob, PretrainJob, ResourcesConfig, dump_job
 from dira_dist.preflight import Preflight, preflight
+from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.publish import publish
 from dira_dist.tracking.run import NullRun, TrackingRun, open_run
 from dira_dist.training.state import read_checkpoint
 from dira_dist.version import __version__
 
-COLLECTIVE_TIMEOUT_S = 600
+COLLECTIVE_TIMEOUT_S = 1800
+_COLLATERAL = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,21 @@ def pretrain(loaded: LoadedJob, *, console: Console | None = None) -> Outcome:
     loaded = replace(loaded, job=loaded.job.located())
     job, facts = loaded.job, preflight(loaded.job)
     check_reachable(job.checkpoint.storage, write=True)
-    store = open_store(run_folder(job))
+    store = open_store(job.run_folder)
     record = claim(store, RunRecord(loaded.record, facts.train.digest))
     if record.status == "finished":
         return Outcome(**{**record.outcome, "already_done": True})
+    with ray_session(job.resources):
+        return _pretrain(loaded, facts, store, record, console)
+
+
+def _pretrain(loaded: LoadedJob, facts: Preflight, store: Store, record: RunRecord, console: Console | None) -> Outcome:
+    """Everything from the first thing that is written."""
     run = _open_run(loaded, facts, record.run_id)
     try:
         record = replace(record, run_id=run.run_id)
         record.write(store)
-        with ray_session(job.resources):
-            outcome = _outcome(facts, run, _fit(loaded, facts, run.run_id, console))
+        outcome = _outcome(facts, run, _fit(loaded, facts, run.run_id, console))
         record.finished(asdict(outcome)).write(store)
     except BaseException as error:
         run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", f"{type(error).__name__}: {error}")
@@ -93,21 +102,20 @@ def pretrain(loaded: LoadedJob, *, console: Console | None = None) -> Outcome:
     return outcome
 
 
-def run_folder(job: PretrainJob) -> str:
-    """Address of everything a run keeps: its record and its checkpoints."""
-    return f"{job.checkpoint.storage.rstrip('/')}/{job.name}"
-
-
 def _open_run(loaded: LoadedJob, facts: Preflight, run_id: str) -> TrackingRun | NullRun:
     """The job's MLflow run on the driver's side; the first worker measures the machine, not the driver."""
     job, tags = loaded.job, {"dira.job": loaded.job.name, "dira.version": __version__}
-    config = job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
-    run = open_run(config, job.name, loaded.record, tags, run_id or None)
+    run = open_run(_quiet(job), job.name, loaded.record, tags, run_id or None)
     profile = {"samples": facts.train.samples, "shards": len(facts.train.shards), "bytes": facts.train.bytes}
     if not run_id:
         run.log_dataset("train", facts.train.digest, job.data.train, "training", profile)
         run.log_text(dump_job(loaded.record), "job.yaml")
     return run
+
+
+def _quiet(job: PretrainJob) -> TrackingConfig:
+    """Tracking without measuring the machine, which the first worker does."""
+    return job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
 
 
 def _fit(loaded: LoadedJob, facts: Preflight, run_id: str, console: Console | None) -> ray.train.Result:
@@ -121,12 +129,16 @@ def _fit(loaded: LoadedJob, facts: Preflight, run_id: str, console: Console | No
     )
     with ProgressView(board, facts.plan, console):
         try:
-            return trainer.fit()
+            result = trainer.fit()
+            cause = ray.get(board.fatal.remote())
         except ray.train.TrainingFailedError as error:
-            raise JobFailedError(
-                f"{job.name} failed: {_cause(error)}\n"
-                f"its checkpoints are in {run_folder(job)}; the same command goes on from the newest"
-            ) from error
+            result, cause = None, ray.get(board.fatal.remote()) or _cause(error)
+    if result is None or cause:
+        raise JobFailedError(
+            f"{job.name} failed: {cause}\n"
+            f"its checkpoints are in {job.run_folder}; the same command goes on from the newest"
+        )
+    return result
 
 
 def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
@@ -154,23 +166,37 @@ def _outcome(facts: Preflight, run: TrackingRun | NullRun, result: ray.train.Res
     assert result.checkpoint is not None, "the last stage ends with a checkpoint"
     with result.checkpoint.as_directory() as folder:
         checkpoint = read_checkpoint(Path(folder))
+    if checkpoint.pending_metrics and run.run_id:  # measured while the tracking server was away
+        TrackingRun.attach(_quiet(facts.job), run.run_id, checkpoint.pending_metrics).flush()
     data = {"address": facts.job.data.train, "images": facts.train.samples, "digest": facts.train.digest}
-    model = publish(facts.job.tracking, run.run_id, checkpoint, data)
+    try:
+        model = publish(facts.job.tracking, run.run_id, checkpoint, data)
+    except RequestError as error:
+        raise JobFailedError(
+            f"{facts.job.name} is trained, but its model was not registered: {error}\n"
+            f"its checkpoints are in {facts.job.run_folder}; the same command registers it"
+        ) from error
     return Outcome(
         name=facts.job.name,
         run_id=run.run_id,
         page=run.page,
         steps=checkpoint.position.step,
-        checkpoint=f"{run_folder(facts.job)}/{Path(result.checkpoint.path).name}",
+        checkpoint=f"{facts.job.run_folder}/{Path(result.checkpoint.path).name}",
         model=model,
         quality=checkpoint.quality,
     )
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:
-    """The first worker's own words, without Ray's frames around them."""
-    failures = getattr(error, "worker_failures", {})
+    """What failed first, as far as can be told: not a worker that only lost its connection to the one that did."""
+    failures = {rank: getattr(failure, "_base_exc", failure) for rank, failure in _failures(error).items()}
     if not failures:
         return str(error)
-    rank, failure = min(failures.items())
-    return f"worker {rank}: {failure}"
+    own = {rank: failure for rank, failure in failures.items() if not isinstance(failure, _COLLATERAL)}
+    rank, failure = min((own or failures).items())
+    return f"worker {rank}: {type(failure).__name__}: {failure}"
+
+
+def _failures(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
+    found: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    return found

@@ -26,6 +26,8 @@ class ProgressBoard:
         self._step = 0
         self._figures: dict[str, float] = {}
         self._note = "starting workers"
+        self._warnings: list[str] = []
+        self._fatal = ""
 
     def post(self, step: int, figures: Mapping[str, float]) -> None:
         self._step = step
@@ -34,8 +36,20 @@ class ProgressBoard:
     def say(self, note: str) -> None:
         self._note = note
 
-    def read(self) -> tuple[int, dict[str, float], str]:
-        return self._step, dict(self._figures), self._note
+    def warn(self, warning: str) -> None:
+        self._warnings.append(warning)
+
+    def give_up(self, reason: str) -> None:
+        """The first reason stays: what follows on other workers follows from it."""
+        self._fatal = self._fatal or reason
+
+    def fatal(self) -> str:
+        return self._fatal
+
+    def read(self) -> tuple[int, dict[str, float], str, list[str]]:
+        """Step, figures, note, and the warnings since the last reading."""
+        warnings, self._warnings = self._warnings, []
+        return self._step, dict(self._figures), self._note, warnings
 
 
 def new_board() -> Any:
@@ -54,6 +68,10 @@ class BoardTracker:
 
     def say(self, note: str) -> None:
         self._board.say.remote(note)
+
+    def warn(self, warning: str) -> None:
+        """A line for the person in front of the driver."""
+        self._board.warn.remote(warning)
 
 
 def describe(plan: Plan, step: int, figures: Mapping[str, float]) -> str:
@@ -115,8 +133,10 @@ class ProgressView:
 
     def _read(self) -> tuple[int, dict[str, float], str] | None:
         try:
-            answer: tuple[int, dict[str, float], str] = ray.get(self._board.read.remote(), timeout=5)
-            return answer
+            step, figures, note, warnings = ray.get(self._board.read.remote(), timeout=5)
+            for warning in warnings:
+                self._console.print(f"warning: {warning}", markup=False, highlight=False)
+            return step, figures, note
         except (ray.exceptions.RayError, TimeoutError):
             return None  # the board comes back or the job ends; neither is for the display to settle
 

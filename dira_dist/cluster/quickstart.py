@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dira_dist.cluster.pretrain import Outcome, pretrain
+from dira_dist.cluster.session import embedded_ray
 from dira_dist.config import RequestError
 from dira_dist.data.embedded_s3 import embedded_s3
 from dira_dist.data.ingest import ShardOptions, ShardReport, shard
@@ -92,7 +93,8 @@ def quickstart(folder: Path | str = "quickstart", *, console: Console | None = N
         )
         _make_shards(folder / "archive")
         loaded = _load(folder)
-        outcome = pretrain(loaded, console=console)
+        with embedded_ray(loaded.job.resources):
+            outcome = pretrain(loaded, console=console)
         tracking = loaded.job.tracking
         pulled = pull(outcome.model, folder / "weights", tracking_uri=tracking.uri)
     pictures = save_pictures(tracking, outcome.run_id, folder / "pictures")

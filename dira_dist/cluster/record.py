@@ -17,9 +17,13 @@ MAY_CHANGE = (
     "checkpoint",
     "data.train",  # the set's digest is compared instead
     "data.val",
-    "data.loader_workers",
+    "data.bad_sample_budget",
     "data.cache",
+    "data.loader_workers",
+    "data.storage_patience_s",
     "execution.compile",
+    "guards",
+    "model.gradient_checkpointing",
 )
 
 
@@ -76,6 +80,11 @@ def claim(store: Store, wanted: RunRecord) -> RunRecord:
             f"{store.address}: a run of this name with another configuration is there already:\n  "
             + "\n  ".join(differences)
             + "\ngive the job another name, or the same values to go on with that run"
+        )
+    if existing.status == "finished" and flatten(existing.job["stages"]) != flatten(wanted.job["stages"]):
+        raise RequestError(
+            f"{store.address}: this run is finished, and a finished run's stages cannot be made longer; "
+            "give the job another name, and model.init its pulled weights to start from them"
         )
     return replace(existing, job=wanted.job)
 

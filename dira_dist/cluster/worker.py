@@ -9,20 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 
 from dira_dist.cluster.journal import Journal, Silence
-from dira_dist.data.batch import Batch
+from dira_dist.config import RequestError
+from dira_dist.data.batch import Batch, TooManyBadSamplesError
+from dira_dist.data.lanes import ShardError
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import ShardStream
 from dira_dist.evaluation.judge import Judge
+from dira_dist.foreign import starting_weights
 from dira_dist.job import LoadedJob, PretrainJob
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.training.loop import Training, train
+from dira_dist.training.loop import NonFiniteError, Training, train
 from dira_dist.training.stages import Plan, Position, StageSpan
-from dira_dist.training.state import Checkpoint, read_checkpoint, write_checkpoint
+from dira_dist.training.state import BrokenCheckpointError, Checkpoint, read_checkpoint, write_checkpoint
 from dira_dist.training.step import Networks, Precision, TrainStep, build_networks
 from dira_dist.views import Views, make_views
 
@@ -46,11 +50,29 @@ class WorkerSetup:
     board: Any
 
 
+# What would only happen again: a restart from the last checkpoint cannot mend it.
+LASTING_ERRORS = (NonFiniteError, TooManyBadSamplesError, ShardError, BrokenCheckpointError, RequestError)
+
+
 def train_worker(setup: WorkerSetup) -> None:
-    """Train this worker's part of the job from the newest checkpoint, or from the start."""
+    """Train this worker's part of the job, unless the job was given up; errors that last give it up."""
+    if ray.get(setup.board.fatal.remote()):
+        return  # Ray restarts the workers after any error; the driver tells the reason
+    try:
+        _train(setup)
+    except LASTING_ERRORS as error:
+        rank = ray.train.get_context().get_world_rank()
+        ray.get(setup.board.give_up.remote(f"worker {rank}: {type(error).__name__}: {error}"))
+        raise
+
+
+def _train(setup: WorkerSetup) -> None:
+    """Train from the newest whole checkpoint, or from the start."""
     job, device = setup.loaded.job, ray.train.torch.get_device()
     resumed = _newest_checkpoint()
-    networks = build_networks(job.model, job.method, job.adversarial, seed=job.seed).to(device)
+    weights = starting_weights(job.model, job.seed) if resumed is None else None
+    model = job.model.model_copy(update={"init": None})
+    networks = build_networks(model, job.method, job.adversarial, seed=job.seed, weights=weights).to(device)
     journal = _open_journal(setup, networks, device, resumed)
     training = Training(
         plan=setup.plan,
@@ -61,12 +83,15 @@ def train_worker(setup: WorkerSetup) -> None:
         tracker=journal,
         checkpointer=_Checkpointer(setup, journal),
         judge=journal,
+        seed=(job.seed + ray.train.get_context().get_world_rank()) << 32,
         log_every_steps=job.tracking.log_every_steps,
         max_nonfinite_steps=job.guards.max_nonfinite_steps,
     )
     position, tensors = (resumed.position, resumed.tensors) if resumed else (Position(), None)
-    train(training, position, tensors)
-    journal.close()
+    try:
+        train(training, position, tensors)
+    finally:
+        journal.close()
 
 
 def _open_journal(
@@ -80,7 +105,7 @@ def _open_journal(
     return Journal.open(
         setup.tracking,
         setup.run_id,
-        storage=f"{job.checkpoint.storage.rstrip('/')}/{job.name}",
+        storage=job.run_folder,
         board=setup.board,
         judge=lambda: judge.judge(networks.unet, device),
         quality=resumed.quality if resumed else {},
@@ -89,11 +114,21 @@ def _open_journal(
 
 
 def _newest_checkpoint() -> Checkpoint | None:
-    reported = ray.train.get_checkpoint()
-    if reported is None:
+    """The newest checkpoint that is whole, or none where nothing was saved yet.
+
+    Raises:
+        BrokenCheckpointError: checkpoints were saved, and none of them is whole.
+    """
+    if ray.train.get_checkpoint() is None:
         return None
-    with reported.as_directory() as folder:
-        return read_checkpoint(Path(folder))
+    broken: list[str] = []
+    for reported in reversed(ray.train.get_all_reported_checkpoints()):
+        with reported.checkpoint.as_directory() as folder:
+            try:
+                return read_checkpoint(Path(folder))
+            except BrokenCheckpointError as error:
+                broken.append(str(error))
+    raise BrokenCheckpointError("no checkpoint of this run is whole:\n  " + "\n  ".join(broken))
 
 
 def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> ShardStream:

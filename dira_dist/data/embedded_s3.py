@@ -29,12 +29,15 @@ def embedded_s3(bucket: str) -> Iterator[str]:
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
     try:
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT")).close()
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        direct.open(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT")).close()
         with _environment(
             AWS_ENDPOINT_URL=endpoint,
+            AWS_ENDPOINT_URL_S3=endpoint,
             AWS_ACCESS_KEY_ID="embedded",
             AWS_SECRET_ACCESS_KEY="embedded",
             AWS_DEFAULT_REGION="us-east-1",
+            NO_PROXY=",".join(filter(None, [os.environ.get("NO_PROXY"), str(host)])),
         ):
             yield endpoint
     finally:

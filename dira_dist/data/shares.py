@@ -14,6 +14,7 @@ import torch.multiprocessing
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dira_dist.data.batch import BadSample, Row, Share, stack
+from dira_dist.data.cores import usable_cores
 from dira_dist.data.decode import CorruptSampleError, PixelMode, decode_sample
 from dira_dist.data.lanes import EncodedBlock, LaneCursor, LaneReader, ShardError, ShardSet
 from dira_dist.data.order import Order, part_of
@@ -90,7 +91,7 @@ def mapper(threads: int) -> Iterator[Callable[[Callable[[Any], Row], list[Any]],
 
 def decode_threads() -> int:
     """Threads that decode in a worker without loader processes."""
-    return min(_MOST_DECODE_THREADS, len(os.sched_getaffinity(0)))
+    return min(_MOST_DECODE_THREADS, usable_cores())
 
 
 def _decode(mode: PixelMode, slot: tuple[EncodedBlock, int]) -> Row:

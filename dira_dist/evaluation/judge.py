@@ -20,7 +20,7 @@ from dira_dist.views import ViewsConfig, make_views
 BATCH = 64
 PICTURED = 8
 MOST_IMAGES = 2048
-MOST_PROBE_IMAGES = 16384
+MOST_PROBE_IMAGES = 4096
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Judge:
     """Judges a U-Net on a validation set and, where given, labelled probe sets. Trains nothing, keeps nothing.
 
     Validation views are those of epoch 0 under the job's seed, so that all judgements of a job see the same ones. At
-    most 2,048 validation images and 16,384 of each probe set are looked at, the first of each set.
+    most 2,048 validation images and 4,096 of each probe set are looked at, the first of each set.
 
     Attributes:
         val: address of the validation set, or none.
@@ -121,5 +121,12 @@ class Judge:
     def _probe(self, unet: UNet, probe: ProbeConfig, device: torch.device) -> dict[str, float]:
         sets = [self._features(unet, address, device, MOST_PROBE_IMAGES) for address in (probe.train, probe.val)]
         (train, train_labels), (val, val_labels) = sets
-        named = [[labels[probe.label] for labels in part] for part in (train_labels, val_labels)]
-        return probe_metrics(probe, train, named[0], val, named[1])
+        train, named_train = _labelled(train, train_labels, probe.label)
+        val, named_val = _labelled(val, val_labels, probe.label)
+        return probe_metrics(probe, train, named_train, val, named_val)
+
+
+def _labelled(features: Tensor, labels: list[Any], name: str) -> tuple[Tensor, list[Any]]:
+    """Those samples that have the label: an archive's table may leave it open for some."""
+    kept = [place for place, known in enumerate(labels) if known.get(name) is not None]
+    return features[kept], [labels[place][name] for place in kept]

@@ -23,7 +23,7 @@ def metric_history(config: TrackingConfig, run_id: str, name: str) -> list[tuple
 
 
 def save_pictures(config: TrackingConfig, run_id: str, folder: Path) -> list[Path]:
-    """Bring the pictures of a run into a folder, as ``NAME-STEP.png``.
+    """Bring the pictures of a run into a folder, as ``NAME-STEP.png``; in the order of their steps.
 
     Raises:
         RequestError: the tracking server is away or knows no such run.
@@ -41,13 +41,19 @@ def _client(config: TrackingConfig) -> tuple[MlflowClient, str]:
 
 
 def _picture_files(client: MlflowClient, run_id: str) -> list[str]:
-    return [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith(".png")]
+    files = [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith(".png")]
+    return sorted(files, key=lambda file: _name_and_step(file)[1])
+
+
+def _name_and_step(file: str) -> tuple[str, int]:
+    """From MLflow's own naming of a picture of a step: ``NAME+step+STEP+timestamp+...``."""
+    name, _, rest = Path(file).name.partition("+step+")
+    return name.replace("~", "-"), int(rest.partition("+")[0])
 
 
 def _save(client: MlflowClient, run_id: str, folder: Path, files: Iterable[str]) -> Iterator[Path]:
     for file in files:
-        # MLflow's own naming of a picture of a step: NAME+step+STEP+timestamp+...
-        name, _, rest = Path(file).name.partition("+step+")
-        path = folder / f"{name.replace('~', '-')}-{rest.partition('+')[0]}.png"
+        name, step = _name_and_step(file)
+        path = folder / f"{name}-{step}.png"
         path.write_bytes(Path(client.download_artifacts(run_id, file)).read_bytes())
         yield path

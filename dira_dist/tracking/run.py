@@ -382,10 +382,10 @@ def open_run(
     Raises:
         RequestError: see :meth:`TrackingRun.create` and :meth:`TrackingRun.attach`.
     """
-    if config.located().uri is None:
-        return NullRun()
     if run_id:
         return TrackingRun.attach(config, run_id, pending)
+    if config.located().uri is None:
+        return NullRun()
     return TrackingRun.create(config, name, params, tags)
 
 

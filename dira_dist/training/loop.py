@@ -74,6 +74,7 @@ class Training(Generic[BatchT]):
         open_stream: this worker's shares of the global batches of a stage, from a position on, without end.
         make_views: a share on the device as network inputs and target.
         make_step: the optimiser step of a stage, on the networks that all stages share.
+        seed: of what a network draws in a step, such as dropout; of this worker's own.
         log_every_steps: optimiser steps between two reports.
         max_nonfinite_steps: steps skipped in a row after which the job ends.
     """
@@ -86,6 +87,7 @@ class Training(Generic[BatchT]):
     tracker: Tracker
     checkpointer: Checkpointer
     judge: Judge
+    seed: int
     log_every_steps: int
     max_nonfinite_steps: int
 
@@ -109,9 +111,11 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
         if tensors is not None:
             step.load_state_dict(tensors, optimizers=position.step_in_stage > 0 or span.config.keep_optimizer)
         with training.open_stream(span, position) as batches:
+            meter.restart()
             while position.step_in_stage < span.steps:
                 with meter.waiting():
                     batch = next(batches)
+                torch.manual_seed(training.seed + position.step)  # dropout is the step's own, resumed or not
                 result = step(training.make_views(batch, span), position.step_in_stage)
                 position = position.after_step(span.config.global_batch)
                 guard.watch(result.finite, position, batch.keys)
@@ -123,10 +127,12 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                 )
                 if position.step % training.log_every_steps == 0 or position.step_in_stage == span.steps:
                     training.tracker.log_metrics(meter.summary() | {"train/stage": span.number + 1}, position.step)
-                if training.checkpointer.due(position):
-                    training.checkpointer.save(position, step.state_dict())
+                if training.checkpointer.due(position) and position.step_in_stage < span.steps:
+                    with meter.paused():
+                        training.checkpointer.save(position, step.state_dict())
+        tensors = step.state_dict()  # agrees on batch-norm statistics: what is judged is what is saved
         training.judge.judge(span.name, position.step)
-        tensors, position = step.state_dict(), position.after_stage()
+        position = position.after_stage()
         training.checkpointer.save(position, tensors)
     return position
 
@@ -155,6 +161,7 @@ class _NonFiniteGuard:
         if len(self._in_a_row) >= self._limit:
             raise NonFiniteError(
                 f"{self._limit} steps in a row had a loss or gradient that was not finite; none of them reached the "
-                "weights. Lower optimizer.lr, or set precision: fp32. Samples of this worker in these steps:\n  "
+                "weights. Start under another name with a lower optimizer.lr or precision: fp32, or bear more of them "
+                "with guards.max_nonfinite_steps. Samples of this worker in these steps:\n  "
                 + "\n  ".join(self._in_a_row)
             )

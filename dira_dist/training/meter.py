@@ -1,6 +1,7 @@
 """What a run measures of itself: losses, speed and memory since the last report, over all workers."""
 
 import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._reset()
+        self.restart()
 
-    def _reset(self) -> None:
+    def restart(self) -> None:
+        """Forget everything and begin now: what went before, such as opening a stream, is not a step's time."""
         self._sums: dict[str, Tensor] = {}
         self._steps = self._skipped = self._images = self._bad_samples = 0
         self._wait_s = 0.0
@@ -31,6 +33,13 @@ class Meter:
         began = time.perf_counter()
         yield
         self._wait_s += time.perf_counter() - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count."""
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
 
     def count(self, figures: Mapping[str, Tensor], *, images: int, bad_samples: int, finite: bool) -> None:
         """Take in one step.
@@ -74,7 +83,7 @@ class Meter:
             "train/skipped_steps": float(self._skipped),
             "train/bad_samples": bad_samples,
         }
-        self._reset()
+        self.restart()
         return report
 
 
@@ -82,4 +91,5 @@ def _peak_memory_bytes(device: torch.device) -> int:
     """Peak of the device's allocator, or on the CPU of the process' resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes

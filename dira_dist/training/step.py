@@ -3,7 +3,8 @@
 Haghighi et al., *DiRA* (CVPR 2022), equation 4: ``L = w_dis * L_dis + w_res * L_res + w_adv * L_adv``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -154,10 +155,6 @@ class TrainStep:
         self.networks.eval()
         try:
             losses, restoration = self._unet_losses(_Objectives(self.networks, self.weights), views, batch)
-            if self._plays:
-                with self._autocast():
-                    scores = self.networks.discriminator(restoration)
-                losses["adversarial"] = batch.share_weight * adversarial_loss(scores, self._adversarial.loss)
         finally:
             self.networks.train()
         return Evaluation(self._figures(losses), restoration)
@@ -223,44 +220,35 @@ class TrainStep:
 
     def _backward(self, views: Views, batch: GlobalBatch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Gradients of both networks; losses as this worker's terms, see :mod:`dira_dist.objectives.collectives`."""
-        losses, restoration = self._unet_losses(self._objectives, views, batch)
-        roots = [getattr(self.weights, name) * loss for name, loss in losses.items()]
-        pulls: list[Tensor | None] = [None] * len(roots)
+        with _frozen(self.networks.discriminator):
+            losses, restoration = self._unet_losses(self._objectives, views, batch)
+            weighted = [getattr(self.weights, name) * loss for name, loss in losses.items()]
+            torch.autograd.backward(torch.stack(weighted).sum())
         if self._plays:
             assert restoration is not None
-            losses |= self._play(views, restoration.detach().requires_grad_(), batch, pulls)
-            roots.append(restoration)
-        torch.autograd.backward(roots, pulls)
+            losses["discriminator"] = self._discriminator_loss(views, restoration.detach(), batch)
+            torch.autograd.backward(losses["discriminator"])
         return {name: loss.detach() for name, loss in losses.items()}, _detached(restoration)
-
-    def _play(
-        self, views: Views, restoration: Tensor, batch: GlobalBatch, pulls: list[Tensor | None]
-    ) -> dict[str, Tensor]:
-        """Both adversarial losses from one forward pass of the discriminator, and its gradients.
-
-        Instance norms keep samples apart, so real and restored may share the pass. What the U-Net is to learn from it
-        goes to ``pulls``, as a gradient on the restoration: none is made for the discriminator's weights on the way.
-        """
-        with self._autocast():
-            real, restored = self._player(torch.cat([_target(views), restoration])).chunk(2)
-        kind = self._adversarial.loss
-        fooled = batch.share_weight * adversarial_loss(restored, kind)
-        (pull,) = torch.autograd.grad(self.weights.adversarial * fooled, restoration, retain_graph=True)
-        pulls.append(pull)
-        told = batch.share_weight * discriminator_loss(real, restored, kind)
-        torch.autograd.backward(told)
-        return {"adversarial": fooled, "discriminator": told}
 
     def _unet_losses(
         self, objectives: nn.Module, views: Views, batch: GlobalBatch
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The losses that need no discriminator, and the restoration."""
+        """What the U-Net and the method minimise, unweighted, and the restoration."""
         with self._autocast():
             discriminative, restoration = objectives(self._laid_out(views.view_1), self._laid_out(views.view_2), batch)
+            scores = self.networks.discriminator(restoration) if self._plays else None
         losses = {} if discriminative is None else {"discriminative": discriminative}
         if self.weights.restorative > 0:
             losses["restorative"] = batch.share_weight * restorative_loss(restoration, _target(views))
+        if scores is not None:
+            losses["adversarial"] = batch.share_weight * adversarial_loss(scores, self._adversarial.loss)
         return losses, restoration
+
+    def _discriminator_loss(self, views: Views, restoration: Tensor, batch: GlobalBatch) -> Tensor:
+        """One forward pass for real and restored: instance norms keep samples apart."""
+        with self._autocast():
+            real, restored = self._player(torch.cat([_target(views), restoration])).chunk(2)
+        return batch.share_weight * discriminator_loss(real, restored, self._adversarial.loss)
 
     def _judge(self, losses: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, bool]:
         """Losses over the global batch, the gradient's norm, and whether all is finite: the same on every worker."""
@@ -356,6 +344,19 @@ class _Statistics:
         """Makes them what they were when last kept."""
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._kept)
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients pass through ``module`` and none is made for its own weights, where the backward pass is inside too."""
+    learned = [weight for weight in module.parameters() if weight.requires_grad]
+    for weight in learned:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in learned:
+            weight.requires_grad_(True)
 
 
 def _target(views: Views) -> Tensor:

@@ -75,10 +75,12 @@ def test_ray_job_submit_runs_a_job_file(cluster: str, overrides: list[str], envi
     assert "by-ray: finished, 2 steps" in done.stdout
 
 
-def test_our_submit_follows_the_log_to_its_end(cluster: str, overrides: list[str], environment: dict[str, str]) -> None:
-    words = [word for override in (*overrides, "name=by-us") for word in ("--set", override)]
+def test_our_submit_hands_over_variables_and_follows_the_log(
+    cluster: str, overrides: list[str], environment: dict[str, str]
+) -> None:
+    words = [word for override in (*overrides, "name=${env:SOME_SETTING}") for word in ("--set", override)]
     command = [BIN / "dira-dist", "submit", JOB, "--address", cluster, "--env", "SOME_SETTING", *words]
-    environment = {**environment, "SOME_SETTING": "its value"}
+    environment = {**environment, "SOME_SETTING": "by-us"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "by-us: finished, 2 steps" in done.stdout

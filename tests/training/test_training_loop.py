@@ -29,12 +29,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def job_on(shards: Path, method: str = "moco_v2", **more: Any) -> PretrainJob:
+def job_on(shards: Path, method: str = "moco_v2", encoder: str = "resnet18", **more: Any) -> PretrainJob:
     return load_job(
         {
             "name": "loop",
             "data": {"train": str(shards), "image_size": 32, "global_batch": 4, "loader_workers": 0},
-            "model": {"encoder": "resnet18"},
+            "model": {"encoder": encoder},
             "method": {"name": method} | ({"queue_size": 10} if method == "moco_v2" else {}),
             "stages": [
                 {"objective": "di", "steps": 2},
@@ -108,6 +108,7 @@ def run(job: PretrainJob, notebook: Notebook, resumed: Checkpoint | None = None,
         tracker=notebook,
         checkpointer=notebook,
         judge=notebook,
+        seed=0,
         log_every_steps=1,
         max_nonfinite_steps=job.guards.max_nonfinite_steps,
     )
@@ -120,9 +121,13 @@ def run(job: PretrainJob, notebook: Notebook, resumed: Checkpoint | None = None,
 LOSSES = ("train/loss/discriminative", "train/loss/restorative", "train/loss/total", "train/grad_norm")
 
 
-@pytest.mark.parametrize("method", ["moco_v2", "barlow_twins", "simsiam"])
-def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(shards: Path, tmp_path: Path, method: str) -> None:
-    job, unbroken = job_on(shards, method), Notebook(every_steps=1)
+# efficientnet has dropout and drops whole paths at random
+@pytest.mark.parametrize(
+    ("method", "encoder"),
+    [("moco_v2", "resnet18"), ("barlow_twins", "resnet18"), ("simsiam", "resnet18"), ("moco_v2", "efficientnet-b0")],
+)
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(shards: Path, tmp_path: Path, method: str, encoder: str) -> None:
+    job, unbroken = job_on(shards, method, encoder), Notebook(every_steps=1)
     final = run(job, unbroken)
     # in the middle of a stage, and where one ends
     for position, tensors in (unbroken.checkpoints[3], next(c for c in unbroken.checkpoints if c[0].stage == 2)):
@@ -142,7 +147,7 @@ def test_stages_judgements_and_checkpoints_in_their_order(shards: Path) -> None:
     run(job_on(shards), notebook)
     assert notebook.judged == [("untrained", 0), ("1-di", 2), ("2-dir", 5), ("3-dira", 8)]
     saved = [(position.stage, position.step_in_stage, position.step) for position, _ in notebook.checkpoints]
-    assert saved == [(1, 0, 2), (1, 2, 4), (2, 0, 5), (2, 3, 8), (3, 0, 8)]
+    assert saved == [(1, 0, 2), (1, 2, 4), (2, 0, 5), (3, 0, 8)]
     assert sorted(notebook.figures) == list(range(1, 9))
     assert "train/loss/restorative" not in notebook.figures[2]
     assert "train/loss/adversarial" not in notebook.figures[5]

@@ -17,6 +17,7 @@ from multiprocessing.synchronize import Event
 from typing import Protocol
 
 from dira_dist.config import RequestError
+from dira_dist.data.cores import usable_cores
 from dira_dist.data.ingest.convert import Converter, Task
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.parts import Part, ShardOutcome, SkippedItem
@@ -126,7 +127,7 @@ def make_parts(plan: Plan, parts: Mapping[str, Part], progress: Progress | None)
 
     tell(0)
     shards = sum(1 for part in parts.values() for _ in part.open_shards())
-    processes = min(plan.options.processes or len(os.sched_getaffinity(0)), shards)
+    processes = min(plan.options.processes or usable_cores(), shards)
     run = _run_here if processes <= 1 else _run_in_processes
     for part, name, outcome in run(plan, mode, jobs, processes, tell):
         if plan.options.strict and outcome.skipped:
