@@ -23,7 +23,8 @@ KeyPath = tuple[str | int, ...]
 SectionT = TypeVar("SectionT", bound="Section")
 
 _ENV_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
-_URL_USERINFO = re.compile(r"(?<=://)[^\s\"'?#]*@")
+# user:password@, where the password may hold / or @ though it should not, and host:5000/path@x is none; or token@
+_URL_USERINFO = re.compile(r"(?<=://)(?:[^\s/:@]+:(?!\d+(?:/|$))\S*@|[^\s/]*@)")
 
 
 class RequestError(ValueError):

@@ -148,7 +148,22 @@ def test_flatten_keeps_every_leaf(tree: dict[str, Any]) -> None:
     assert len(flatten(tree)) == count(tree)
 
 
-@given(st.text(st.characters(exclude_characters="@/ \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85", codec="ascii"), min_size=1))
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("http://u:a/b@host/x", "http://host/x"),
+        ("postgresql://u:p@ss@host", "postgresql://host"),
+        ("https://token@host:5000/x y://z", "https://host:5000/x y://z"),
+        ("http://host:5000/path@x", "http://host:5000/path@x"),
+        ("s3://bucket/a@b/c", "s3://bucket/a@b/c"),
+        ("models:/name@best", "models:/name@best"),
+    ],
+)
+def test_credentials_are_cut_out_and_nothing_else(text: str, clean: str) -> None:
+    assert without_credentials(text) == clean
+
+
+@given(st.text(st.characters(exclude_characters="/ \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85", codec="ascii"), min_size=1))
 def test_no_password_survives(password: str) -> None:
     cleaned = without_credentials(f"a postgresql://someone:{password}@host:1/db b")
     assert cleaned == "a postgresql://host:1/db b"

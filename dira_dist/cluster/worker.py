@@ -3,6 +3,7 @@
 ``ray.train`` is called from here alone.
 """
 
+import secrets
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -188,12 +189,14 @@ class _Checkpointer:
     def __init__(self, setup: WorkerSetup, journal: Journal | Silence) -> None:
         self._setup, self._journal = setup, journal
         self._first = isinstance(journal, Journal)
+        # Steps done again after a broken checkpoint must not be saved under a name that Ray has listed already.
+        self._attempt = secrets.token_hex(3)
 
     def due(self, position: Position) -> bool:
         return position.step % self._setup.loaded.job.checkpoint.every_steps == 0
 
     def save(self, position: Position, tensors: Mapping[str, Any]) -> None:
-        name = f"step-{position.step:09d}-stage-{position.stage + 1}"
+        name = f"step-{position.step:09d}-{self._attempt}"
         with tempfile.TemporaryDirectory() as folder:
             reported = None
             if self._first:

@@ -29,13 +29,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
+SMALL = {
+    "moco_v2": {"queue_size": 10},
+    "barlow_twins": {"projector_width": 32},
+    "simsiam": {"outputs": 32, "bottleneck": 8},
+}
+
+
 def job_on(shards: Path, method: str = "moco_v2", encoder: str = "resnet18", **more: Any) -> PretrainJob:
     return load_job(
         {
             "name": "loop",
             "data": {"train": str(shards), "image_size": 32, "global_batch": 4, "loader_workers": 0},
             "model": {"encoder": encoder},
-            "method": {"name": method} | ({"queue_size": 10} if method == "moco_v2" else {}),
+            "method": {"name": method, **SMALL[method]},
             "stages": [
                 {"objective": "di", "steps": 2},
                 {"objective": "dir", "steps": 3},
