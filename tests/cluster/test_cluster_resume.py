@@ -1,4 +1,4 @@
-"""A run whose driver is killed and started again is the run that nobody touched: weights, figures, one MLflow run."""
+"""Real runs on two workers that are killed, damaged or beyond help, and what comes of them."""
 
 import os
 import signal
@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 import dira_dist
 from dira_dist.cluster.pretrain import Outcome
+from dira_dist.config import JobFailedError
 from dira_dist.data.phantom import write_archive
 from dira_dist.job import load_job
 from dira_dist.training.state import Checkpoint, read_checkpoint
@@ -100,3 +101,17 @@ def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(folder: Path) ->
     outcome, resumed = run_here(folder, "damaged")
     assert resumed.position.step == STEPS
     assert set(outcome.quality) == {"untrained", "1-di", "2-dira"}
+
+
+def test_what_a_restart_cannot_mend_ends_the_job_with_its_reason(folder: Path) -> None:
+    loaded = load_job(job_file(folder, "hopeless"), ["optimizer.lr=1.0e+30", "guards.max_nonfinite_steps=3"])
+    with pytest.raises(JobFailedError, match="3 steps in a row had a loss or gradient that was not finite") as caught:
+        dira_dist.run(loaded)
+    assert "NonFiniteError" in str(caught.value)
+    client = MlflowClient(f"sqlite:///{folder}/hopeless.db")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FAILED"
+    assert "not finite" in run.data.tags["dira.status_reason"]
+    # one try: a second would have measured the first steps again
+    skipped = client.get_metric_history(run.info.run_id, "train/skipped_steps")
+    assert sum(metric.value for metric in skipped) <= 3
