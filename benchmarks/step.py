@@ -6,23 +6,25 @@
 All variants take the same views in turn, one step each per round, so that whatever else the machine does falls on all
 of them; figures are medians over the rounds. On a busy CPU, `--clock cpu` counts the process's own seconds: give it one
 thread (OMP_NUM_THREADS=1), for threads that wait for one another count too. On a GPU memory is the allocator's peak; on
-a CPU it is the growth of the resident set of a process that runs one variant alone.
+a CPU it is the peak of all living tensors, counted operation by operation in two steps of their own.
 """
 
 import argparse
 import copy
-import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
@@ -174,21 +176,44 @@ def interleaved(steps: dict[str, Step], batch: Views, setting: Setting) -> dict[
 
 
 def peak_bytes(variant: str, setting: Setting) -> int:
-    """Memory of two steps of one variant, its weights and optimiser included, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_bytes_here, (variant, setting))
-
-
-def _peak_bytes_here(variant: str, setting: Setting) -> int:
+    """The most memory that tensors take at one moment of a step, weights and optimiser included."""
     batch = views(setting)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    step = build(variant, setting)
+    if setting.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        _two_steps(build(variant, setting), batch)
+        return torch.cuda.max_memory_allocated()
+    with LiveTensors() as live:
+        _two_steps(build(variant, setting), batch)
+    return live.peak_bytes
+
+
+def _two_steps(step: Step, batch: Views) -> None:
+    """The second has the optimiser's state from its start."""
     for number in range(2):
         step(batch, number)
-    if setting.device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive after each operation, each storage once.
+
+    What a process holds also has the allocator's slack and the kernels' scratch in it; this has neither, is the same
+    at every run, and is what autograd and the recipe are answerable for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        result = operation(*arguments, **(named or {}))
+        for tensor in tree_leaves((arguments, result)):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
+        self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._alive.values()))
+        return result
 
 
 def arguments() -> argparse.Namespace:
