@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from dira_dist.config import RequestError
+from dira_dist.config import JobFailedError, RequestError
 from dira_dist.job import load_job
 
 _POLL_S = 1.0
+_SILENCE_S = 120.0
 # What a working tree holds that no job needs; Ray uploads everything else, up to its own limit.
 _LEFT_OUT = [".git", ".venv", "**/__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "quickstart", "runs"]
 
@@ -25,15 +26,27 @@ class Submission:
     job_id: str
 
     def follow(self, write: Callable[[str], object]) -> int:
-        """Pass the job's log on until it ends; the exit code is 0 where it succeeded, else 1."""
-        shown = 0
+        """Pass the job's log on until it ends; the exit code is 0 where it succeeded, else 1.
+
+        Raises:
+            JobFailedError: the cluster was silent for two minutes.
+        """
+        shown, heard_at = 0, time.monotonic()
         while True:
-            status = self.client.get_job_status(self.job_id)
-            log = self.client.get_job_logs(self.job_id)
-            write(log[shown:])
-            shown = len(log)
-            if status.is_terminal():
-                return 0 if status == JobStatus.SUCCEEDED else 1
+            try:
+                status = self.client.get_job_status(self.job_id)
+                log = self.client.get_job_logs(self.job_id)
+            except (ConnectionError, RuntimeError) as error:  # the job goes on while the dashboard is out of reach
+                if time.monotonic() - heard_at > _SILENCE_S:
+                    raise JobFailedError(
+                        f"the cluster has not answered for {_SILENCE_S:g} s ({error}); the job may go on: "
+                        f"ray job logs --follow {self.job_id}"
+                    ) from error
+            else:
+                write(log[shown:])
+                shown, heard_at = len(log), time.monotonic()
+                if status.is_terminal():
+                    return 0 if status == JobStatus.SUCCEEDED else 1
             time.sleep(_POLL_S)
 
 

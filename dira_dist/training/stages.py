@@ -7,15 +7,13 @@ whatever the batch size of the stages before.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from dira_dist.config import Section
 from dira_dist.training.optimizer import OptimizerConfig
-from dira_dist.training.step import LossWeights
-
-Objective = Literal["di", "dir", "dira"]
+from dira_dist.training.step import LossWeights, Objective
 
 
 class StageConfig(Section):
