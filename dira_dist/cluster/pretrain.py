@@ -16,7 +16,7 @@ from dira_dist.cluster.progress import ProgressView, new_board
 from dira_dist.cluster.record import RunRecord, claim
 from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.cluster.storage import ray_storage
-from dira_dist.cluster.worker import WorkerSetup, train_worker
+from dira_dist.cluster.worker import CHECKPOINT_PREFIX, WorkerSetup, train_worker
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, check_reachable, open_store
 from dira_dist.job import LoadedJob, PretrainJob, ResourcesConfig, dump_job
@@ -93,7 +93,9 @@ def _pretrain(loaded: LoadedJob, facts: Preflight, store: Store, record: RunReco
     try:
         record = replace(record, run_id=run.run_id)
         record.write(store)
-        outcome = _outcome(facts, run, _fit(loaded, facts, run.run_id, console))
+        result = _fit(loaded, facts, run.run_id, console)
+        outcome = _outcome(facts, run, result)
+        _remove_strays(store, result)
         record.finished(asdict(outcome)).write(store)
     except BaseException as error:
         run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", f"{type(error).__name__}: {error}")
@@ -185,6 +187,14 @@ def _outcome(facts: Preflight, run: TrackingRun | NullRun, result: ray.train.Res
         model=model,
         quality=checkpoint.quality,
     )
+
+
+def _remove_strays(store: Store, result: ray.train.Result) -> None:
+    """Remove checkpoints that Ray does not list: those that were being uploaded when a driver was killed."""
+    kept = {Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints or []}
+    for found in list(store.list(CHECKPOINT_PREFIX)):
+        if found.key.partition("/")[0] not in kept:
+            store.delete(found.key)
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:

@@ -31,6 +31,8 @@ from dira_dist.training.state import BrokenCheckpointError, Checkpoint, read_che
 from dira_dist.training.step import Networks, Precision, TrainStep, build_networks
 from dira_dist.views import Views, make_views
 
+CHECKPOINT_PREFIX = "step-"
+
 
 @dataclass(frozen=True)
 class WorkerSetup:
@@ -196,7 +198,7 @@ class _Checkpointer:
         return position.step % self._setup.loaded.job.checkpoint.every_steps == 0
 
     def save(self, position: Position, tensors: Mapping[str, Any]) -> None:
-        name = f"step-{position.step:09d}-{self._attempt}"
+        name = f"{CHECKPOINT_PREFIX}{position.step:09d}-{self._attempt}"
         with tempfile.TemporaryDirectory() as folder:
             reported = None
             if self._first:

@@ -90,7 +90,8 @@ def test_a_killed_run_goes_on_to_the_very_same_end(folder: Path) -> None:
     assert different == []
     assert losses(folder, "broken") == losses(folder, "unbroken")
     assert [step for step, _ in losses(folder, "broken")] == list(range(1, STEPS + 1))
-    assert len(list((folder / "runs" / "broken").glob("step-*"))) == 2, "keep: 2"
+    kept = list((folder / "runs" / "broken").glob("step-*/manifest.json"))
+    assert len(kept) == 2, "keep: 2, and nothing that a killed driver left half listed"
 
 
 def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(folder: Path) -> None:
