@@ -70,7 +70,8 @@ def start_and_kill(folder: Path, name: str) -> None:
     log = (folder / f"{name}.log").open("w")
     driver = subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
     try:
-        while not list((folder / "runs" / name).glob("step-000000014-*/manifest.json")):
+        listed = folder / "runs" / name / "checkpoint_manager_snapshot.json"  # Ray's own list of what is committed
+        while not (listed.is_file() and "step-000000014-" in listed.read_text()):
             assert driver.poll() is None, (folder / f"{name}.log").read_text()
             time.sleep(0.1)
     finally:
@@ -96,7 +97,7 @@ def test_a_killed_run_goes_on_to_the_very_same_end(folder: Path) -> None:
 
 def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(folder: Path) -> None:
     start_and_kill(folder, "damaged")
-    newest = sorted((folder / "runs" / "damaged").glob("step-*"))[-1]
+    (newest,) = (folder / "runs" / "damaged").glob("step-000000014-*")
     state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[:-1000])
     outcome, resumed = run_here(folder, "damaged")
