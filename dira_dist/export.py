@@ -5,6 +5,7 @@ image must be those of the pretrained encoder before anything is written.
 """
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError
@@ -172,7 +173,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         partial = Path(folder) / path.name
         if path.suffix == ".safetensors":
-            save_file(tensors, partial, dict(metadata or {}))
+            _write_safetensors(tensors, partial, metadata or {})
         else:
             torch.save(tensors, partial)
         digest = sha256_of(partial)
@@ -181,6 +182,23 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
         partial.replace(path)
         checksum.replace(path.with_name(checksum.name))
     return digest
+
+
+def _write_safetensors(tensors: StateDict, path: Path, metadata: Mapping[str, str]) -> None:
+    """Equal weights and words are equal bytes.
+
+    The library keeps the words of a header in a hash table whose order is another in every process, so they are added
+    here, to the header that it writes without them. (Format: eight bytes of length, little-endian; JSON, filled with
+    spaces to a multiple of eight bytes; the values.)
+    """
+    plain = save(tensors)
+    header_end = 8 + int.from_bytes(plain[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    written = json.dumps(header | json.loads(plain[8:header_end]), separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    with path.open("wb") as file:
+        file.write(len(written).to_bytes(8, "little") + written)
+        file.write(memoryview(plain)[header_end:])
 
 
 def sha256_of(path: Path) -> str:

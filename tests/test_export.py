@@ -2,6 +2,9 @@
 
 import argparse
 import hashlib
+import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +13,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError
@@ -153,6 +157,34 @@ def test_a_file_of_weights_is_whole_and_checked(tmp_path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["w.safetensors", "w.safetensors.sha256"]
     with pytest.raises(RequestError, match=r"\.safetensors, \.pt or \.pth"):
         save_weights(state, tmp_path / "w.bin")
+
+
+WRITE_WEIGHTS = """
+import sys, torch
+from pathlib import Path
+from dira_dist.export import save_weights
+words = {name: name.upper() for name in sys.argv[2].split(",")}
+state = {name: torch.arange(3.0) for name in sys.argv[2].split(",")}
+print(save_weights(state, Path(sys.argv[1]), words))
+"""
+
+
+def test_equal_weights_are_equal_bytes_in_every_process(tmp_path: Path) -> None:
+    words = ["names", "encoder", "format", "version", "in_channels", "image_size"]
+    state = {name: torch.arange(3.0) for name in words}
+    path = tmp_path / "w.safetensors"
+    digests = set()
+    for turn in range(50):
+        shuffled = random.Random(turn).sample(words, len(words))
+        metadata = {name: name.upper() for name in shuffled}
+        digests.add(save_weights({name: state[name] for name in shuffled}, path, metadata))
+    other = [sys.executable, "-c", WRITE_WEIGHTS, str(tmp_path / "other.safetensors"), ",".join(reversed(words))]
+    digests.add(subprocess.run(other, check=True, capture_output=True, text=True).stdout.strip())
+    assert len(digests) == 1
+    assert path.read_bytes() == (tmp_path / "other.safetensors").read_bytes()
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {name: name.upper() for name in words}
+        assert torch.equal(file.get_tensor("format"), state["format"])
 
 
 def test_the_digest_of_weights_is_of_their_values_alone() -> None:
