@@ -6,12 +6,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dira_dist.data.batch import Batch
 from dira_dist.data.validation import ValidationStream
 from dira_dist.evaluation.features import extract_features, frozen
-from dira_dist.evaluation.probes import ProbeConfig, probe_metrics
+from dira_dist.evaluation.probes import ProbeConfig, class_names, probe_metrics
 from dira_dist.evaluation.rank import representation_health
 from dira_dist.evaluation.restoration import psnr, ssim
 from dira_dist.models.unet import UNet
@@ -33,11 +33,35 @@ class Restorations:
 
 
 @dataclass(frozen=True)
+class PatchScores:
+    """The discriminator's scores of the images of :class:`Restorations`, ``(n, 1, *P)`` each, on the CPU."""
+
+    target: Tensor
+    restored: Tensor
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features ``(N, C)`` of the probe's ``val`` set on the CPU, and the N names of their classes."""
+
+    features: Tensor
+    classes: list[str]
+
+
+@dataclass(frozen=True)
 class Judgement:
-    """Figures by name, ready for a tracker, and images to look at where there is a validation set."""
+    """Figures by name, ready for a tracker, and what there is to look at.
+
+    Attributes:
+        restorations: where there is a validation set.
+        scores: where a discriminator was given as well.
+        features: where there is a probe.
+    """
 
     metrics: dict[str, float]
     restorations: Restorations | None = None
+    scores: PatchScores | None = None
+    features: LabelledFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -63,18 +87,28 @@ class Judge:
     patience_s: float = 300.0
 
     @torch.no_grad()
-    def judge(self, unet: UNet, device: torch.device) -> Judgement:
-        """Figures named ``val/...`` and ``probe/...``; whatever has no set to be measured on is left out."""
+    def judge(self, unet: UNet, device: torch.device, discriminator: nn.Module | None = None) -> Judgement:
+        """Figures named ``val/...`` and ``probe/...``; whatever has no set to be measured on is left out.
+
+        Args:
+            unet: on ``device``; its mode is restored.
+            device: where to compute.
+            discriminator: on ``device``; give it from the stage on in which it learns. Before, its scores mean nothing.
+        """
         metrics: dict[str, float] = {}
-        restorations = None
+        restorations, scores, labelled = None, None, None
         with frozen(unet):
             if self.val is not None:
                 figures, restorations = self._restoration(unet, self.val, device)
                 features, _ = self._features(unet, self.val, device, MOST_IMAGES)
                 metrics |= figures | representation_health(features).as_metrics("val/")
+                if discriminator is not None:
+                    target, restored = restorations.target.to(device), restorations.restored.to(device)
+                    scores = PatchScores(discriminator(target).float().cpu(), discriminator(restored).float().cpu())
             if self.probe is not None:
-                metrics |= self._probe(unet, self.probe, device)
-        return Judgement(metrics, restorations)
+                figures, labelled = self._probe(unet, self.probe, device)
+                metrics |= figures
+        return Judgement(metrics, restorations, scores, labelled)
 
     def _batches(self, address: str, most: int) -> Iterator[Batch]:
         with ValidationStream(address, batch_size=BATCH, storage_patience_s=self.patience_s) as stream:
@@ -118,12 +152,13 @@ class Judge:
         )
         return features[torch.cat(valid)], labels
 
-    def _probe(self, unet: UNet, probe: ProbeConfig, device: torch.device) -> dict[str, float]:
+    def _probe(self, unet: UNet, probe: ProbeConfig, device: torch.device) -> tuple[dict[str, float], LabelledFeatures]:
         sets = [self._features(unet, address, device, MOST_PROBE_IMAGES) for address in (probe.train, probe.val)]
         (train, train_labels), (val, val_labels) = sets
         train, named_train = _labelled(train, train_labels, probe.label)
         val, named_val = _labelled(val, val_labels, probe.label)
-        return probe_metrics(probe, train, named_train, val, named_val)
+        figures = probe_metrics(probe, train, named_train, val, named_val)
+        return figures, LabelledFeatures(val, class_names(named_val))
 
 
 def _labelled(features: Tensor, labels: list[Any], name: str) -> tuple[Tensor, list[Any]]:

@@ -273,6 +273,11 @@ def probe_metrics(
     return metrics
 
 
+def class_names(labels: Sequence[Any]) -> list[str]:
+    """Labels as they stand in the shards, one name each: ``a|b`` for several classes, ``none`` for none."""
+    return [SEPARATOR.join(sorted(_words(label))) or "none" for label in labels]
+
+
 def _words(value: Any) -> set[str]:
     values: Iterable[Any] = value if isinstance(value, list | tuple) else str(value).split(SEPARATOR)
     return {str(word).strip() for word in values if str(word).strip()}

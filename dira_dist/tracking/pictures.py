@@ -1,6 +1,10 @@
-"""Pictures for people: pure functions from tensors and numbers to uint8 images ``(H, W, 3)``."""
+"""Pictures for people: pure functions from tensors and numbers to uint8 images ``(H, W, 3)``.
+
+A picture has one name for the whole run: MLflow's page then shows it once, with a slider over the steps.
+"""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,15 +14,43 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from dira_dist.evaluation.judge import Judgement
+from dira_dist.objectives.adversarial import AdversarialLoss
+
+RESTORATIONS, SCORES, FEATURES, LOSSES = "restorations", "discriminator scores", "probe features", "loss curves"
+
 Picture = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.floating]
 
 CELL_PX = 192
 GAP_PX = 4
 CAPTION_PX = 20
+OTHERS = "others"
 _INK = 235
 _PAPER = 16
 _COLOURS = ("#3b6fb6", "#d1495b", "#2e8b57", "#e08e2b", "#7d5ba6", "#16a3a3", "#8c6d46", "#767676")
+
+
+def judgement_pictures(judgement: Judgement, loss: AdversarialLoss = "lsgan", title: str = "") -> dict[str, Picture]:
+    """Every picture that a judgement has something for, by its name.
+
+    Args:
+        judgement: of the networks at a moment.
+        loss: that the discriminator learns with; it says what its scores mean.
+        title: above the features.
+    """
+    pictures, restorations = {}, judgement.restorations
+    if restorations is not None:
+        distorted, restored, target = (
+            images.float().numpy() for images in (restorations.distorted, restorations.restored, restorations.target)
+        )
+        pictures[RESTORATIONS] = restoration_grid(distorted, restored, target)
+        if (scores := judgement.scores) is not None:
+            pictures[SCORES] = score_maps(target, restored, scores.target.numpy(), scores.restored.numpy(), loss=loss)
+    if judgement.features is not None:
+        features = judgement.features
+        pictures[FEATURES] = feature_scatter(features.features.numpy(), features.classes, title)
+    return pictures
 
 
 def restoration_grid(
@@ -51,21 +83,36 @@ def restoration_grid(
     return _labelled_grid([_rgb(column) for column in columns], titles, captions[:count], cell_px)
 
 
-def score_maps(target: FloatArray, restored: FloatArray, real_scores: FloatArray, fake_scores: FloatArray) -> Picture:
+def score_maps(
+    target: FloatArray,
+    restored: FloatArray,
+    target_scores: FloatArray,
+    restored_scores: FloatArray,
+    *,
+    loss: AdversarialLoss = "lsgan",
+) -> Picture:
     """What the discriminator says of each patch: real crops and restorations beside its score maps.
 
-    Dark is "restored" (0), bright is "real" (1); scores outside are cut off.
+    Dark is "restored", bright is "real": the scores of ``lsgan`` between 0 and 1, of ``hinge`` between -1 and 1, and
+    the sigmoid of those of ``bce``. What lies outside is cut off. The mean stands under each map.
 
     Args:
-        target: ``(B, 1, H, W)`` in [0, 1]; ``restored`` likewise.
-        restored: the restorations.
-        real_scores: ``(B, 1, h, w)``, the discriminator on the targets.
-        fake_scores: ``(B, 1, h, w)``, the discriminator on the restorations.
+        target: ``(B, 1, H, W)`` in [0, 1].
+        restored: likewise.
+        target_scores: ``(B, 1, h, w)``, the discriminator on the targets.
+        restored_scores: ``(B, 1, h, w)``, the discriminator on the restorations.
+        loss: that the discriminator learns with.
     """
-    real, fake = (_rgb(_grey(_slice(np.asarray(images[:4])))) for images in (target, restored))
-    real_map, fake_map = (_painted_scores(np.asarray(scores[:4])) for scores in (real_scores, fake_scores))
-    columns = (real, real_map, fake, fake_map)
-    return _labelled_grid(columns, ("target", "its score", "restoration", "its score"), (), CELL_PX)
+    images = [_rgb(_grey(_slice(np.asarray(part[:4])))) for part in (target, restored)]
+    real, fake = (
+        _as_probability(_slice(np.asarray(part[:4]))[:, 0], loss) for part in (target_scores, restored_scores)
+    )
+    columns = (images[0], _painted_scores(real), images[1], _painted_scores(fake))
+    captions = [
+        f"mean score: {a:.2f} of the target, {b:.2f} of the restoration (0 restored, 1 real)"
+        for a, b in zip(real.mean(axis=(1, 2)), fake.mean(axis=(1, 2)), strict=True)
+    ]
+    return _labelled_grid(columns, ("target", "its scores", "restoration", "its scores"), captions, CELL_PX)
 
 
 def loss_curves(
@@ -107,15 +154,16 @@ def feature_scatter(features: FloatArray, classes: Sequence[str], title: str = "
 
     Args:
         features: ``(N, C)``.
-        classes: N class names; the legend holds each once.
+        classes: N class names; beyond the most frequent eight they share a colour.
         title: above the chart.
     """
     points, shares = principal_components(features)
     figure = Figure(figsize=(6.0, 5.0), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    names = sorted(set(classes))
-    for index, name in enumerate(names):
-        chosen = points[[entry == name for entry in classes]]
+    shown = _most_frequent(classes)
+    names = np.array([name if name in shown else OTHERS for name in classes])
+    for index, name in enumerate(dict.fromkeys((*sorted(shown), *names[names == OTHERS]))):
+        chosen = points[names == name]
         colour = _COLOURS[index % len(_COLOURS)]
         axes.scatter(chosen[:, 0], chosen[:, 1], s=14, alpha=0.7, color=colour, label=f"{name} ({len(chosen)})")
     axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
@@ -124,6 +172,12 @@ def feature_scatter(features: FloatArray, classes: Sequence[str], title: str = "
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     return _drawn(figure)
+
+
+def _most_frequent(classes: Sequence[str]) -> set[str]:
+    """As many classes as there are colours, or one fewer where others are left."""
+    ranked = [name for name, _ in Counter(classes).most_common()]
+    return set(ranked if len(ranked) <= len(_COLOURS) else ranked[: len(_COLOURS) - 1])
 
 
 def principal_components(features: FloatArray) -> tuple[npt.NDArray[np.float64], tuple[float, float]]:
@@ -160,8 +214,17 @@ def _difference(restored: FloatArray, target: FloatArray) -> npt.NDArray[np.floa
     return np.asarray(painted[..., :3], dtype=np.float32)
 
 
+def _as_probability(scores: FloatArray, loss: AdversarialLoss) -> npt.NDArray[np.float32]:
+    """Scores so that 0 is what the discriminator learns to give restorations, and 1 what it learns to give targets."""
+    if loss == "bce":
+        scores = 1 / (1 + np.exp(-np.clip(scores, -50, 50)))
+    elif loss == "hinge":
+        scores = (scores + 1) / 2
+    return np.asarray(scores, dtype=np.float32)
+
+
 def _painted_scores(scores: FloatArray) -> npt.NDArray[np.float32]:
-    painted = colormaps["viridis"](np.clip(_slice(scores)[:, 0], 0, 1))
+    painted = colormaps["viridis"](np.clip(scores, 0, 1))
     return np.asarray(painted[..., :3], dtype=np.float32)
 
 

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
+from dira_dist.evaluation.judge import Judgement, LabelledFeatures, PatchScores, Restorations
 from dira_dist.tracking.pictures import (
     CAPTION_PX,
     GAP_PX,
     feature_scatter,
+    judgement_pictures,
     loss_curves,
     principal_components,
     restoration_grid,
@@ -63,6 +66,13 @@ def test_score_maps_are_brighter_where_the_discriminator_believes() -> None:
     assert picture[100, width : 2 * width].mean() > picture[100, 3 * width :].mean() + 50
 
 
+def test_score_maps_show_each_loss_on_its_own_scale() -> None:
+    images, scores = np.zeros((1, 1, 32, 32)), np.full((1, 1, 4, 4), 0.0)
+    shown = {loss: score_maps(images, images, scores, scores, loss=loss) for loss in ("lsgan", "bce", "hinge")}
+    assert np.array_equal(shown["bce"], shown["hinge"])  # 0 is undecided for both
+    assert shown["bce"].mean() > shown["lsgan"].mean()  # and "restored" for least squares
+
+
 def test_charts_are_pictures_with_something_in_them() -> None:
     steps = range(50)
     curves = {name: (list(steps), [1 / (step + 1) for step in steps]) for name in ("a", "b", "c", "d")}
@@ -84,6 +94,28 @@ def test_the_scatter_separates_what_the_features_separate() -> None:
     assert shares == pytest.approx(tuple(values[:2] / values.sum()))
     assert abs(points[:40, 0].mean() - points[40:, 0].mean()) > 10
     assert feature_scatter(features, ["ill"] * 40 + ["well"] * 40, "probe").shape[2] == 3
+
+
+def test_rare_classes_share_a_colour() -> None:
+    features = np.random.default_rng(0).normal(size=(60, 4))
+    many = [f"class {number % 20:02}" for number in range(60)]
+    folded = [name if name <= "class 06" else "others" for name in many]
+    assert np.array_equal(feature_scatter(features, many), feature_scatter(features, folded))
+    assert not np.array_equal(feature_scatter(features, many), feature_scatter(features, ["one"] * 60))
+
+
+def test_a_judgement_has_a_picture_of_all_that_it_holds() -> None:
+    images = torch.rand(3, 1, 32, 32)
+    restorations, scores = (
+        Restorations(images, images, images),
+        PatchScores(torch.ones(3, 1, 4, 4), torch.rand(3, 1, 4, 4)),
+    )
+    features = LabelledFeatures(torch.rand(10, 6), ["ill", "well"] * 5)
+    assert judgement_pictures(Judgement({})) == {}
+    assert set(judgement_pictures(Judgement({}, restorations))) == {"restorations"}
+    pictures = judgement_pictures(Judgement({}, restorations, scores, features))
+    assert set(pictures) == {"restorations", "discriminator scores", "probe features"}
+    assert all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures.values())
 
 
 def test_principal_components_do_not_depend_on_the_order_and_take_collapsed_features() -> None:
