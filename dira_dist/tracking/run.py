@@ -1,33 +1,35 @@
 """One MLflow run per job, across every restart, that never stops or slows the training it records."""
 
-import io
 import json
 import logging
 import re
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from dira_dist.config import RequestError, flatten, without_credentials
 from dira_dist.tracking.config import SERVER_SCHEMES, TrackingConfig, page_command
+from dira_dist.tracking.logged_models import LoggedCheckpoint, record_checkpoint, record_removal
+from dira_dist.tracking.null_run import NullRun, Status
 from dira_dist.tracking.outbox import Outbox, ReceiverGoneError, RefusedError
+from dira_dist.tracking.picture_files import encodings, picture_files, picture_stem
+from dira_dist.tracking.provenance import source_tags
 from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal
 from dira_dist.tracking.system import SystemMonitor
 
-__all__ = ["NullRun", "TrackingConfig", "TrackingRun", "find_run", "open_run", "page_command"]
+__all__ = ["NullRun", "TrackingConfig", "TrackingRun", "measured_node", "open_run", "page_command"]
 
 log = logging.getLogger(__name__)
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 MetricRow = tuple[str, float, int, int]  # key, value, step, timestamp in ms
 
 PARAMS_PER_BATCH = 100
@@ -36,9 +38,8 @@ PARAM_CHARACTERS = 6000
 DIGEST_CHARACTERS = 36
 METRICS_KEPT = 1_000_000
 FILES_KEPT = 500
-THUMBNAIL_PX = 256
+LAST_MEASUREMENTS_S = 5.0
 _FORBIDDEN_IN_NAME = re.compile(r"[^\w\-./ ]", re.ASCII)
-_PICTURE_FILE = re.compile(r"images/(?P<name>.+)\+step\+(?P<step>\d+)\+timestamp\+\d+\+[0-9a-f-]+\.png")
 
 
 class _Delivery(NamedTuple):
@@ -72,7 +73,6 @@ class TrackingRun:
             "metrics", self._deliver_metrics, batch=METRICS_PER_BATCH, capacity=METRICS_KEPT, linger_s=1.0
         )
         self._files: Outbox[_Delivery] = Outbox("pictures and files", self._deliver_files, batch=1, capacity=FILES_KEPT)
-        self._monitor = SystemMonitor(self.log_metrics, config.system_metrics_every_s)
 
     @classmethod
     def create(
@@ -85,7 +85,7 @@ class TrackingRun:
             name: the run's name on the page.
             params: the resolved job, nested as it is, secrets already replaced (:func:`dira_dist.config.recorded`).
                 Flattened into parameters; kept whole in the artifact ``parameters.json``.
-            tags: strings to find the run by.
+            tags: strings to find the run by, beside those of the source: git commit and versions.
 
         Raises:
             RequestError: if the server is away, refuses the credentials or the experiment is deleted. In seconds.
@@ -96,14 +96,14 @@ class TrackingRun:
         client = connect(config.uri)
         try:
             experiment = experiment_id(client, config)
-            created = client.create_run(experiment, tags={k: str(v) for k, v in (tags or {}).items()}, run_name=name)
+            own = source_tags() | {key: str(value) for key, value in (tags or {}).items()}
+            created = client.create_run(experiment, tags=own, run_name=name)
             _log_params(client, created.info.run_id, params)
         except MlflowException as error:
             raise RequestError(_refused(config, error)) from error
         run = cls(config, created.info.run_id, resumed=False)
         run._experiment_id = experiment
         run.log_text(without_credentials(json.dumps(params, indent=2, default=str)), "parameters.json")
-        run._monitor.start()
         return run
 
     @classmethod
@@ -131,7 +131,6 @@ class TrackingRun:
         for key, value, step, timestamp_ms in pending:
             run._metrics.put((str(key), float(value), int(step), int(timestamp_ms)))
         run._do("status RUNNING", run._set_running)
-        run._monitor.start()
         return run
 
     @property
@@ -173,6 +172,17 @@ class TrackingRun:
         """Record a text as the artifact ``path``."""
         self._do(f"file {path}", lambda: self._send_bytes(text.encode(), path))
 
+    def log_table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
+        """Record a table as the artifact ``path`` (``.json``), which MLflow's page shows as one.
+
+        Args:
+            rows: by column; the first row says which columns there are.
+            path: of the artifact.
+        """
+        columns = list(rows[0]) if rows else []
+        table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
+        self._do(f"table {path}", lambda: self._send_table(json.dumps(table, default=str), path))
+
     def log_file(self, source: Path, folder: str = "") -> None:
         """Record a small file; it is read now, and may be gone afterwards."""
         path = str(PurePosixPath(folder) / source.name)
@@ -206,7 +216,12 @@ class TrackingRun:
     def log_checkpoint(self, address: str, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Record where a checkpoint lies and how good it is, as a logged model of the run. Nothing is uploaded."""
         now_ms, values = time.time_ns() // 1_000_000, dict(metrics or {})
-        self._do("checkpoint", lambda: self._send_checkpoint(without_credentials(address), int(step), values, now_ms))
+        checkpoint = LoggedCheckpoint(without_credentials(address), int(step), values)
+        self._do("checkpoint", lambda: record_checkpoint(self._client, self.run_id, checkpoint, now_ms))
+
+    def log_removal(self, step: int) -> None:
+        """Record that the checkpoint of a step is not kept any more."""
+        self._do("removed checkpoint", lambda: record_removal(self._client, self.run_id, int(step)))
 
     def pending(self) -> list[list[Any]]:
         """The metrics not delivered yet, as plain lists, to be kept in a checkpoint and given to :meth:`attach`."""
@@ -224,7 +239,6 @@ class TrackingRun:
         Returns:
             False when not everything arrived within ``timeout_s``; the threads go on trying while the process lives.
         """
-        self._monitor.stop()
         deadline = time.monotonic() + timeout_s
         arrived = self.flush(timeout_s)
         tags = {"dira.status_reason": reason[:5000]} | ({"dira.lost": str(self.lost)} if self.lost else {})
@@ -288,85 +302,30 @@ class TrackingRun:
             parent = str(PurePosixPath(path).parent)
             self._client.log_artifact(self.run_id, str(file), None if parent == "." else parent)
 
+    def _send_table(self, content: str, path: str) -> None:
+        self._send_bytes(content.encode(), path)
+        tags = self._client.get_run(self.run_id).data.tags
+        known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        entry = {"path": path, "type": "table"}
+        if entry not in known:
+            self._client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, entry]))
+
     def _send_picture(self, name: str, image: npt.NDArray[np.uint8], step: int, timestamp_ms: int) -> None:
-        """Upload a picture under the file names by which MLflow's page finds pictures of a step, whole and small.
+        """Upload a picture, once, whole and small.
 
         ``MlflowClient.log_image`` draws a new name for every attempt; here a repeated attempt overwrites the first.
         """
         if self._pictures is None:
-            files = self._client.list_artifacts(self.run_id, "images")
-            matches = (_PICTURE_FILE.fullmatch(file.path) for file in files)
-            self._pictures = {(match["name"], int(match["step"])) for match in matches if match}
-        key = (name.replace("/", "~"), step)
+            stored = picture_files(self._client, self.run_id)
+            self._pictures = {(picture.name, picture.step) for picture in stored}
+        key = (name, step)
         if key in self._pictures:
             return
-        stem = f"images/{key[0]}+step+{step}+timestamp+{timestamp_ms}+"
-        stem += str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run_id}:{stem}"))
-        small = Image.fromarray(image)
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        self._send_bytes(_encoded(small, "webp"), f"{stem}+compressed.webp")
-        self._send_bytes(_encoded(Image.fromarray(image), "png"), f"{stem}.png")
+        stem = picture_stem(self.run_id, name, step, timestamp_ms)
+        for ending, content in encodings(image):
+            self._send_bytes(content, f"{stem}{ending}")
         self._client.set_tag(self.run_id, "mlflow.loggedImages", "True")
         self._pictures.add(key)
-
-    def _send_checkpoint(self, address: str, step: int, metrics: Mapping[str, float], timestamp_ms: int) -> None:
-        experiment = self._experiment_id or self._client.get_run(self.run_id).info.experiment_id
-        self._experiment_id = experiment
-        name = f"checkpoint-{step:09d}"
-        known = self._client.search_logged_models(
-            [experiment], f"source_run_id = '{self.run_id}' AND name = '{name}'", max_results=1
-        )
-        tags = {"dira.address": address}
-        make = self._client.create_logged_model
-        model = known[0] if known else make(experiment, name, self.run_id, tags=tags, model_type="checkpoint")
-        outputs = self._client.get_run(self.run_id).outputs
-        if not outputs or model.model_id not in {output.model_id for output in outputs.model_outputs}:
-            self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
-        entries = [Metric(key, value, timestamp_ms, step, model.model_id) for key, value in metrics.items()]
-        if entries:
-            self._client.log_batch(self.run_id, metrics=entries)
-        self._client.finalize_logged_model(model.model_id, "READY")
-
-
-class NullRun:
-    """Records nothing, for a job without tracking; the same calls as :class:`TrackingRun`."""
-
-    run_id = ""
-    page = ""
-    lost = 0
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Nothing."""
-
-    def log_picture(self, name: str, image: npt.NDArray[np.uint8], step: int) -> None:
-        """Nothing."""
-
-    def log_text(self, text: str, path: str) -> None:
-        """Nothing."""
-
-    def log_file(self, source: Path, folder: str = "") -> None:
-        """Nothing."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Nothing."""
-
-    def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def log_checkpoint(self, address: str, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Nothing."""
-
-    def pending(self) -> list[list[Any]]:
-        """Nothing waits."""
-        return []
-
-    def flush(self, timeout_s: float = 30.0) -> bool:
-        """Nothing waits."""
-        return True
-
-    def finish(self, status: Status, reason: str = "", timeout_s: float = 60.0) -> bool:
-        """Nothing waits."""
-        return True
 
 
 def open_run(
@@ -389,20 +348,27 @@ def open_run(
     return TrackingRun.create(config, name, params, tags)
 
 
-def find_run(config: TrackingConfig, tags: Mapping[str, str]) -> str | None:
-    """The newest run of the experiment that carries all these tags: for a job that lost its note of the run's id.
+@contextmanager
+def measured_node(config: TrackingConfig, run_id: str) -> Iterator[None]:
+    """Measures this machine for the run's system page while the block runs: use it once on every node.
 
-    Raises:
-        RequestError: if the server cannot be reached.
+    The run's status and everything else are left to others; without tracking nothing is measured.
+
+    Args:
+        config: of the job, its address settled.
+        run_id: the run; may be empty.
     """
-    config = config.located()
-    if config.uri is None:
-        return None
-    client = connect(config.uri)
-    experiment = experiment_id(client, config)
-    wanted = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    runs = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
-    return str(runs[0].info.run_id) if runs else None
+    if not run_id or config.system_metrics_every_s == 0:
+        yield
+        return
+    run = TrackingRun(config.located(), run_id, resumed=True)
+    monitor = SystemMonitor(run.log_metrics, config.system_metrics_every_s)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.stop()
+        run.flush(LAST_MEASUREMENTS_S)
 
 
 def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
@@ -417,12 +383,6 @@ def _param_text(value: Any) -> str:
         return text
     hint = " ... (whole in parameters.json)"
     return text[: PARAM_CHARACTERS - len(hint)] + hint
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind)
-    return buffer.getvalue()
 
 
 def _refused(config: TrackingConfig, error: Exception) -> str:

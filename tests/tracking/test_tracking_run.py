@@ -4,17 +4,22 @@ import json
 import logging
 import re
 import socket
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
 from dira_dist.config import RequestError
 from dira_dist.tracking.config import TrackingConfig, page_command
-from dira_dist.tracking.run import NullRun, TrackingRun, find_run, open_run
+from dira_dist.tracking.logged_models import checkpoints_of
+from dira_dist.tracking.provenance import git_commit, host_row
+from dira_dist.tracking.run import NullRun, TrackingRun, measured_node, open_run
 from dira_dist.tracking.server import ask
 
 WAIT_S = 60
@@ -274,29 +279,67 @@ def test_datasets_and_checkpoints_are_tied_to_the_run(server_config: TrackingCon
         "s3://bucket/run/step-9",
     ]
     assert {metric.value for model in models for metric in model.metrics or []} == {21.0, 23.0}
+    assert [checkpoint.step for checkpoint in checkpoints_of(client, run.run_id)] == [9, 5]
+    run.log_removal(5)
+    run.log_removal(77)  # never recorded
+    assert run.flush(WAIT_S)
+    (kept,) = checkpoints_of(client, run.run_id)
+    assert (kept.address, kept.step) == ("s3://bucket/run/step-9", 9)
 
 
-def test_system_metrics_are_recorded_per_node_when_asked_for(
-    server_config: TrackingConfig, client: MlflowClient
-) -> None:
+def test_a_node_is_measured_for_the_run_when_asked_for(server_config: TrackingConfig, client: MlflowClient) -> None:
     found = {}
     for every_s in (0.0, 0.05):
         config = server_config.model_copy(update={"system_metrics_every_s": every_s})
         run = TrackingRun.create(config, "job", {})
-        while every_s and not run.pending():  # until the first measurement
-            pass
-        assert run.finish("FINISHED", timeout_s=WAIT_S)
+        with measured_node(config, run.run_id):
+            if every_s:
+                time.sleep(4 * every_s)
         found[every_s] = [n for n in client.get_run(run.run_id).data.metrics if n.startswith("system/")]
+        assert run.finish("FINISHED", timeout_s=WAIT_S)
     assert found[0.0] == []
     assert f"system/{socket.gethostname()}/cpu_utilization_percentage" in found[0.05]
     assert f"system/{socket.gethostname()}/network_receive_megabytes" in found[0.05]
+    with measured_node(server_config, ""):  # without tracking nothing is asked
+        pass
 
 
-def test_a_run_is_found_by_its_tags(server_config: TrackingConfig) -> None:
-    run = TrackingRun.create(server_config, "job", {}, {"dira.job": "one", "dira.storage": "s3://b/one"})
-    TrackingRun.create(server_config, "job", {}, {"dira.job": "two"})
-    assert find_run(server_config, {"dira.job": "one", "dira.storage": "s3://b/one"}) == run.run_id
-    assert find_run(server_config, {"dira.job": "three"}) is None
+def test_a_run_says_what_it_was_made_with(server_config: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
+    run = TrackingRun.create(server_config, "job", {})
+    run.log_table([host_row(0, torch.device("cpu")), host_row(1, torch.device("cpu"))], "hosts/step-000000000.json")
+    run.log_table([host_row(0, torch.device("cpu"))], "hosts/step-000000005.json")
+    assert run.finish("FINISHED", timeout_s=WAIT_S)
+    tags = client.get_run(run.run_id).data.tags
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert tags.get("mlflow.source.git.commit", "") == head.stdout.strip()
+    assert tags["version.torch"] == torch.__version__.partition("+")[0]
+    assert json.loads(tags["mlflow.loggedArtifacts"]) == [
+        {"path": f"hosts/step-{step:09d}.json", "type": "table"} for step in (0, 5)
+    ]
+    table = json.loads(
+        Path(client.download_artifacts(run.run_id, "hosts/step-000000000.json", str(tmp_path))).read_text()
+    )
+    rows = [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
+    assert [(row["rank"], row["host"], row["device"]) for row in rows] == [
+        (n, socket.gethostname(), "cpu") for n in (0, 1)
+    ]
+    assert rows[0]["memory_GB"] > 0.5
+
+
+def test_a_folder_inside_of_somebody_elses_repository_has_no_commit(tmp_path: Path) -> None:
+    package = tmp_path / "venv" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert git_commit(package) is None
+    subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", tmp_path, *who, "commit", "-qm", "one"], check=True)
+    found = git_commit(package)
+    assert found is not None
+    assert (len(found[0]), found[1]) == (40, False)
+    (package / "__init__.py").write_text("changed = True")
+    assert git_commit(package) == (found[0], True)
 
 
 def test_a_deleted_experiment_is_named(server_config: TrackingConfig, client: MlflowClient) -> None:
@@ -322,7 +365,6 @@ def test_without_an_address_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(run, NullRun)
     run.log_metrics({"loss": 1.0}, 1)
     assert run.finish("FINISHED")
-    assert find_run(TrackingConfig(), {"a": "b"}) is None
     missing = set(vars(TrackingRun)) - set(vars(NullRun)) - {"create", "attach"}
     assert not {name for name in missing if not name.startswith("_")}
 
