@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dira_dist.data.batch import Batch
 from dira_dist.data.validation import ValidationStream
-from dira_dist.evaluation.features import extract_features, frozen
-from dira_dist.evaluation.probes import ProbeConfig, class_names, probe_metrics
-from dira_dist.evaluation.rank import representation_health
+from dira_dist.evaluation.features import extract_features, frozen, pooled
+from dira_dist.evaluation.probes import ProbeConfig, class_names, probe_metric_names, probe_metrics
+from dira_dist.evaluation.rank import representation_health, view_distances
 from dira_dist.evaluation.restoration import psnr, ssim
 from dira_dist.models.unet import UNet
 from dira_dist.views import ViewsConfig, make_views
@@ -64,6 +64,23 @@ class Judgement:
     features: LabelledFeatures | None = None
 
 
+VAL_METRICS = (
+    "val/psnr",
+    "val/ssim",
+    "val/rankme",
+    "val/feature_std",
+    "val/uniformity",
+    "val/collapsed",
+    "val/alignment",
+)
+LOWER_IS_BETTER = ("val/uniformity", "val/collapsed", "val/alignment")
+
+
+def reported_metrics(val: str | None, probe: ProbeConfig | None) -> list[str]:
+    """Names of the figures that a :class:`Judge` with these sets gives."""
+    return [*(VAL_METRICS if val is not None else ()), *(probe_metric_names(probe) if probe is not None else ())]
+
+
 @dataclass(frozen=True)
 class Judge:
     """Judges a U-Net on a validation set and, where given, labelled probe sets. Trains nothing, keeps nothing.
@@ -99,9 +116,9 @@ class Judge:
         restorations, scores, labelled = None, None, None
         with frozen(unet):
             if self.val is not None:
-                figures, restorations = self._restoration(unet, self.val, device)
+                figures, restorations, agreement = self._restoration(unet, self.val, device)
                 features, _ = self._features(unet, self.val, device, MOST_IMAGES)
-                metrics |= figures | representation_health(features).as_metrics("val/")
+                metrics |= figures | representation_health(features).as_metrics("val/") | {"val/alignment": agreement}
                 if discriminator is not None:
                     target, restored = restorations.target.to(device), restorations.restored.to(device)
                     scores = PatchScores(discriminator(target).float().cpu(), discriminator(restored).float().cpu())
@@ -114,8 +131,11 @@ class Judge:
         with ValidationStream(address, batch_size=BATCH, storage_patience_s=self.patience_s) as stream:
             yield from islice(stream, -(-most // BATCH))
 
-    def _restoration(self, unet: UNet, address: str, device: torch.device) -> tuple[dict[str, float], Restorations]:
-        signal, similarity, shown = [], [], None
+    def _restoration(
+        self, unet: UNet, address: str, device: torch.device
+    ) -> tuple[dict[str, float], Restorations, float]:
+        """PSNR and SSIM, images to look at, and the alignment of the two views' features."""
+        signal, similarity, distances, shown = [], [], [], None
         for batch in self._batches(address, MOST_IMAGES):
             views = make_views(
                 batch.images.to(device),
@@ -128,13 +148,16 @@ class Judge:
                 config=self.views,
             )
             assert views.target is not None
-            restored, valid = unet.decode(unet.encode(views.view_1)), batch.valid.to(device)
+            maps, valid = unet.encode(views.view_1), batch.valid.to(device)
+            restored = unet.decode(maps)
+            distances.append(view_distances(pooled(maps), pooled(unet.encode(views.view_2)))[valid])
             signal.append(psnr(restored, views.target)[valid])
             similarity.append(ssim(restored, views.target)[valid])
             if shown is None:
                 shown = Restorations(*(images[:PICTURED].cpu() for images in (views.view_1, restored, views.target)))
         assert shown is not None, "a shard set has at least one sample"
-        return {"val/psnr": float(torch.cat(signal).mean()), "val/ssim": float(torch.cat(similarity).mean())}, shown
+        figures = {"val/psnr": float(torch.cat(signal).mean()), "val/ssim": float(torch.cat(similarity).mean())}
+        return figures, shown, float(torch.cat(distances).mean())
 
     def _features(self, unet: UNet, address: str, device: torch.device, most: int) -> tuple[Tensor, list[Any]]:
         """Features ``(N, C)`` of the samples that can be decoded, and their labels by name."""

@@ -33,7 +33,7 @@ class ProbeConfig(Section):
     k: Annotated[int, Field(ge=1)] = Field(20, description="neighbours of the k-NN probe")
     temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the k-NN votes")
     label_fractions: tuple[Fraction, ...] = Field(
-        (1.0,), description="shares of the labels with which the linear probe is repeated"
+        (0.01, 0.1, 0.25, 1.0), description="shares of the labels with which the linear probe is repeated"
     )
     bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="resamples for the AUROC's 95 % interval; 0: none")
 
@@ -264,9 +264,8 @@ def probe_metrics(
     targets = encode_labels(train_labels, val_labels, config.label)
     neighbours = knn_probe(train_x, val_x, targets, k=config.k, temperature=config.temperature)
     metrics = {"probe/knn_accuracy": neighbours.accuracy, "probe/knn_auroc": neighbours.auroc}
-    for fraction in sorted({1.0, *config.label_fractions}):
+    for fraction, suffix in _fractions(config):
         linear = linear_probe(train_x, val_x, targets, fraction=fraction, bootstrap=config.bootstrap)
-        suffix = "" if fraction == 1 else f"_{100 * fraction:g}pct"
         metrics |= {f"probe/auroc{suffix}": linear.auroc, f"probe/accuracy{suffix}": linear.accuracy}
         if config.bootstrap:
             metrics |= {f"probe/auroc{suffix}_low": linear.low, f"probe/auroc{suffix}_high": linear.high}
@@ -276,6 +275,21 @@ def probe_metrics(
 def class_names(labels: Sequence[Any]) -> list[str]:
     """Labels as they stand in the shards, one name each: ``a|b`` for several classes, ``none`` for none."""
     return [SEPARATOR.join(sorted(_words(label))) or "none" for label in labels]
+
+
+def probe_metric_names(config: ProbeConfig) -> list[str]:
+    """Names of the figures that :func:`probe_metrics` gives."""
+    ends = ("_low", "_high") if config.bootstrap else ()
+    names = ["probe/knn_accuracy", "probe/knn_auroc"]
+    for _, suffix in _fractions(config):
+        names += [f"probe/auroc{suffix}", f"probe/accuracy{suffix}", *(f"probe/auroc{suffix}{end}" for end in ends)]
+    return names
+
+
+def _fractions(config: ProbeConfig) -> list[tuple[float, str]]:
+    """Shares of the labels, rising, all of them always among them, and how their figures' names end."""
+    shares = sorted({1.0, *config.label_fractions})
+    return [(share, "" if share == 1 else f"_{100 * share:g}pct") for share in shares]
 
 
 def _words(value: Any) -> set[str]:

@@ -60,9 +60,14 @@ def alignment(features_1: Tensor, features_2: Tensor, alpha: float = 2.0) -> flo
         features_2: ``(N, C)``, of another.
         alpha: exponent.
     """
+    return float(view_distances(features_1, features_2, alpha).mean())
+
+
+def view_distances(features_1: Tensor, features_2: Tensor, alpha: float = 2.0) -> Tensor:
+    """What :func:`alignment` is the mean of: a distance ``(N,)`` for each image."""
     _check(features_1)
     unit_1, unit_2 = (functional.normalize(features.double(), dim=1) for features in (features_1, features_2))
-    return float((unit_1 - unit_2).norm(dim=1).pow(alpha).mean())
+    return (unit_1 - unit_2).norm(dim=1).pow(alpha)
 
 
 def uniformity(features: Tensor, t: float = 2.0) -> float:

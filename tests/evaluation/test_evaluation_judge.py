@@ -8,7 +8,7 @@ import torch
 
 from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.phantom import write_archive
-from dira_dist.evaluation.judge import Judge
+from dira_dist.evaluation.judge import LOWER_IS_BETTER, Judge, reported_metrics
 from dira_dist.evaluation.probes import ProbeConfig
 from dira_dist.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from dira_dist.models.unet import UNet, UNetConfig
@@ -56,3 +56,26 @@ def test_what_is_asked_for_is_handed_out(shards: Path, unet: UNet) -> None:
     plain = judge(shards, probe=False).judge(unet, device)
     assert (plain.scores, plain.features) == (None, None)
     assert plain.metrics == {name: value for name, value in whole.metrics.items() if name.startswith("val/")}
+
+
+def test_the_figures_are_named_before_they_are_measured(shards: Path, unet: UNet) -> None:
+    for probe in (True, False):
+        asked = judge(shards, probe)
+        assert set(asked.judge(unet, torch.device("cpu")).metrics) == set(reported_metrics(asked.val, asked.probe))
+    assert set(LOWER_IS_BETTER) < set(reported_metrics("val", None))
+    assert reported_metrics(None, None) == []
+
+
+def test_alignment_falls_to_nothing_where_the_encoder_sees_no_difference(shards: Path, unet: UNet) -> None:
+    metrics = judge(shards, probe=False).judge(unet, torch.device("cpu")).metrics
+    assert 0 < metrics["val/alignment"] < 4
+    blind = UNet(unet.config)
+    for parameter in blind.encoder.parameters():
+        torch.nn.init.zeros_(parameter)
+    for module in blind.encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.bias)
+    collapsed = judge(shards, probe=False).judge(blind, torch.device("cpu")).metrics
+    assert collapsed["val/alignment"] == pytest.approx(0, abs=1e-6)
+    assert collapsed["val/collapsed"] == 1
+    assert collapsed["val/rankme"] == pytest.approx(1, abs=0.01)

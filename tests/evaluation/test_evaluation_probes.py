@@ -19,6 +19,7 @@ from dira_dist.evaluation.probes import (
     knn_probe,
     label_subset,
     linear_probe,
+    probe_metric_names,
     probe_metrics,
     weighted_auroc,
 )
@@ -202,5 +203,8 @@ def test_the_metrics_carry_the_configured_fractions_and_interval() -> None:
         name for base in bases for name in (base, f"{base}_low", f"{base}_high", base.replace("auroc", "accuracy"))
     }
     assert all(metrics[f"{base}_low"] <= metrics[base] <= metrics[f"{base}_high"] for base in bases)
-    plain = probe_metrics(ProbeConfig(train="a", val="b", label="f", bootstrap=0), train_x, train_y, val_x, val_y)
-    assert set(plain) == {"probe/knn_accuracy", "probe/knn_auroc", "probe/auroc", "probe/accuracy"}
+    assert list(metrics) == probe_metric_names(config)
+    plain = ProbeConfig(train="a", val="b", label="f", bootstrap=0)
+    named = list(probe_metrics(plain, train_x, train_y, val_x, val_y))
+    assert named == probe_metric_names(plain)
+    assert {f"probe/auroc{share}" for share in ("_1pct", "_10pct", "_25pct", "")} <= set(named)
