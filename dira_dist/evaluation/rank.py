@@ -67,7 +67,8 @@ def view_distances(features_1: Tensor, features_2: Tensor, alpha: float = 2.0) -
     """What :func:`alignment` is the mean of: a distance ``(N,)`` for each image."""
     _check(features_1)
     unit_1, unit_2 = (functional.normalize(features.double(), dim=1) for features in (features_1, features_2))
-    return (unit_1 - unit_2).norm(dim=1).pow(alpha)
+    distances: Tensor = (unit_1 - unit_2).norm(dim=1).pow(alpha)
+    return distances
 
 
 def uniformity(features: Tensor, t: float = 2.0) -> float:
