@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart test lint install clean image-test lint-k8s
 
 quickstart: install  ## the whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, pulled weights
 	$(BIN)/dira-dist quickstart
@@ -15,6 +15,9 @@ lint: install  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+image-test:  ## the images really built and used, as root with buildah and debootstrap; half an hour, outside the CI
+	docker/image-test.sh
 
 install: $(VENV)/.installed
 
