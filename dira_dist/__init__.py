@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dira_dist.job import job_schema as job_schema
     from dira_dist.job import load_job as load_job
     from dira_dist.preflight import check as check
+    from dira_dist.tracking.publish import register_model as register
     from dira_dist.tracking.pull import pull as pull
 
 
@@ -48,6 +49,7 @@ _HOMES = {
     "parse_split": "data.ingest:parse_split",
     "pull": "tracking.pull:pull",
     "quickstart": "cluster.quickstart:quickstart",
+    "register": "tracking.publish:register_model",
     "run": "cluster.pretrain:pretrain",
     "shard": "data.ingest:shard",
     "submit": "cluster.submit:submit",
@@ -66,6 +68,7 @@ __all__ = [
     "parse_split",
     "pull",
     "quickstart",
+    "register",
     "run",
     "shard",
     "submit",

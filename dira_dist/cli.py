@@ -173,15 +173,38 @@ def submit(
 
 
 @app.command()
+def register(
+    source: Annotated[str, typer.Argument(help="MLflow run (runs:/ID), a checkpoint, or a run's folder of them")],
+    name: Annotated[str | None, typer.Option(help="in the registry; tracking.register_as where left out")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow; MLFLOW_TRACKING_URI where left out")] = None,
+) -> None:
+    """A new version in the registry from the newest checkpoint of a run, also one that failed or was stopped."""
+    with _progress_bar("fetching") as progress:
+        registered = dira_dist.register(source, name=name, tracking_uri=tracking_uri, progress=progress)
+    best = "is" if registered.is_best else "is not"
+    _out.print(f"{registered.address} {best} @best: {registered.why}", markup=False)
+
+
+@app.command()
 def pull(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID, or a checkpoint")],
     dest: Annotated[Path, typer.Argument(help="folder for the weights")],
     format: Annotated[str, typer.Option(help="torchvision, timm or smp")] = "torchvision",  # noqa: A002
     in_channels: Annotated[int | None, typer.Option(help="1 or 3; the model's own where left out")] = None,
+    file_format: Annotated[str, typer.Option(help="safetensors or pt")] = "safetensors",
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; MLFLOW_TRACKING_URI where left out")] = None,
 ) -> None:
     """Weights as a plain state dict that loads strictly, and the lines of Python that load it."""
-    pulled = dira_dist.pull(model, dest, format=format, in_channels=in_channels, tracking_uri=tracking_uri)
+    with _progress_bar("pulling") as progress:
+        pulled = dira_dist.pull(
+            model,
+            dest,
+            format=format,
+            in_channels=in_channels,
+            file_format=file_format,
+            tracking_uri=tracking_uri,
+            progress=progress,
+        )
     _out.print(pulled.loading_lines, markup=False)
 
 

@@ -1,6 +1,7 @@
 """``dira-dist pull``: weights from the registry, a run or a checkpoint, under another library's names."""
 
-import tempfile
+import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,14 +10,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dira_dist.config import RequestError
-from dira_dist.data.store import MissingObjectError, open_store
 from dira_dist.export import Format, export, save_weights
+from dira_dist.tracking.checkpoint import bring_checkpoint
 from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.fetch import fetch
 from dira_dist.tracking.model_files import FACTS, read_facts
 from dira_dist.tracking.publish import network_state
-from dira_dist.tracking.registry import ADDRESS_FORMS, fetch
-from dira_dist.training.state import CHECKPOINT_FILES, BrokenCheckpointError, read_checkpoint
+from dira_dist.tracking.transfer import Progress
 
+FILE_FORMATS = ("safetensors", "pt")
 Channels = Literal[1, 3]
 
 
@@ -25,7 +27,7 @@ class Pulled:
     """Weights on this disk.
 
     Attributes:
-        path: the safetensors file.
+        path: the file of weights.
         sha256: its digest.
         loading_lines: Python that loads it strictly.
     """
@@ -41,35 +43,55 @@ def pull(
     *,
     format: str = "torchvision",  # noqa: A002 (the word of the command line)
     in_channels: int | None = None,
+    file_format: str = "safetensors",
     tracking_uri: str | None = None,
+    progress: Progress | None = None,
 ) -> Pulled:
     """Bring weights here as a plain state dict.
 
+    A call that is broken off leaves what it fetched below ``dest``, and the same call goes on with it.
+
     Args:
-        model: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/RUN_ID``, or a checkpoint's folder or prefix.
+        model: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/RUN_ID``; or the folder or prefix of a
+            checkpoint, or of a run, whose newest checkpoint is meant.
         dest: folder; the file in it is named after encoder and format.
         format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder).
         in_channels: 1 or 3; the model's own if none.
+        file_format: ``safetensors``, or ``pt`` for ``torch.load(..., weights_only=True)``.
         tracking_uri: MLflow; ``MLFLOW_TRACKING_URI`` if none.
+        progress: called with the bytes that are here and the bytes in all.
 
     Raises:
-        RequestError: for an unknown model, version, alias or format, or an encoder that the library does not have.
+        RequestError: for an unknown model, version, alias or format, an encoder that the library does not have, damaged
+            files, and a registry that is away or refuses the credentials.
     """
     chosen, channels = _known_format(format), _known_channels(in_channels)
+    if file_format not in FILE_FORMATS:
+        raise RequestError(f"--file-format {file_format!r}: allowed are {', '.join(FILE_FORMATS)}")
     dest = Path(dest)
     if dest.exists() and not dest.is_dir():
         raise RequestError(f"{dest}: is a file; give a folder")
-    with tempfile.TemporaryDirectory() as scratch:
-        if model.startswith(("models:", "runs:")):
-            state, facts = _from_registry(model, Path(scratch), TrackingConfig(uri=tracking_uri))
-        else:
-            state, facts = _from_checkpoint(model, Path(scratch))
+    work = dest / f".pulling-{hashlib.sha256(model.encode()).hexdigest()[:12]}"
+    state, facts = _fetch(model, work, TrackingConfig(uri=tracking_uri), progress)
     own: Channels = facts["in_channels"]
-    exported = export(state, facts["encoder"], chosen, channels or own)
-    path = dest / f"{facts['encoder']}-{chosen}.safetensors"
-    dest.mkdir(parents=True, exist_ok=True)
+    try:
+        exported = export(state, facts["encoder"], chosen, channels or own)
+    finally:
+        shutil.rmtree(work)
+    path = dest / f"{facts['encoder']}-{chosen}.{file_format}"
     digest = save_weights(exported.state, path, {"names": chosen, "encoder": facts["encoder"]})
     return Pulled(path, digest, exported.loading_lines(path))
+
+
+def _fetch(
+    model: str, work: Path, config: TrackingConfig, progress: Progress | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The U-Net's weights, and what the network is."""
+    if not model.startswith(("models:", "runs:")):
+        found = bring_checkpoint(model, work, progress).checkpoint
+        return network_state(found, "unet"), found.job["model"]
+    folder = fetch(model, work, config, progress, only=("unet.safetensors", FACTS))
+    return load_file(folder / "unet.safetensors"), read_facts(folder)
 
 
 def _known_format(name: str) -> Format:
@@ -85,19 +107,3 @@ def _known_channels(count: int | None) -> Channels | None:
     if count in allowed:
         return allowed[count]
     raise RequestError(f"--in-channels {count}: allowed are 1 (grey) and 3; leave it out for the model's own")
-
-
-def _from_registry(address: str, scratch: Path, config: TrackingConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    folder = fetch(address, scratch, config, only=("unet.safetensors", FACTS))
-    return load_file(folder / "unet.safetensors"), read_facts(folder)
-
-
-def _from_checkpoint(address: str, scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    store = open_store(address)
-    try:
-        for name in CHECKPOINT_FILES:
-            (scratch / name).write_bytes(store.read_bytes(name))
-        checkpoint = read_checkpoint(scratch)
-    except (MissingObjectError, BrokenCheckpointError) as error:
-        raise RequestError(f"{address}: neither a model ({ADDRESS_FORMS}) nor a checkpoint: {error}") from error
-    return network_state(checkpoint, "unet"), checkpoint.job["model"]

@@ -1,16 +1,13 @@
-"""The model registry: a new version of a name, the aliases ``latest`` and ``best``, and the way back to files."""
+"""The model registry: a new version of a name, the aliases ``latest`` and ``best``."""
 
-import difflib
 import logging
 import math
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import mlflow.pyfunc
 from mlflow import MlflowClient
@@ -18,37 +15,22 @@ from mlflow.entities import LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from safetensors.torch import load_file
 
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.evaluation import center_view
-from dira_dist.export import sha256_of, weights_digest
+from dira_dist.export import weights_digest
 from dira_dist.tracking import feature_model
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.model_files import CARD, CHECKSUMS, damaged_files, read_checksums
-from dira_dist.tracking.server import ask, connect, is_missing, is_refusal
+from dira_dist.tracking.fetch import FOLDER_IN_VERSION
+from dira_dist.tracking.model_files import CARD, damaged_files
+from dira_dist.tracking.server import ask, connect, is_refusal
 
 log = logging.getLogger(__name__)
 
-LATEST, BEST = "latest", "best"
+BEST = "best"
 METRIC_TAG, VALUE_TAG, DIGEST_TAG = "dira.metric", "dira.metric_value", "dira.digest"
-MODEL_FOLDER = "model"
-ADDRESS_FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
-ATTEMPTS = 3
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
-
-Progress = Callable[[str, int, int], None]  # file, bytes there, bytes in all
-_MODELS = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))")
-_RUNS = re.compile(r"runs:/(?P<run>[0-9a-zA-Z_-]+)/?")
-
-
-class Artifacts(Protocol):
-    """What is used of MLflow's artifact repositories: a folder somewhere, listed and read by relative paths."""
-
-    def list_artifacts(self, path: str | None = None) -> list[Any]: ...
-
-    def download_artifacts(self, artifact_path: str, dst_path: str | None = None) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -147,98 +129,6 @@ def _patiently(attempt: Callable[[], Registered], patience_s: float) -> Register
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-def fetch(
-    address: str,
-    dest: Path,
-    config: TrackingConfig,
-    progress: Progress | None = None,
-    only: Collection[str] | None = None,
-) -> Path:
-    """Bring a registered model's folder here; every file is checked, and what is here already stays.
-
-    Args:
-        address: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or ``runs:/RUN_ID`` (the newest version of a run).
-        dest: folder to write to; a fetch that was broken off goes on there.
-        config: where the registry is.
-        progress: called after each file.
-        only: names of the files wanted; all where left out.
-
-    Returns:
-        ``dest``.
-
-    Raises:
-        RequestError: for an unknown model, version, alias or run, with the nearest known ones; for damaged files; and
-            if the registry is away or refuses the credentials.
-    """
-    config = config.located()
-    if config.uri is None:
-        raise RequestError(f"{address}: no registry is known; give tracking.uri or set MLFLOW_TRACKING_URI")
-    client = connect(config.uri)
-    version = find_version(client, config.uri, address)
-    source = client.get_model_version_download_uri(version.name, version.version)
-    repository = get_artifact_repository(f"{source.rstrip('/')}/data/{MODEL_FOLDER}", tracking_uri=config.uri)
-    try:
-        _download(repository, dest, progress, only)
-    except RequestError as error:
-        raise RequestError(f"{address}: {error}") from error
-    return dest
-
-
-def find_version(client: MlflowClient, uri: str, address: str) -> ModelVersion:
-    """The registered version that an address means.
-
-    Raises:
-        RequestError: see :func:`fetch`.
-    """
-    of_model, of_run = _MODELS.fullmatch(address), _RUNS.fullmatch(address)
-    if of_run:
-        return _version_of_run(client, uri, of_run["run"])
-    if not of_model:
-        raise RequestError(f"{address!r} is no address of a model; allowed: {ADDRESS_FORMS}")
-    name = of_model["name"]
-    try:
-        model = ask(uri, lambda: client.get_registered_model(name))
-    except MlflowException as error:
-        if not is_missing(error):
-            raise RequestError(f"{address}: {without_credentials(str(error))[:300]}") from error
-        known = [model.name for model in client.search_registered_models(max_results=1000)]
-        raise RequestError(f"{address}: there is no model {name!r}; {_nearest(name, known)}") from None
-    aliases = {alias: str(version) for alias, version in model.aliases.items()}
-    if LATEST in (of_model["alias"], of_model["version"]):
-        return client.get_model_version_by_alias(name, LATEST)
-    if alias := of_model["alias"]:
-        if alias not in aliases:
-            raise RequestError(f"{address}: {name} has no alias {alias!r}; {_nearest(alias, aliases)}")
-        return client.get_model_version(name, aliases[alias])
-    versions = {str(version.version): version for version in client.search_model_versions(f"name = '{name}'")}
-    if of_model["version"] not in versions:
-        known = sorted(versions, key=int)
-        raise RequestError(
-            f"{address}: {name} has no version {of_model['version']!r}; versions: {', '.join(known) or 'none'}; "
-            f"aliases: {', '.join(f'@{alias}' for alias in aliases) or 'none'}"
-        )
-    return versions[of_model["version"]]
-
-
-def _version_of_run(client: MlflowClient, uri: str, run_id: str) -> ModelVersion:
-    versions = ask(uri, lambda: client.search_model_versions(f"run_id = '{run_id}'"))
-    if versions:
-        return max(versions, key=lambda version: int(version.creation_timestamp))
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        raise RequestError(f"runs:/{run_id}: there is no such run; give the id shown on its page") from error
-    raise RequestError(f"runs:/{run_id}: the run has no registered model; register one, or pull from its checkpoint")
-
-
-def _nearest(wanted: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
-    if close:
-        return f"nearest: {', '.join(close)}"
-    return f"known: {', '.join(names[:20]) or 'none'}"
-
-
 def _tags(metric: Metric | None, digest: str, tags: Mapping[str, str] | None) -> dict[str, str]:
     own = {DIGEST_TAG: digest}
     if metric is not None:
@@ -278,7 +168,7 @@ def _new_version(client: MlflowClient, name: str, run_id: str, folder: Path, tag
 def _runnable(folder: Path, scratch: Path, run_id: str, model_id: str) -> Path:
     """The folder wrapped as an MLflow model: its pyfunc flavour needs mlflow, numpy and torch, and nothing of ours."""
     # MLflow names its copy after the folder, and follows no links.
-    named, path = shutil.copytree(folder, scratch / MODEL_FOLDER), scratch / "wrapped"
+    named, path = shutil.copytree(folder, scratch / Path(FOLDER_IN_VERSION).name), scratch / "wrapped"
     mlflow.pyfunc.save_model(
         path,
         loader_module=feature_model.__name__.rpartition(".")[2],
@@ -317,47 +207,3 @@ def _is_better(metric: Metric | None, holder: ModelVersion | None) -> tuple[bool
     other = float(holder.tags.get(VALUE_TAG, "nan"))
     comparison = f"{metric.name} {metric.value:.4g} against {other:.4g} of version {holder.version}"
     return metric.beats(other), comparison
-
-
-def _download(repository: Artifacts, dest: Path, progress: Progress | None, only: Collection[str] | None) -> None:
-    dest.mkdir(parents=True, exist_ok=True)
-    _bring(repository, CHECKSUMS, dest)
-    checksums = {name: digest for name, digest in read_checksums(dest).items() if only is None or name in only}
-    sizes = dict(_sizes(repository))
-    there, total = 0, sum(sizes.get(name, 0) for name in checksums)
-    for name, digest in checksums.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise RequestError(f"{CHECKSUMS} names {name!r}, which lies outside of the folder; do not use this model")
-        _bring_checked(repository, name, digest, dest)
-        there += sizes.get(name, 0)
-        if progress is not None:
-            progress(name, there, total)
-
-
-def _bring_checked(repository: Artifacts, name: str, digest: str, dest: Path) -> None:
-    for _ in range(ATTEMPTS):
-        if (dest / name).is_file() and sha256_of(dest / name) == digest:
-            return
-        _bring(repository, name, dest)
-    if sha256_of(dest / name) != digest:
-        (dest / name).unlink()
-        raise RequestError(f"{name} is damaged where it is stored (its sha256 is not {digest[:12]}...); register again")
-
-
-def _bring(repository: Artifacts, name: str, dest: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=dest, prefix=".fetching-") as scratch:
-        try:
-            partial = Path(repository.download_artifacts(name, scratch))
-        except Exception as error:
-            raise RequestError(f"{name} cannot be fetched: {without_credentials(str(error))[:300]}") from error
-        (dest / name).parent.mkdir(parents=True, exist_ok=True)
-        partial.replace(dest / name)
-
-
-def _sizes(repository: Artifacts, folder: str | None = None) -> Iterator[tuple[str, int]]:
-    entries: list[Any] = repository.list_artifacts(folder)
-    for entry in entries:
-        if entry.is_dir:
-            yield from _sizes(repository, entry.path)
-        else:
-            yield entry.path, int(entry.file_size or 0)

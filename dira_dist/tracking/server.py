@@ -33,6 +33,20 @@ def is_missing(error: Exception) -> bool:
     return isinstance(error, MlflowException) and error.error_code in _MISSING
 
 
+def is_unauthorised(error: Exception) -> bool:
+    """Whether the server refuses who is asking: an error of MLflow's, or a plain answer 401 or 403."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return status in (401, 403) or (isinstance(error, MlflowException) and error.error_code in _UNAUTHORISED)
+
+
+def credentials_advice(error: Exception) -> str:
+    """What a person does about it."""
+    return (
+        f"the server refuses the credentials ({without_credentials(str(error))[:200]}); set MLFLOW_TRACKING_TOKEN, or "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
+    )
+
+
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server and of the registry beside it. Opens a database, but asks a server nothing.
 
@@ -81,11 +95,8 @@ def ask(uri: str, question: Callable[[], ResultT], timeout_s: float = ANSWER_WIT
 
 def _unreachable(uri: str, error: Exception) -> str:
     address, reason = without_credentials(uri), without_credentials(str(error))[:300]
-    if isinstance(error, MlflowException) and error.error_code in _UNAUTHORISED:
-        return (
-            f"tracking.uri: {address} refuses the credentials ({reason}); set MLFLOW_TRACKING_TOKEN, or "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
-        )
+    if is_unauthorised(error):
+        return f"tracking.uri: {address}: {credentials_advice(error)}"
     return (
         f"tracking.uri: {address} cannot be reached ({reason}); start the server or correct the address "
         "(leave tracking.uri out to record nothing)"

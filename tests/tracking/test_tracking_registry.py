@@ -20,8 +20,9 @@ from dira_dist.config import RequestError
 from dira_dist.evaluation.features import extract_features
 from dira_dist.models.unet import UNet, UNetConfig
 from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.fetch import fetch
 from dira_dist.tracking.model_files import ModelFacts, damaged_files, read_facts, write_checksums, write_model_folder
-from dira_dist.tracking.registry import Metric, Registered, fetch, register
+from dira_dist.tracking.registry import Metric, Registered, register
 from dira_dist.tracking.run import TrackingRun
 
 SIZE_PX = 32
@@ -144,13 +145,16 @@ def test_a_version_comes_back_whole_and_runs_without_this_package(
     server_config: TrackingConfig, run: TrackingRun, model_folder: Path, network: UNet, tmp_path: Path
 ) -> None:
     done = register(server_config, run.run_id, model_folder, metric=Metric("probe/auroc", 0.7123))
-    seen: list[tuple[str, int, int]] = []
+    seen: list[tuple[int, int]] = []
     folder = fetch(f"models:/{done.name}@best", tmp_path / "got", server_config, lambda *step: seen.append(step))
     assert damaged_files(folder) == []
     expected = {"README.md", "SHA256SUMS", "encoder.safetensors", "unet.safetensors", "discriminator.safetensors"}
     expected |= {"features.pt2", "job.yaml", "model.json", "pictures/dira-grid.png"}
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == expected
-    assert seen[-1][1] == seen[-1][2] == sum((folder / name).stat().st_size for name in expected - {"SHA256SUMS"})
+    total = sum((folder / name).stat().st_size for name in expected - {"SHA256SUMS"})
+    assert seen == sorted(seen)
+    assert seen[-1] == (total, total)
+    assert len(seen) > 2 * len(expected)  # files of several blocks move the bar more than once
     state = load_file(folder / "unet.safetensors")
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
     facts = read_facts(folder)
