@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from dira_dist.config import (
     Document,
@@ -24,6 +24,7 @@ from dira_dist.data.stream import DataConfig
 from dira_dist.evaluation.probes import ProbeConfig
 from dira_dist.models.unet import UNetConfig, check_image_size
 from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
+from dira_dist.search.config import SearchConfig
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.loop import GuardConfig
 from dira_dist.training.optimizer import OptimizerConfig
@@ -158,6 +159,17 @@ class PretrainJob(Section):
         return plan_stages(self.stages, epoch_samples)
 
 
+class TuneJob(Section):
+    """A search over pretraining jobs: what ``kind: tune`` holds."""
+
+    kind: Literal["tune"]
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="the search's identity; its trials are NAME-000, ..."
+    )
+    search: SearchConfig
+    base: PretrainJob = Field(description="a whole pretraining job; its name is the winner's, NAME-best if left out")
+
+
 def absolute_address(address: str) -> str:
     """A plain path made absolute; an address with a scheme as it is."""
     return address if "://" in address else str(Path(address).expanduser().absolute())
@@ -176,6 +188,29 @@ class LoadedJob:
     record: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class LoadedSearch(LoadedJob):
+    """A search: ``job`` is its base under the search's name, ``record`` the whole job file.
+
+    Attributes:
+        search: the section.
+        winner_name: what the base calls itself.
+        base: the base as it is written, overrides applied; what stages inherit is not filled in yet.
+    """
+
+    search: SearchConfig
+    winner_name: str
+    base: dict[str, Any]
+
+    def trial(self, name: str, values: Mapping[str, Any]) -> LoadedJob:
+        """The base with some values, by dotted key, as a job of its own.
+
+        Raises:
+            RequestError: if the values make no valid job.
+        """
+        return load_job(self.base, [f"name={name}", *(f"{key}={json.dumps(value)}" for key, value in values.items())])
+
+
 def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ()) -> LoadedJob:
     """Read, complete and validate a job.
 
@@ -187,17 +222,32 @@ def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ())
         RequestError: with every mistake found in one message.
     """
     document = Document(source, "job") if isinstance(source, dict) else read_document(Path(source))
-    document = _inherit(document.with_overrides(overrides))
+    document = document.with_overrides(overrides)
     kind = document.values.get("kind", "pretrain")
+    if kind == "tune":
+        return _load_search(document)
     if kind != "pretrain":
-        raise RequestError(f"{document.place(('kind',))}: found {kind!r}; allowed: 'pretrain'")
+        raise RequestError(f"{document.place(('kind',))}: found {kind!r}; allowed: 'pretrain', 'tune'")
+    document = _inherit(document)
     job = validate(PretrainJob, document)
     return LoadedJob(job, recorded(job, document))
 
 
+def _load_search(document: Document) -> LoadedSearch:
+    """What stands under ``base`` is completed like a job that stands alone."""
+    given = document.values.get("base")
+    if isinstance(given, dict):
+        base = _inherit(Document({"name": f"{document.values.get('name')}-best"} | given))
+        inherited = frozenset(("base", *path) for path in base.inherited)
+        document = replace(document, values=document.values | {"base": base.values}, inherited=inherited)
+    tune = validate(TuneJob, document)
+    job = tune.base.model_copy(update={"name": tune.name})
+    return LoadedSearch(job, recorded(tune, document), tune.search, tune.base.name, dict(given or {}))
+
+
 def job_schema() -> dict[str, Any]:
     """JSON Schema of the job file, for editors; what stages inherit and ``${env:NAME}`` included."""
-    return PretrainJob.model_json_schema()
+    return TypeAdapter(PretrainJob | TuneJob).json_schema()
 
 
 def _inherit(document: Document) -> Document:
