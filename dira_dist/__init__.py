@@ -19,9 +19,13 @@ from typing import TYPE_CHECKING, Any
 from dira_dist.version import __version__
 
 if TYPE_CHECKING:
+    from dira_dist.cluster.kubernetes import render as render
     from dira_dist.cluster.pretrain import Outcome as Outcome
     from dira_dist.cluster.pretrain import pretrain as run
     from dira_dist.cluster.quickstart import quickstart as quickstart
+    from dira_dist.cluster.submit import describe as describe
+    from dira_dist.cluster.submit import submission as submission
+    from dira_dist.cluster.submit import submissions as submissions
     from dira_dist.cluster.submit import submit as submit
     from dira_dist.config import JobFailedError as JobFailedError
     from dira_dist.config import RequestError as RequestError
@@ -44,14 +48,18 @@ _HOMES = {
     "RequestError": "config:RequestError",
     "ShardOptions": "data.ingest:ShardOptions",
     "check": "preflight:check",
+    "describe": "cluster.submit:describe",
     "job_schema": "job:job_schema",
     "load_job": "job:load_job",
     "parse_split": "data.ingest:parse_split",
     "pull": "tracking.pull:pull",
     "quickstart": "cluster.quickstart:quickstart",
     "register": "tracking.publish:register_model",
+    "render": "cluster.kubernetes:render",
     "run": "cluster.pretrain:pretrain",
     "shard": "data.ingest:shard",
+    "submission": "cluster.submit:submission",
+    "submissions": "cluster.submit:submissions",
     "submit": "cluster.submit:submit",
     "verify": "data.shards:verify",
 }
@@ -63,14 +71,18 @@ __all__ = [
     "ShardOptions",
     "__version__",
     "check",
+    "describe",
     "job_schema",
     "load_job",
     "parse_split",
     "pull",
     "quickstart",
     "register",
+    "render",
     "run",
     "shard",
+    "submission",
+    "submissions",
     "submit",
     "verify",
 ]

@@ -27,12 +27,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+k8s = typer.Typer(help="Kubernetes.", no_args_is_help=True)
+app.add_typer(k8s, name="k8s")
 _out, _err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
 
 Job = Annotated[Path, typer.Argument(help="job file; examples are in jobs/")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the job file; repeatable")
 ]
+Address = Annotated[str | None, typer.Option(help="the cluster's dashboard; RAY_ADDRESS where left out")]
 
 
 @contextmanager
@@ -161,7 +164,7 @@ def run(job: Job, overrides: Overrides = None) -> None:
 def submit(
     job: Job,
     overrides: Overrides = None,
-    address: Annotated[str | None, typer.Option(help="the cluster's dashboard; RAY_ADDRESS where left out")] = None,
+    address: Address = None,
     env: Annotated[list[str] | None, typer.Option(help="environment variable to hand to the job; repeatable")] = None,
     wait: Annotated[bool, typer.Option(help="follow the log and end with the job's exit code")] = True,
 ) -> None:
@@ -170,6 +173,56 @@ def submit(
     _err.print(f"submitted as {submission.job_id}", markup=False)
     if wait:
         sys.exit(submission.follow(sys.stdout.write))
+
+
+@app.command()
+def status(
+    job_id: Annotated[str | None, typer.Argument(help="as `submit` printed it; all jobs where left out")] = None,
+    address: Address = None,
+) -> None:
+    """What became of submitted jobs, one a line: id, status, begin, end."""
+    if job_id is not None:
+        _out.print(dira_dist.submission(job_id, address=address).describe(), markup=False)
+        return
+    for line in map(dira_dist.describe, dira_dist.submissions(address=address)):
+        _out.print(line, markup=False)
+
+
+@app.command()
+def logs(
+    job_id: Annotated[str, typer.Argument(help="as `submit` printed it")],
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="until the job ends, with its exit code")] = False,
+) -> None:
+    """What a submitted job has written."""
+    found = dira_dist.submission(job_id, address=address)
+    if follow:
+        sys.exit(found.follow(sys.stdout.write))
+    sys.stdout.write(found.log())
+
+
+@app.command()
+def stop(
+    job_id: Annotated[str, typer.Argument(help="as `submit` printed it")],
+    address: Address = None,
+) -> None:
+    """End a submitted job; submitted again, its run goes on from the last checkpoint."""
+    ended = dira_dist.submission(job_id, address=address).stop()
+    _out.print(f"{job_id}: {'stopping' if ended else 'had ended already'}", markup=False)
+
+
+@k8s.command()
+def render(
+    job: Job,
+    overrides: Overrides = None,
+    image: Annotated[str | None, typer.Option(help="of every pod; the project's own where left out")] = None,
+    workers_per_pod: Annotated[int, typer.Option(min=1, help="workers of one pod share memory and NVLink")] = 1,
+    memory_gib: Annotated[int | None, typer.Option(min=1, help="of one worker pod; 4 per CPU where left out")] = None,
+) -> None:
+    """Print the RayJob of a job file: pods, GPUs, memory and elasticity as its `resources` say."""
+    sys.stdout.write(
+        dira_dist.render(job, overrides or [], image=image, workers_per_pod=workers_per_pod, memory_gib=memory_gib)
+    )
 
 
 @app.command()

@@ -121,7 +121,7 @@ def render(
     job: Path | str,
     overrides: Sequence[str] = (),
     *,
-    image: str = DEFAULT_IMAGE,
+    image: str | None = None,
     workers_per_pod: int = 1,
     memory_gib: int | None = None,
 ) -> str:
@@ -132,7 +132,7 @@ def render(
     Args:
         job: path of a job file.
         overrides: ``key.path=value`` each; they are kept in the RayJob's entrypoint.
-        image: of every pod.
+        image: of every pod; the project's own where left out.
         workers_per_pod: see :func:`fleet`.
         memory_gib: see :func:`fleet`.
 
@@ -145,7 +145,7 @@ def render(
     name = object_name(loaded.job.name)
     documents = [
         _job_file(name, Path(job).read_text()),
-        _ray_job(name, image, pods, overrides),
+        _ray_job(name, image or DEFAULT_IMAGE, pods, overrides),
         *_disruption_budgets(name, pods),
     ]
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120)
