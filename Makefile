@@ -15,6 +15,7 @@ lint: install  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile docker/mlflow.Dockerfile
 
 image-test:  ## the images really built and used, as root with buildah and debootstrap; half an hour, outside the CI
 	docker/image-test.sh

@@ -33,8 +33,8 @@ def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
     what = "can grow to" if grows else "has"
     raise RequestError(
         f"resources: {low} workers with {worker.cpus:g} CPUs and {worker.gpus:g} GPUs each are asked for, and this "
-        f"cluster holds {held} of them: it {what} {_described(nodes)}. Lower resources.workers (of a range [min, max] the "
-        "first) or what a worker takes, or give the cluster more nodes"
+        f"cluster holds {held} of them: it {what} {_described(nodes)}. Lower resources.workers (of [min, max] the min) "
+        "or what a worker takes, or give the cluster more nodes"
     )
 
 
