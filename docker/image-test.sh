@@ -6,8 +6,9 @@
 #      start to end, then a head that takes `ray job submit jobs/pretrain-quickstart.yaml`;
 #   4. the MLflow image serves under the name that the cluster knows it by.
 #
-# Wants root (chroot, mounts), 45 GB of disk with STORAGE_DRIVER=vfs or 15 GB with overlay, and
-# `apt-get install buildah debootstrap`. IMAGE_TEST_DIR is where everything goes; it is removed at the end.
+# Wants root (chroot, mounts), 30 GB of disk, and `apt-get install buildah debootstrap`. IMAGE_TEST_DIR is where
+# everything goes; it is removed at the end. STORAGE_DRIVER=overlay, where the kernel lets it, is faster and keeps a layer
+# for each instruction, as Docker does; vfs, which works everywhere, copies an image for each layer and so makes one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,7 +42,9 @@ trap cleanup EXIT
 # This machine's certificates and pip settings are lent to the build; they are no part of the images.
 LENT=(--volume /etc/ssl/certs:/etc/ssl/certs:ro)
 [ ! -f /etc/pip.conf ] || LENT+=(--volume /etc/pip.conf:/etc/pip.conf:ro)
-build() { store bud --isolation chroot --format docker --pull-never --layers "${LENT[@]}" "$@"; }
+LAYERS=true
+[ "$STORAGE_DRIVER" != vfs ] || LAYERS=false
+build() { store bud --isolation chroot --format docker --pull-never --layers="$LAYERS" "${LENT[@]}" "$@"; }
 
 say "stand-ins for $RAY_BASE, $CPU_BASE and $MLFLOW_BASE"
 mkdir -p "$WORK/base"
@@ -111,7 +114,7 @@ for attempt in $(seq 60); do
   sleep 1
 done
 echo "healthy"
-in_image ray job submit --address http://127.0.0.1:18265 jobs/pretrain-quickstart.yaml \
+in_image ray job submit --address http://127.0.0.1:18265 -- jobs/pretrain-quickstart.yaml \
   --set data.train=/tmp/shards/train --set data.val=/tmp/shards/val --set probe=null --set tracking={} \
   --set checkpoint.storage=/tmp/runs --set 'stages=[{objective: di, steps: 2}, {objective: dira, steps: 2}]' \
   >"$WORK/log" 2>&1 || { tail -40 "$WORK/log"; fail "ray job submit failed"; }

@@ -16,7 +16,8 @@ diffs = image["OCIv1"]["rootfs"]["diff_ids"]
 assert len(made) == len(diffs)
 print(f"{name}: {len(diffs)} layers, {sum(sizes[diff] for diff in diffs) / 1e9:.2f} GB uncompressed")
 for step, diff in zip(made, diffs, strict=True):
-    print(f"  {sizes[diff] / 1e6:9.1f} MB  {' '.join(step.split())[:100]}")
+    words = [word for word in step.split() if not word.startswith(("--mount=", "/bin/", "|", "#(nop)")) and word != "-c"]
+    print(f"  {sizes[diff] / 1e6:9.1f} MB  {' '.join(words)[:90]}")
 
 user = config.get("User", "")
 assert user and user.split(":")[0].isdigit() and not user.startswith("0"), f"{name} runs as {user or 'root'}"
