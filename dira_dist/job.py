@@ -21,6 +21,7 @@ from dira_dist.config import (
 )
 from dira_dist.data.order import choose_lanes
 from dira_dist.data.stream import DataConfig
+from dira_dist.evaluation.judge import EvaluationConfig
 from dira_dist.evaluation.probes import ProbeConfig
 from dira_dist.models.unet import UNetConfig, check_image_size
 from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
@@ -51,6 +52,12 @@ class ResourcesConfig(Section):
     )
     cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1, description="CPUs of each worker, its loaders included")
     max_failures: int = Field(3, ge=0, description="worker crashes after which the job is given up")
+    start_timeout_s: float = Field(
+        1800, gt=0, description="seconds the cluster may take to have room for the fewest workers, at each (re)start"
+    )
+    resize_every_s: float = Field(
+        60, gt=0, description="seconds between two looks whether an elastic run can have more workers"
+    )
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> "ResourcesConfig":
@@ -96,6 +103,7 @@ class PretrainJob(Section):
     execution: ExecutionConfig = ExecutionConfig()
     guards: GuardConfig = GuardConfig()
     probe: ProbeConfig | None = Field(None, description="labelled shard sets the frozen encoder is judged on")
+    evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -148,6 +156,11 @@ class PretrainJob(Section):
         if self.model.init is not None:
             changes["model"] = self.model.model_copy(update={"init": absolute_address(self.model.init)})
         return self.model_copy(update=changes)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are images that its networks can be judged on."""
+        return self.data.val is not None or self.probe is not None
 
     @property
     def run_folder(self) -> str:

@@ -1,109 +1,125 @@
-"""What the first worker writes down of a run: figures, judgements with their pictures, checkpoint addresses."""
+"""What the first worker writes down of a run: figures to MLflow and the board, checkpoints to the storage."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dira_dist.cluster.progress import BoardTracker
-from dira_dist.config import RequestError
-from dira_dist.data.store import StoreError
-from dira_dist.evaluation.judge import Judgement, Restorations
-from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.pictures import restoration_grid
+import ray
+
+from dira_dist.cluster.board import JudgementRequest
+from dira_dist.data.store import Store
+from dira_dist.evaluation.record import best, read_judgements
+from dira_dist.job import LoadedJob, PretrainJob
 from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
+from dira_dist.training.stages import Position
+from dira_dist.training.state import Checkpoint
 
 FLUSH_S = 60.0
 
 
 class Journal:
-    """Writes to the MLflow run and to the progress board, and remembers the judgements for the checkpoints.
+    """Tracker and checkpointer of the training loop on the first worker.
 
-    Attributes:
-        quality: figures of each judgement so far, by its label.
+    Args:
+        loaded: the job.
+        store: of the run's folder.
+        run: the job's MLflow run, or none of it.
+        board: handle of the job's board.
+        start: where this worker begins.
     """
 
     def __init__(
-        self,
-        run: TrackingRun | NullRun,
-        storage: str,
-        board: BoardTracker,
-        judge: Callable[[], Judgement],
-        quality: Mapping[str, dict[str, float]],
+        self, loaded: LoadedJob, store: Store, run: TrackingRun | NullRun, board: Any, start: Position
     ) -> None:
-        self._run, self._storage, self._board, self._judge = run, storage, board, judge
-        self.quality = dict(quality)
+        self._job, self._record = loaded.job, loaded.record
+        self._store, self._run, self._board = store, run, board
+        self._folder = CheckpointFolder(store)
+        self._labelled: dict[str, str] = {}
+        self._folder.remove_unfinished()
+        self._writer = CheckpointWriter(
+            self._folder, keep=self._job.checkpoint.keep, spared=self._spared, committed=self._committed, warn=self.warn
+        )
 
-    @classmethod
-    def open(
-        cls,
-        tracking: TrackingConfig,
-        run_id: str,
-        *,
-        storage: str,
-        board: Any,
-        judge: Callable[[], Judgement],
-        quality: Mapping[str, dict[str, float]],
-        pending: list[list[Any]],
-    ) -> "Journal":
-        """Go on with the MLflow run of the job, or write to the board alone where there is none.
-
-        Args:
-            storage: address below which the run's checkpoints lie.
-            board: handle of the progress board.
-            judge: looks at the networks as they are when it is called.
-            quality: judgements that the resumed checkpoint carried.
-            pending: figures it carried that had not reached the tracking server.
-        """
-        run = TrackingRun.attach(tracking, run_id, pending) if run_id else NullRun()
-        return cls(run, storage, BoardTracker(board), judge, quality)
+        if start.step:
+            again = ray.get(board.resumed.remote(start.step))
+            run.log_metrics({"train/steps_done_again": again}, start.step)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log_metrics(metrics, step)
-        self._board.log_metrics(metrics, step)
+        self._board.post.remote(step, dict(metrics))
 
-    def judge(self, label: str, step: int) -> None:
-        """Judge the networks now, and file figures and a picture under ``label``."""
-        self._board.say(f"judging: {label}")
-        try:
-            judgement = self._judge()
-        except (RequestError, StoreError, ValueError) as error:  # trouble with a probe set stops no training
-            self._board.warn(f"after {label} nothing was judged: {error}")
-            return
-        self.quality[label] = judgement.metrics
-        self._run.log_metrics(judgement.metrics, step)
-        if judgement.restorations is not None:
-            self._run.log_picture(f"restoration/{label}", _grid(judgement.restorations), step)
-        if judgement.metrics.get("val/collapsed"):
-            self._board.warn(f"after {label} the encoder hardly tells its inputs apart: {judgement.metrics}")
+    def warn(self, warning: str) -> None:
+        """A line for the person in front of the driver."""
+        self._board.warn.remote(warning)
 
-    def checkpointed(self, name: str, step: int) -> None:
-        """A checkpoint was committed under the run's folder."""
-        self._run.log_checkpoint(f"{self._storage}/{name}", step)
+    def due(self, position: Position) -> bool:
+        return _checkpoint_due(self._job, position)
 
-    def pending(self) -> list[list[Any]]:
-        return self._run.pending()
+    def save(self, position: Position, tensors: Mapping[str, Any], label: str = "") -> None:
+        if not label and _every(self._job.evaluation.every_steps, position):
+            label = f"step-{position.step}"
+        pending = self._run.pending()
+        self._writer.put(Checkpoint(position, self._record, self._run.run_id, label, pending, tensors))
+
+    def drain(self) -> None:
+        """Wait until the last checkpoint is in the storage.
+
+        Raises:
+            TimeoutError: the storage is away for longer than ``checkpoint.patience_s``.
+        """
+        self._writer.drain(self._job.checkpoint.patience_s)
+
+    def left(self, position: Position) -> None:
+        """Tell the board that the workers have saved and go."""
+        ray.get(self._board.left.remote(position.step))
 
     def close(self) -> None:
         """Wait, not for ever, until everything has arrived."""
+        self._writer.close()
         if not self._run.flush(FLUSH_S):
-            self._board.warn(f"not all figures reached the tracking server within {FLUSH_S:g} s; they are kept")
+            self.warn(f"not all figures reached the tracking server within {FLUSH_S:g} s; they are kept")
+
+    def _committed(self, name: str, checkpoint: Checkpoint) -> None:
+        """In the writer's thread, once a checkpoint is whole in the storage."""
+        step = checkpoint.position.step
+        self._run.log_checkpoint(self._folder.address(name), step)
+        if checkpoint.label and self._job.is_judged:
+            self._labelled[checkpoint.label] = name
+            ray.get(self._board.request_judgement.remote(JudgementRequest(checkpoint.label, step, name)))
+
+    def _spared(self) -> Iterable[str]:
+        """The best checkpoint so far, and those that nobody has judged yet."""
+        judgements = read_judgements(self._store)
+        found = best(judgements, self._job.checkpoint.best)
+        judged = {each.label for each in judgements}
+        waiting = [name for label, name in self._labelled.items() if label not in judged]
+        return [*waiting, *([found.checkpoint] if found else [])]
 
 
 class Silence:
-    """Writes nothing: the journal of all workers but the first."""
+    """Writes nothing: the journal of all workers but the first. They are asked when to save all the same."""
 
-    quality: Mapping[str, dict[str, float]] = {}
+    def __init__(self, loaded: LoadedJob) -> None:
+        self._job = loaded.job
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def judge(self, label: str, step: int) -> None: ...
+    def due(self, position: Position) -> bool:
+        return _checkpoint_due(self._job, position)
 
-    def checkpointed(self, name: str, step: int) -> None: ...
+    def save(self, position: Position, tensors: Mapping[str, Any], label: str = "") -> None: ...
 
-    def pending(self) -> list[list[Any]]:
-        return []
+    def drain(self) -> None: ...
+
+    def left(self, position: Position) -> None: ...
 
     def close(self) -> None: ...
 
 
-def _grid(images: Restorations) -> Any:
-    return restoration_grid(images.distorted.numpy(), images.restored.numpy(), images.target.numpy())
+def _checkpoint_due(job: PretrainJob, position: Position) -> bool:
+    """What is judged is a checkpoint, so one is due for either reason."""
+    return _every(job.checkpoint.every_steps, position) or _every(job.evaluation.every_steps, position)
+
+
+def _every(steps: int | None, position: Position) -> bool:
+    return steps is not None and position.step % steps == 0

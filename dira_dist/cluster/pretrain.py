@@ -1,34 +1,39 @@
 """``kind: pretrain``: from a validated job to a registered model, on whatever Ray is there."""
 
-from collections.abc import Iterator
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
-import torch.distributed
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
-from dira_dist.cluster.progress import ProgressView, new_board
+from dira_dist.cluster.board import new_board
+from dira_dist.cluster.controller import ControllerWatch
+from dira_dist.cluster.judging import JudgeSetup, Judging, OnJudgement
+from dira_dist.cluster.progress import ProgressView
 from dira_dist.cluster.record import RunRecord, claim
-from dira_dist.cluster.session import gpus_per_worker, ray_session
-from dira_dist.cluster.storage import ray_storage
-from dira_dist.cluster.worker import CHECKPOINT_PREFIX, WorkerSetup, train_worker
+from dira_dist.cluster.session import START_ATTEMPT_S, START_TIMEOUT_VARIABLE, gpus_per_worker, ray_session
+from dira_dist.cluster.stopping import JobStoppedError, fit_until_stopped
+from dira_dist.cluster.trouble import COLLATERAL_ERRORS, advice_on_memory
+from dira_dist.cluster.worker import WorkerSetup, train_worker
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, check_reachable, open_store
+from dira_dist.evaluation.record import best, by_label, read_judgements
 from dira_dist.job import LoadedJob, PretrainJob, ResourcesConfig, dump_job
 from dira_dist.preflight import Preflight, preflight
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.publish import publish
 from dira_dist.tracking.run import NullRun, TrackingRun, open_run
-from dira_dist.training.state import read_checkpoint
+from dira_dist.training.checkpoints import CheckpointFolder
+from dira_dist.training.state import Checkpoint, Manifest
 from dira_dist.version import __version__
-
-COLLECTIVE_TIMEOUT_S = 1800
-_COLLATERAL = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Outcome:
         page: the run's page, or the command that opens it.
         steps: optimiser steps of all stages.
         checkpoint: address of the last checkpoint.
+        best: address of the checkpoint with the highest ``checkpoint.best``; empty where nothing was judged.
         model: ``models:/name/version`` of the registered model, or an empty string.
         quality: what the networks were judged to be before and after each stage, by stage and figure.
         already_done: the run was finished before; nothing was done now.
@@ -51,6 +57,7 @@ class Outcome:
     page: str = ""
     steps: int = 0
     checkpoint: str = ""
+    best: str = ""
     model: str = ""
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
     already_done: bool = False
@@ -65,145 +72,204 @@ class Outcome:
             yield f"model       {self.model}  (dira-dist pull {self.model} weights/)"
 
 
-def pretrain(loaded: LoadedJob, *, console: Console | None = None) -> Outcome:
+def pretrain(
+    loaded: LoadedJob,
+    *,
+    console: Console | None = None,
+    on_judgement: OnJudgement | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Outcome:
     """Run a pretraining job to its end, or go on with the run of its name.
+
+    Called in a process' main thread, SIGINT and SIGTERM make the workers save and stop; a second one stops at once.
 
     Args:
         loaded: from :func:`dira_dist.load_job`.
         console: where progress is shown; standard error by default.
+        on_judgement: called in a thread with label, step and figures of each judgement, those of earlier sessions
+            first.
+        tags: of the MLflow run, besides its own.
 
     Raises:
         RequestError: before anything is started or written, for what cannot run as asked.
-        JobFailedError: when the work failed; the same call goes on from the last checkpoint.
+        JobFailedError: when the work failed or was stopped; the same call goes on from the last checkpoint.
     """
     loaded = replace(loaded, job=loaded.job.located())
     job, facts = loaded.job, preflight(loaded.job)
     check_reachable(job.checkpoint.storage, write=True)
     store = open_store(job.run_folder)
-    record = claim(store, RunRecord(loaded.record, facts.train.digest))
+    newest = _newest_manifest(CheckpointFolder(store))
+    passed = newest.position.stage if newest else 0
+    record = claim(store, RunRecord(loaded.record, facts.train.digest), passed)
+    if on_judgement is not None:
+        for judged in read_judgements(store):
+            on_judgement(judged.label, judged.step, judged.metrics)
     if record.status == "finished":
         return Outcome(**{**record.outcome, "already_done": True})
     with ray_session(job.resources):
-        return _pretrain(loaded, facts, store, record, console)
+        return _pretrain(_Session(loaded, facts, store, on_judgement, dict(tags or {})), record, console)
 
 
-def _pretrain(loaded: LoadedJob, facts: Preflight, store: Store, record: RunRecord, console: Console | None) -> Outcome:
+@dataclass(frozen=True)
+class _Session:
+    """One start of a job, from its first write to its end."""
+
+    loaded: LoadedJob
+    facts: Preflight
+    store: Store
+    on_judgement: OnJudgement | None
+    tags: Mapping[str, str]
+
+    @property
+    def job(self) -> PretrainJob:
+        return self.loaded.job
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        """Tracking without measuring the machine, which the first worker does."""
+        return self.job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
+
+
+def _pretrain(session: _Session, record: RunRecord, console: Console | None) -> Outcome:
     """Everything from the first thing that is written."""
-    run = _open_run(loaded, facts, record.run_id)
+    run = _open_run(session, record.run_id)
     try:
         record = replace(record, run_id=run.run_id)
-        record.write(store)
-        result = _fit(loaded, facts, run.run_id, console)
-        outcome = _outcome(facts, run, result)
-        _remove_strays(store, result)
-        record.finished(asdict(outcome)).write(store)
+        record.write(session.store)
+        _fit(session, run.run_id, console)
+        outcome = _outcome(session, run)
+        record.finished(asdict(outcome)).write(session.store)
     except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", f"{type(error).__name__}: {error}")
+        stopped = isinstance(error, KeyboardInterrupt | JobStoppedError)
+        run.finish("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
         raise
     run.finish("FINISHED")
     return outcome
 
 
-def _open_run(loaded: LoadedJob, facts: Preflight, run_id: str) -> TrackingRun | NullRun:
-    """The job's MLflow run on the driver's side; the first worker measures the machine, not the driver."""
-    job, tags = loaded.job, {"dira.job": loaded.job.name, "dira.version": __version__}
-    run = open_run(_quiet(job), job.name, loaded.record, tags, run_id or None)
-    profile = {"samples": facts.train.samples, "shards": len(facts.train.shards), "bytes": facts.train.bytes}
+def _open_run(session: _Session, run_id: str) -> TrackingRun | NullRun:
+    """The job's MLflow run on the driver's side."""
+    loaded, train = session.loaded, session.facts.train
+    own = {"dira.job": session.job.name, "dira.version": __version__}
+    run = open_run(session.tracking, session.job.name, loaded.record, {**session.tags, **own}, run_id or None)
+    profile = {"samples": train.samples, "shards": len(train.shards), "bytes": train.bytes}
     if not run_id:
-        run.log_dataset("train", facts.train.digest, job.data.train, "training", profile)
+        run.log_dataset("train", train.digest, session.job.data.train, "training", profile)
         run.log_text(dump_job(loaded.record), "job.yaml")
     return run
 
 
-def _quiet(job: PretrainJob) -> TrackingConfig:
-    """Tracking without measuring the machine, which the first worker does."""
-    return job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
+def _fit(session: _Session, run_id: str, console: Console | None) -> None:
+    """Train to the end of the plan, with every labelled checkpoint judged.
 
-
-def _fit(loaded: LoadedJob, facts: Preflight, run_id: str, console: Console | None) -> ray.train.Result:
-    job, board = loaded.job, new_board()
-    setup = WorkerSetup(loaded, facts.train, facts.plan, job.tracking, run_id, board)
-    trainer = TorchTrainer(
-        partial(train_worker, setup),
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=_scaling(job.resources),
-        run_config=_run_config(job),
-    )
-    with ProgressView(board, facts.plan, console):
+    Raises:
+        JobFailedError: it did not come to its end.
+    """
+    job, plan = session.job, session.facts.plan
+    board = new_board(stall_s=job.guards.hang_timeout_s / 2)
+    setup = WorkerSetup(session.loaded, session.facts.train, plan, job.tracking, run_id, board)
+    judging = Judging(JudgeSetup(job, session.tracking, run_id), board, session.on_judgement)
+    with ProgressView(board, plan, console), judging, tempfile.TemporaryDirectory() as scratch:
+        trainer = TorchTrainer(
+            partial(train_worker, setup),
+            torch_config=TorchConfig(timeout_s=job.guards.hang_timeout_s),
+            scaling_config=_scaling(job.resources),
+            run_config=_run_config(job, scratch, board),
+        )
         try:
-            result = trainer.fit()
+            stopped = fit_until_stopped(trainer.fit, board)
             cause = ray.get(board.fatal.remote())
         except ray.train.TrainingFailedError as error:
-            result, cause = None, ray.get(board.fatal.remote()) or _cause(error)
-    if result is None or cause:
-        raise JobFailedError(
-            f"{job.name} failed: {cause}\n"
-            f"its checkpoints are in {job.run_folder}; the same command goes on from the newest"
-        )
-    return result
+            stopped, cause = False, ray.get(board.fatal.remote()) or _cause(job, error)
+        if cause:
+            raise JobFailedError(f"{job.name} failed: {cause}\n{_how_to_go_on(job)}")
+        newest = _newest_manifest(CheckpointFolder(session.store))
+        if stopped and (newest is None or newest.position.stage < len(plan.spans)):
+            where = f"after step {newest.position.step} of {plan.steps}" if newest else "before its first step"
+            raise JobStoppedError(f"{job.name} was stopped {where}; {_how_to_go_on(job)}")
+
+
+def _newest_manifest(folder: CheckpointFolder) -> Manifest | None:
+    names = folder.names()
+    return folder.manifest(names[-1]) if names else None
+
+
+def _how_to_go_on(job: PretrainJob) -> str:
+    return f"its checkpoints are in {job.run_folder}; the same command goes on from the newest"
 
 
 def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
     gpus = gpus_per_worker(resources)
     per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    return ray.train.ScalingConfig(num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker=per_worker)
+    return ray.train.ScalingConfig(
+        num_workers=resources.workers,
+        use_gpu=gpus > 0,
+        resources_per_worker=per_worker,
+        elastic_resize_monitor_interval_s=resources.resize_every_s,
+    )
 
 
-def _run_config(job: PretrainJob) -> ray.train.RunConfig:
-    path, filesystem = ray_storage(job.checkpoint.storage)
+def _run_config(job: PretrainJob, scratch: str, board: Any) -> ray.train.RunConfig:
+    """Checkpoints are this project's own affair: Ray Train is given a scratch folder, and keeps nothing in it."""
+    attempt_s = float(os.environ.get(START_TIMEOUT_VARIABLE, START_ATTEMPT_S))
+    attempts = math.ceil(job.resources.start_timeout_s / attempt_s)
     return ray.train.RunConfig(
         name=job.name,
-        storage_path=path,
-        storage_filesystem=filesystem,
+        storage_path=scratch,
         failure_config=ray.train.FailureConfig(
-            max_failures=job.resources.max_failures, controller_failure_limit=job.resources.max_failures
+            max_failures=job.resources.max_failures,
+            controller_failure_limit=max(attempts, job.resources.max_failures),
         ),
-        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=job.checkpoint.keep),
+        callbacks=[ControllerWatch(board)],
         logging_config=LoggingConfig(log_level="ERROR"),
     )
 
 
-def _outcome(facts: Preflight, run: TrackingRun | NullRun, result: ray.train.Result) -> Outcome:
+def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
     """Register what the last checkpoint holds, and say what came out."""
-    assert result.checkpoint is not None, "the last stage ends with a checkpoint"
-    with result.checkpoint.as_directory() as folder:
-        checkpoint = read_checkpoint(Path(folder))
+    job, folder = session.job, CheckpointFolder(session.store)
+    newest = folder.newest_whole(lambda warning: None)
+    assert newest is not None, "the last stage ends with a checkpoint"
+    name, checkpoint = newest
     if checkpoint.pending_metrics and run.run_id:  # measured while the tracking server was away
-        TrackingRun.attach(_quiet(facts.job), run.run_id, checkpoint.pending_metrics).flush()
-    data = {"address": facts.job.data.train, "images": facts.train.samples, "digest": facts.train.digest}
-    try:
-        model = publish(facts.job.tracking, run.run_id, checkpoint, data)
-    except RequestError as error:
-        raise JobFailedError(
-            f"{facts.job.name} is trained, but its model was not registered: {error}\n"
-            f"its checkpoints are in {facts.job.run_folder}; the same command registers it"
-        ) from error
+        TrackingRun.attach(session.tracking, run.run_id, checkpoint.pending_metrics).flush()
+    judgements = read_judgements(session.store)
+    best_one = best(judgements, job.checkpoint.best)
+    folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else [])
     return Outcome(
-        name=facts.job.name,
+        name=job.name,
         run_id=run.run_id,
         page=run.page,
         steps=checkpoint.position.step,
-        checkpoint=f"{facts.job.run_folder}/{Path(result.checkpoint.path).name}",
-        model=model,
-        quality=checkpoint.quality,
+        checkpoint=folder.address(name),
+        best=folder.address(best_one.checkpoint) if best_one else "",
+        model=_published(session, run.run_id, checkpoint, by_label(judgements)),
+        quality=by_label(judgements),
     )
 
 
-def _remove_strays(store: Store, result: ray.train.Result) -> None:
-    """Remove checkpoints that Ray does not list: those that were being uploaded when a driver was killed."""
-    kept = {Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints or []}
-    for found in list(store.list(CHECKPOINT_PREFIX)):
-        if found.key.partition("/")[0] not in kept:
-            store.delete(found.key)
+def _published(session: _Session, run_id: str, checkpoint: Checkpoint, quality: Mapping[str, dict[str, float]]) -> str:
+    train, job = session.facts.train, session.job
+    data = {"address": job.data.train, "images": train.samples, "digest": train.digest}
+    figures = list(quality.values())[-1] if quality else {}
+    try:
+        return publish(job.tracking, run_id, checkpoint, figures, data, session.tags)
+    except RequestError as error:
+        raise JobFailedError(
+            f"{job.name} is trained, but its model was not registered: {error}\n"
+            f"its checkpoints are in {job.run_folder}; the same command registers it"
+        ) from error
 
 
-def _cause(error: ray.train.TrainingFailedError) -> str:
+def _cause(job: PretrainJob, error: ray.train.TrainingFailedError) -> str:
     """What failed first, as far as can be told: not a worker that only lost its connection to the one that did."""
     failures = {rank: getattr(failure, "_base_exc", failure) for rank, failure in _failures(error).items()}
     if not failures:
         return str(error)
-    own = {rank: failure for rank, failure in failures.items() if not isinstance(failure, _COLLATERAL)}
+    own = {rank: failure for rank, failure in failures.items() if not isinstance(failure, COLLATERAL_ERRORS)}
     rank, failure = min((own or failures).items())
+    if isinstance(failure, ray.exceptions.OutOfMemoryError):
+        return f"worker {rank}: {advice_on_memory(job)}"
     return f"worker {rank}: {type(failure).__name__}: {failure}"
 
 

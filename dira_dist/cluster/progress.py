@@ -1,4 +1,4 @@
-"""Live progress of a job: the first worker posts its figures to an actor, the driver shows what stands there."""
+"""Live progress of a job: what stands on its board, as a bar on a terminal and as lines elsewhere."""
 
 import sys
 import threading
@@ -17,61 +17,6 @@ from dira_dist.training.stages import Plan, StageSpan
 _POLL_S = 0.5
 _LINE_EVERY_S = 15.0
 _SHORT_NAMES = {"discriminative": "di", "restorative": "re", "adversarial": "adv", "discriminator": "D"}
-
-
-class ProgressBoard:
-    """Holds the newest figures of one job; an actor that takes no CPU."""
-
-    def __init__(self) -> None:
-        self._step = 0
-        self._figures: dict[str, float] = {}
-        self._note = "starting workers"
-        self._warnings: list[str] = []
-        self._fatal = ""
-
-    def post(self, step: int, figures: Mapping[str, float]) -> None:
-        self._step = step
-        self._figures.update(figures)
-
-    def say(self, note: str) -> None:
-        self._note = note
-
-    def warn(self, warning: str) -> None:
-        self._warnings.append(warning)
-
-    def give_up(self, reason: str) -> None:
-        """The first reason stays: what follows on other workers follows from it."""
-        self._fatal = self._fatal or reason
-
-    def fatal(self) -> str:
-        return self._fatal
-
-    def read(self) -> tuple[int, dict[str, float], str, list[str]]:
-        """Step, figures, note, and the warnings since the last reading."""
-        warnings, self._warnings = self._warnings, []
-        return self._step, dict(self._figures), self._note, warnings
-
-
-def new_board() -> Any:
-    """A handle of a new board."""
-    return ray.remote(num_cpus=0)(ProgressBoard).remote()
-
-
-class BoardTracker:
-    """The board as a tracker: posting never blocks and never fails the training."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._board.post.remote(step, dict(metrics))
-
-    def say(self, note: str) -> None:
-        self._board.say.remote(note)
-
-    def warn(self, warning: str) -> None:
-        """A line for the person in front of the driver."""
-        self._board.warn.remote(warning)
 
 
 def describe(plan: Plan, step: int, figures: Mapping[str, float]) -> str:

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "data.cache",
     "data.loader_workers",
     "data.storage_patience_s",
+    "evaluation",
     "execution.compile",
     "guards",
     "model.gradient_checkpointing",
@@ -59,10 +60,15 @@ def read_record(store: Store) -> RunRecord | None:
     return RunRecord(**json.loads(store.read_bytes(FILE_NAME)))
 
 
-def claim(store: Store, wanted: RunRecord) -> RunRecord:
+def claim(store: Store, wanted: RunRecord, stages_passed: int = 0) -> RunRecord:
     """The run this job goes on with: the one already there, or the wanted one as a new run.
 
     Nothing is written here.
+
+    Args:
+        store: of the run's folder.
+        wanted: what is asked for now.
+        stages_passed: stages that the run has behind it, whose lengths nothing can change any more.
 
     Raises:
         RequestError: if a run of this name with another configuration or other images is there.
@@ -70,7 +76,7 @@ def claim(store: Store, wanted: RunRecord) -> RunRecord:
     existing = read_record(store)
     if existing is None:
         return wanted
-    differences = differing_keys(existing.job, wanted.job)
+    differences = differing_keys(existing.job, wanted.job, stages_passed)
     if existing.train_digest != wanted.train_digest:
         differences.append(
             f"the training images: digest {existing.train_digest[:12]} there, {wanted.train_digest[:12]} here"
@@ -89,14 +95,18 @@ def claim(store: Store, wanted: RunRecord) -> RunRecord:
     return replace(existing, job=wanted.job)
 
 
-def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any], stages_passed: int = 0) -> list[str]:
     """``key: X there, Y here`` for each key that may not change between two starts of a run."""
     old, new = flatten(dict(there)), flatten(dict(here))
     lines = []
     for key in sorted({*old, *new}):
-        if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE) or _grew(key, old.get(key), new.get(key)):
+        if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE):
             continue
-        lines.append(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here")
+        grew = _grew(key, old.get(key), new.get(key))
+        if grew and int(key.split(".")[1]) >= stages_passed:
+            continue
+        passed = " (this stage has passed already)" if grew else ""
+        lines.append(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here{passed}")
     return lines
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dira_dist.data.decode import Pixels
+from dira_dist.data.order import fingerprint
 
 NO_SAMPLE = -1
 _NAMED_BAD_SAMPLES = 10
@@ -79,6 +80,11 @@ class Batch:
     def valid(self) -> Tensor:
         """``(B,)`` bool: false for rows that only pad a validation batch."""
         return self.sample_ids != NO_SAMPLE
+
+    @property
+    def fingerprint(self) -> int:
+        """Which samples of which epochs these are, as one number that adds up over workers and steps."""
+        return fingerprint(self.sample_ids.cpu().numpy(), self.epochs.cpu().numpy())
 
     def __len__(self) -> int:
         return len(self.keys)

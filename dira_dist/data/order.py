@@ -234,3 +234,20 @@ def _permutation(count: int, *words: int) -> Int64s:
     every release of numpy, whose own generators promise no such thing."""
     numbers = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(_key(*words))
     return np.argsort(_mix(numbers), kind="stable").astype(np.int64, copy=False)
+
+
+def fingerprint(sample_ids: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> int:
+    """A number below 2**53 that tells which samples, of which epochs, were consumed, in whatever order and by whomever.
+
+    Fingerprints of parts add up to that of the whole, modulo 2**53 for what one batch can hold: each sample counts with
+    31 bits of a mixture of its id and epoch (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).
+
+    Args:
+        sample_ids: ``(B,)``.
+        epochs: ``(B,)``.
+    """
+    mixed = sample_ids.astype(np.uint64) + epochs.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return int((mixed >> np.uint64(33)).sum())

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from dira_dist.config import Section
 from dira_dist.data.batch import Batch
 from dira_dist.data.validation import ValidationStream
 from dira_dist.evaluation.features import extract_features, frozen, pooled
@@ -21,6 +23,15 @@ BATCH = 64
 PICTURED = 8
 MOST_IMAGES = 2048
 MOST_PROBE_IMAGES = 4096
+
+
+class EvaluationConfig(Section):
+    """When and how checkpoints are judged on ``data.val`` and ``probe``, in a task beside the training."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="optimiser steps between two judgements; left out, only before and after each stage"
+    )
+    threads: int = Field(2, ge=1, description="CPU threads of the judging task, beside what resources gives to workers")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,15 @@ class GlobalBatch:
         return self.world_size * self.local_size / self.samples
 
 
+def gather(value: Any) -> list[Any]:
+    """What each worker has, in rank order; a collective of anything that pickles."""
+    if not is_distributed():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def is_distributed() -> bool:
     """Whether there are other workers to speak to."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,7 +1,7 @@
 """The training loop: batches in, steps taken, figures and checkpoints out.
 
 The loop knows neither Ray nor MLflow nor S3. It is handed what it needs: how to open the sample stream, who takes
-figures, who keeps checkpoints, who judges the networks. On all workers but the first some of these do nothing, so no
+figures, who keeps checkpoints, who may want it to stop. On all workers but the first some of these do nothing, so no
 line of the loop asks which worker it is.
 """
 
@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dira_dist.config import Section
+from dira_dist.objectives.collectives import gather
 from dira_dist.training.meter import Meter
 from dira_dist.training.stages import Plan, Position, StageSpan
 from dira_dist.training.step import LossWeights, StepResult, TrainStep
@@ -30,6 +31,9 @@ class Samples(Protocol):
     @property
     def bad_samples(self) -> int: ...
 
+    @property
+    def fingerprint(self) -> int: ...
+
 
 BatchT = TypeVar("BatchT", bound=Samples)
 
@@ -41,17 +45,22 @@ class Tracker(Protocol):
 
 
 class Checkpointer(Protocol):
-    """Keeps checkpoints; a collective, called by all workers at the same step."""
+    """Keeps checkpoints. Its ``save`` takes a copy and returns.
+
+    A ``label`` names a moment that people ask about, ``untrained`` or the stage that has ended: the networks of such a
+    checkpoint are judged, elsewhere and later.
+    """
 
     def due(self, position: Position) -> bool: ...
 
-    def save(self, position: Position, tensors: Mapping[str, Any]) -> None: ...
+    def save(self, position: Position, tensors: Mapping[str, Any], label: str = "") -> None: ...
 
 
-class Judge(Protocol):
-    """Looks at the networks where a stage begins or ends: pictures, restoration and representation quality."""
+class Interruption(Protocol):
+    """Somebody wants this run to stop where it is: its machine is taken away, or its size changes."""
 
-    def judge(self, label: str, step: int) -> None: ...
+    def wanted(self) -> bool:
+        """The same answer on every worker; a collective."""
 
 
 class GuardConfig(Section):
@@ -60,10 +69,27 @@ class GuardConfig(Section):
     max_nonfinite_steps: int = Field(
         20, ge=1, description="steps in a row, skipped for a loss or gradient that is not finite, that end the job"
     )
+    hang_timeout_s: float = Field(
+        900,
+        gt=0,
+        description="seconds workers wait for one another; then the one that hangs is named, and all restart",
+    )
 
 
 class NonFiniteError(RuntimeError):
     """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+class InterruptedRunError(Exception):
+    """The run stopped before its end because that was wanted; a checkpoint of its last step is on its way.
+
+    Attributes:
+        position: where it stands.
+    """
+
+    def __init__(self, position: Position) -> None:
+        super().__init__(f"stopped after step {position.step}")
+        self.position = position
 
 
 @dataclass(frozen=True)
@@ -86,7 +112,7 @@ class Training(Generic[BatchT]):
     make_step: Callable[[StageSpan], TrainStep]
     tracker: Tracker
     checkpointer: Checkpointer
-    judge: Judge
+    interruption: Interruption
     seed: int
     log_every_steps: int
     max_nonfinite_steps: int
@@ -102,13 +128,14 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
 
     Raises:
         NonFiniteError: after ``max_nonfinite_steps`` skipped steps in a row.
+        InterruptedRunError: somebody wanted it to stop.
     """
     meter, guard = Meter(training.device), _NonFiniteGuard(training.max_nonfinite_steps)
-    if tensors is None:
-        training.judge.judge("untrained", position.step)
     for span in training.plan.remaining(position):
         step = training.make_step(span)
-        if tensors is not None:
+        if tensors is None:
+            training.checkpointer.save(position, step.state_dict(), "untrained")
+        else:
             step.load_state_dict(tensors, optimizers=position.step_in_stage > 0 or span.config.keep_optimizer)
         with training.open_stream(span, position) as batches:
             meter.restart()
@@ -123,18 +150,26 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                     _figures(result, step.weights),
                     images=len(batch.keys),
                     bad_samples=batch.bad_samples,
+                    fingerprint=batch.fingerprint,
                     finite=result.finite,
                 )
                 if position.step % training.log_every_steps == 0 or position.step_in_stage == span.steps:
                     training.tracker.log_metrics(meter.summary() | {"train/stage": span.number + 1}, position.step)
-                if training.checkpointer.due(position) and position.step_in_stage < span.steps:
+                if position.step_in_stage < span.steps:
                     with meter.paused():
-                        training.checkpointer.save(position, step.state_dict())
-        tensors = step.state_dict()  # agrees on batch-norm statistics: what is judged is what is saved
-        training.judge.judge(span.name, position.step)
-        position = position.after_stage()
-        training.checkpointer.save(position, tensors)
+                        _pause(training, step, position)
+        tensors, position = step.state_dict(), position.after_stage()
+        training.checkpointer.save(position, tensors, span.name)
     return position
+
+
+def _pause(training: Training[BatchT], step: TrainStep, position: Position) -> None:
+    """Between two steps: stop here if that is wanted, save if it is time to."""
+    wanted = training.interruption.wanted()
+    if wanted or training.checkpointer.due(position):
+        training.checkpointer.save(position, step.state_dict())
+    if wanted:
+        raise InterruptedRunError(position)
 
 
 def _figures(result: StepResult, weights: LossWeights) -> dict[str, Tensor]:
@@ -162,6 +197,6 @@ class _NonFiniteGuard:
             raise NonFiniteError(
                 f"{self._limit} steps in a row had a loss or gradient that was not finite; none of them reached the "
                 "weights. Start under another name with a lower optimizer.lr or precision: fp32, or bear more of them "
-                "with guards.max_nonfinite_steps. Samples of this worker in these steps:\n  "
-                + "\n  ".join(self._in_a_row)
+                "with guards.max_nonfinite_steps. Samples in these steps:\n  "
+                + "\n  ".join(line for lines in gather(self._in_a_row) for line in lines)
             )

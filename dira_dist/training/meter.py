@@ -23,7 +23,7 @@ class Meter:
     def restart(self) -> None:
         """Forget everything and begin now: what went before, such as opening a stream, is not a step's time."""
         self._sums: dict[str, Tensor] = {}
-        self._steps = self._skipped = self._images = self._bad_samples = 0
+        self._steps = self._skipped = self._images = self._bad_samples = self._fingerprint = 0
         self._wait_s = 0.0
         self._started = time.perf_counter()
 
@@ -41,18 +41,22 @@ class Meter:
         yield
         self._started += time.perf_counter() - began
 
-    def count(self, figures: Mapping[str, Tensor], *, images: int, bad_samples: int, finite: bool) -> None:
+    def count(
+        self, figures: Mapping[str, Tensor], *, images: int, bad_samples: int, fingerprint: int, finite: bool
+    ) -> None:
         """Take in one step.
 
         Args:
             figures: scalar tensors by name, the same on every worker.
             images: this worker's samples of the step.
             bad_samples: those of them that stand in the place of a corrupt one.
+            fingerprint: which samples they are, see :func:`dira_dist.data.order.fingerprint`.
             finite: whether the step reached the weights; the figures of one that did not are left out.
         """
         self._steps += 1
         self._images += images
         self._bad_samples += bad_samples
+        self._fingerprint += fingerprint
         if not finite:
             self._skipped += 1
             return
@@ -62,18 +66,20 @@ class Meter:
     def summary(self) -> dict[str, float]:
         """Means since the last summary, the same on every worker; a collective where a process group exists.
 
-        Seconds, images/s and bytes carry their unit in the name; ``data_wait_share`` is that of the slowest worker.
+        Seconds, images/s and bytes carry their unit in the name; ``data_wait_share`` is that of the slowest worker;
+        two runs with equal ``sample_fingerprint`` at a step have seen the same samples since the last summary.
         """
         elapsed = time.perf_counter() - self._started
         finite_steps = max(1, self._steps - self._skipped)
-        counts = torch.tensor([self._images, self._bad_samples], dtype=torch.float64, device=self._device)
+        counts = torch.tensor([self._images, self._bad_samples, self._fingerprint], dtype=torch.float64)
+        counts = counts.to(self._device)
         worst = [self._wait_s / elapsed, elapsed, _peak_memory_bytes(self._device)]
         worst_of_all = torch.tensor(worst, dtype=torch.float64, device=self._device)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(counts)
             distributed.all_reduce(worst_of_all, op=distributed.ReduceOp.MAX)
         wait_share, elapsed, memory = worst_of_all.tolist()
-        images, bad_samples = counts.tolist()
+        images, bad_samples, fingerprint = counts.tolist()
         report = {
             **{f"train/{name}": float(total) / finite_steps for name, total in sorted(self._sums.items())},
             "train/images_per_s": images / elapsed,
@@ -82,6 +88,7 @@ class Meter:
             "train/memory_peak_bytes": memory,
             "train/skipped_steps": float(self._skipped),
             "train/bad_samples": bad_samples,
+            "train/sample_fingerprint": fingerprint,
         }
         self.restart()
         return report

@@ -22,8 +22,8 @@ from dira_dist.config import Section
 from dira_dist.training.stages import Position
 
 FORMAT_VERSION = 1
-_STATE, _MANIFEST = "state.pt", "manifest.json"
-CHECKPOINT_FILES = (_STATE, _MANIFEST)
+STATE, MANIFEST = "state.pt", "manifest.json"
+CHECKPOINT_FILES = (STATE, MANIFEST)
 
 
 class CheckpointConfig(Section):
@@ -32,85 +32,117 @@ class CheckpointConfig(Section):
     storage: str = Field("runs", description="folder or s3:// prefix that all nodes reach; a run lies under its name")
     every_steps: int = Field(500, ge=1, description="optimiser steps between checkpoints, the most a crash can cost")
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
+    best: str | None = Field(
+        None,
+        description="figure by which one more is kept, the one where it was highest; "
+        "left out: probe/auroc, or val/rankme without a probe",
+    )
+    patience_s: float = Field(
+        1800,
+        gt=0,
+        description="seconds of storage trouble borne where a run ends or stops, for its last checkpoint",
+    )
 
 
 class BrokenCheckpointError(RuntimeError):
-    """A checkpoint folder that is not whole. The message names the file and what is wrong with it."""
+    """A checkpoint that is not whole. The message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What is saved and resumed.
+class Manifest:
+    """What a checkpoint says of itself.
 
     Attributes:
         position: where the run stood.
-        tensors: nested mapping of tensors, numbers and strings (networks, optimisers, queue).
         job: the resolved job, secrets left out.
         run_id: the MLflow run, or an empty string.
-        quality: what the networks were judged to be so far, by stage and figure.
+        label: what the judgement of these networks is filed under; empty where nobody is to judge them.
         pending_metrics: figures measured but not yet with the tracking server.
     """
 
     position: Position
-    tensors: Mapping[str, Any]
     job: dict[str, Any]
     run_id: str = ""
-    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    label: str = ""
     pending_metrics: list[list[Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoint(Manifest):
+    """What is saved and resumed.
+
+    Attributes:
+        tensors: nested mapping of tensors, numbers and strings (networks, optimisers, queue).
+    """
+
+    tensors: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write into an empty or new folder; the manifest comes last and makes it a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(checkpoint.tensors), folder / _STATE)
+    torch.save(dict(checkpoint.tensors), folder / STATE)
     manifest = {
         "version": FORMAT_VERSION,
         "position": asdict(checkpoint.position),
-        "run_id": checkpoint.run_id,
         "job": checkpoint.job,
-        "quality": checkpoint.quality,
+        "run_id": checkpoint.run_id,
+        "label": checkpoint.label,
         "pending_metrics": checkpoint.pending_metrics,
-        "files": {_STATE: {"bytes": (folder / _STATE).stat().st_size, "sha256": _sha256(folder / _STATE)}},
+        "files": {STATE: {"bytes": (folder / STATE).stat().st_size, "sha256": _sha256(folder / STATE)}},
     }
-    partial = folder / f"{_MANIFEST}.partial"
+    partial = folder / f"{MANIFEST}.partial"
     partial.write_text(json.dumps(manifest, indent=1))
-    partial.replace(folder / _MANIFEST)
+    partial.replace(folder / MANIFEST)
 
 
-def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint, every file checked against the manifest.
+def read_checkpoint(folder: Path, address: str = "") -> Checkpoint:
+    """Read a checkpoint, every file checked against the manifest, its tensors on the CPU.
+
+    Args:
+        folder: on this disk.
+        address: where it came from, for messages; the folder if empty.
 
     Raises:
         BrokenCheckpointError: if it is not whole, or of a later format.
     """
-    if not (folder / _MANIFEST).is_file():
-        raise BrokenCheckpointError(f"{folder}: no {_MANIFEST}; it was never finished and cannot be used")
-    manifest = json.loads((folder / _MANIFEST).read_text())
-    if manifest["version"] != FORMAT_VERSION:
+    address = address or str(folder)
+    if not (folder / MANIFEST).is_file():
+        raise BrokenCheckpointError(f"{address}: no {MANIFEST}; it was never finished and cannot be used")
+    content = (folder / MANIFEST).read_bytes()
+    manifest = read_manifest(content, address)
+    for name, expected in json.loads(content)["files"].items():
+        _check_file(folder / name, expected, f"{address}/{name}")
+    tensors = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    return Checkpoint(**vars(manifest), tensors=tensors)
+
+
+def read_manifest(content: bytes, address: str) -> Manifest:
+    """What stands in a manifest.
+
+    Raises:
+        BrokenCheckpointError: if it is damaged, or of a later format.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise BrokenCheckpointError(f"{address}: its {MANIFEST} is damaged: {error}") from error
+    if found["version"] != FORMAT_VERSION:
         raise BrokenCheckpointError(
-            f"{folder}: checkpoint format {manifest['version']}; this version reads format {FORMAT_VERSION}"
+            f"{address}: checkpoint format {found['version']}; this version reads format {FORMAT_VERSION}"
         )
-    for name, expected in manifest["files"].items():
-        _check_file(folder / name, expected)
-    tensors = torch.load(folder / _STATE, map_location=device, weights_only=True)
-    return Checkpoint(
-        Position(**manifest["position"]),
-        tensors,
-        manifest["job"],
-        manifest["run_id"],
-        manifest["quality"],
-        manifest["pending_metrics"],
-    )
+    position = Position(**found["position"])
+    return Manifest(position, found["job"], found["run_id"], found["label"], found["pending_metrics"])
 
 
-def _check_file(path: Path, expected: dict[str, Any]) -> None:
+def _check_file(path: Path, expected: dict[str, Any], address: str) -> None:
     if not path.is_file():
-        raise BrokenCheckpointError(f"{path}: listed in the manifest but missing")
+        raise BrokenCheckpointError(f"{address}: listed in the manifest but missing")
     size = path.stat().st_size
     if size != expected["bytes"]:
-        raise BrokenCheckpointError(f"{path}: {size} bytes where the manifest says {expected['bytes']}")
+        raise BrokenCheckpointError(f"{address}: {size} bytes where the manifest says {expected['bytes']}")
     if (digest := _sha256(path)) != expected["sha256"]:
-        raise BrokenCheckpointError(f"{path}: SHA-256 {digest[:12]}… differs from the manifest")
+        raise BrokenCheckpointError(f"{address}: SHA-256 {digest[:12]}… differs from the manifest")
 
 
 def _sha256(path: Path) -> str:

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dira_dist.data.batch import Batch
 from dira_dist.data.ingest import ShardOptions, shard
+from dira_dist.data.order import Order, fingerprint
 from dira_dist.data.phantom import write_archive
 from dira_dist.data.stream import ShardStream
 from dira_dist.job import PretrainJob, load_job
-from dira_dist.training.loop import NonFiniteError, Training, train
+from dira_dist.training.loop import InterruptedRunError, NonFiniteError, Training, train
 from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.state import Checkpoint, read_checkpoint, write_checkpoint
 from dira_dist.training.step import TrainStep, build_networks
@@ -55,24 +57,27 @@ def job_on(shards: Path, method: str = "moco_v2", encoder: str = "resnet18", **m
 
 @dataclass
 class Notebook:
-    """Tracker, checkpointer and judge at once: writes everything down."""
+    """Tracker, checkpointer and interruption at once: writes everything down."""
 
     every_steps: int = 1000
     figures: dict[int, dict[str, float]] = field(default_factory=dict)
     checkpoints: list[tuple[Position, dict[str, Any]]] = field(default_factory=list)
-    judged: list[tuple[str, int]] = field(default_factory=list)
+    labels: list[tuple[str, int]] = field(default_factory=list)
+    interrupt_after: int = 1000
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         assert step not in self.figures
         self.figures[step] = dict(metrics)
 
-    def judge(self, label: str, step: int) -> None:
-        self.judged.append((label, step))
+    def wanted(self) -> bool:
+        return max(self.figures) >= self.interrupt_after
 
     def due(self, position: Position) -> bool:
         return position.step % self.every_steps == 0
 
-    def save(self, position: Position, tensors: Mapping[str, Any]) -> None:
+    def save(self, position: Position, tensors: Mapping[str, Any], label: str = "") -> None:
+        if label:
+            self.labels.append((label, position.step))
         self.checkpoints.append((position, copy.deepcopy(dict(tensors))))
 
 
@@ -114,7 +119,7 @@ def run(job: PretrainJob, notebook: Notebook, resumed: Checkpoint | None = None,
         make_step=step_of,
         tracker=notebook,
         checkpointer=notebook,
-        judge=notebook,
+        interruption=notebook,
         seed=0,
         log_every_steps=1,
         max_nonfinite_steps=job.guards.max_nonfinite_steps,
@@ -137,9 +142,9 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(shards: Path, tmp_path: P
     job, unbroken = job_on(shards, method, encoder), Notebook(every_steps=1)
     final = run(job, unbroken)
     # in the middle of a stage, and where one ends
-    for position, tensors in (unbroken.checkpoints[3], next(c for c in unbroken.checkpoints if c[0].stage == 2)):
+    for position, tensors in (unbroken.checkpoints[4], next(c for c in unbroken.checkpoints if c[0].stage == 2)):
         folder = tmp_path / f"{position.step}-{position.stage}"
-        write_checkpoint(folder, Checkpoint(position, tensors, {}))
+        write_checkpoint(folder, Checkpoint(position, {}, tensors=tensors))
         resumed = Notebook()
         again = run(job, resumed, read_checkpoint(folder))
         assert min(resumed.figures) == position.step + 1
@@ -152,13 +157,38 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(shards: Path, tmp_path: P
 def test_stages_judgements_and_checkpoints_in_their_order(shards: Path) -> None:
     notebook = Notebook(every_steps=4)
     run(job_on(shards), notebook)
-    assert notebook.judged == [("untrained", 0), ("1-di", 2), ("2-dir", 5), ("3-dira", 8)]
+    assert notebook.labels == [("untrained", 0), ("1-di", 2), ("2-dir", 5), ("3-dira", 8)]
     saved = [(position.stage, position.step_in_stage, position.step) for position, _ in notebook.checkpoints]
-    assert saved == [(1, 0, 2), (1, 2, 4), (2, 0, 5), (3, 0, 8)]
+    assert saved == [(0, 0, 0), (1, 0, 2), (1, 2, 4), (2, 0, 5), (3, 0, 8)]
     assert sorted(notebook.figures) == list(range(1, 9))
     assert "train/loss/restorative" not in notebook.figures[2]
     assert "train/loss/adversarial" not in notebook.figures[5]
     assert {"train/loss/adversarial", "train/loss/discriminator"} <= set(notebook.figures[8])
+
+
+def test_an_interrupted_run_has_saved_its_last_step_and_loses_none(shards: Path, tmp_path: Path) -> None:
+    job, unbroken, interrupted = job_on(shards), Notebook(), Notebook(interrupt_after=4)
+    final = run(job, unbroken)
+    with pytest.raises(InterruptedRunError) as caught:
+        run(job, interrupted)
+    position, tensors = interrupted.checkpoints[-1]
+    assert position == caught.value.position
+    assert (position.step, position.stage, position.step_in_stage) == (4, 1, 2)
+    again = run(job, Notebook(), Checkpoint(position, {}, tensors=tensors))
+    assert [name for name in final if not torch.equal(final[name], again[name])] == []
+
+
+def test_figures_tell_which_samples_were_seen(shards: Path) -> None:
+    notebook = Notebook()
+    run(job_on(shards), notebook)
+    job = job_on(shards)
+    order = Order([20], lanes=job.lanes, window=job.data.shuffle_window, seed=job.seed)
+    for step, figures in notebook.figures.items():
+        first = 4 * (step - 1)
+        ids = order.share_ids(range(job.lanes), first, 4)
+        epochs = np.full(4, first // 20, dtype=np.int64)
+        assert figures["train/sample_fingerprint"] == fingerprint(ids, epochs), step
+    assert fingerprint(ids, epochs) == fingerprint(ids[::-1], epochs) != fingerprint(ids, epochs + 1)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_in_a_row_end_the_job(shards: Path) -> None:

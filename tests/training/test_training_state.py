@@ -16,18 +16,15 @@ def checkpoint() -> Checkpoint:
         "unet": {"weight": torch.randn(3, 2), "half": torch.randn(4).to(torch.bfloat16)},
         "optimizer": {"lr": 0.1, "step": 3, "name": "sgd"},
     }
-    return Checkpoint(Position(1, 2, 30, 960), tensors, {"name": "test"}, "run-1", {"untrained": {"val/psnr": 9.5}})
+    pending = [["train/loss/total", 0.5, 30, 1700000000000]]
+    return Checkpoint(Position(1, 2, 30, 960), {"name": "test"}, "run-1", "1-di", pending, tensors)
 
 
 def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
     write_checkpoint(tmp_path / "c", checkpoint)
     again = read_checkpoint(tmp_path / "c")
-    assert (again.position, again.job, again.run_id, again.quality) == (
-        checkpoint.position,
-        checkpoint.job,
-        checkpoint.run_id,
-        checkpoint.quality,
-    )
+    for name in ("position", "job", "run_id", "label", "pending_metrics"):
+        assert getattr(again, name) == getattr(checkpoint, name), name
     assert torch.equal(again.tensors["unet"]["weight"], checkpoint.tensors["unet"]["weight"])
     assert again.tensors["unet"]["half"].dtype == torch.bfloat16
     assert again.tensors["optimizer"] == checkpoint.tensors["optimizer"]

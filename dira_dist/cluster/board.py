@@ -1,0 +1,176 @@
+"""Where the processes of one job meet: an actor beside the driver that holds figures, wishes and signs of life.
+
+The first worker posts figures, every worker posts where it is, Ray Train's controller and the driver say when the run
+is to stop, and the driver reads what a person wants to see.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+SILENT_AFTER_S = 10.0
+
+Wish = Literal["", "move", "stop"]
+
+
+class JudgementRequest(NamedTuple):
+    """A checkpoint that wants to be judged."""
+
+    label: str
+    step: int
+    checkpoint: str
+
+
+class Reading(NamedTuple):
+    """What the driver shows; warnings are those since the last reading."""
+
+    step: int
+    figures: dict[str, float]
+    note: str
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class SignOfLife:
+    """Where a worker was when it last said so.
+
+    Attributes:
+        node: its host.
+        phase: what it was doing.
+        step: optimiser steps it had done.
+        phase_s: seconds it had been doing that.
+        heard_s: when, on the board's clock.
+    """
+
+    node: str
+    phase: str
+    step: int
+    phase_s: float
+    heard_s: float
+
+
+class Board:
+    """State of one job. Methods are called from many processes, one at a time.
+
+    Args:
+        stall_s: seconds without a step on any worker after which a person is warned.
+    """
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self._step, self._step_since_s = 0, time.monotonic()
+        self._figures: dict[str, float] = {}
+        self._note = "starting workers"
+        self._warnings: list[str] = []
+        self._fatal = ""
+        self._wish: Wish = ""
+        self._left_at: int | None = None
+        self._workers: dict[int, SignOfLife] = {}
+        self._requests: list[JudgementRequest] = []
+
+    def post(self, step: int, figures: Mapping[str, float]) -> None:
+        self._step = step
+        self._figures.update(figures)
+
+    def say(self, note: str) -> None:
+        self._note = note
+
+    def warn(self, warning: str) -> None:
+        self._warnings.append(warning)
+
+    def read(self) -> Reading:
+        warnings, self._warnings = self._warnings, []
+        return Reading(self._step, dict(self._figures), self._note, warnings)
+
+    def give_up(self, reason: str) -> None:
+        """The first reason stays: what follows on other workers follows from it."""
+        self._fatal = self._fatal or reason
+
+    def fatal(self) -> str:
+        return self._fatal
+
+    def new_attempt(self) -> None:
+        """Workers are about to be started: those of before are gone, and so is the wish that they move."""
+        self._workers.clear()
+        self._left_at = None
+        self._step_since_s = time.monotonic()
+        if self._wish == "move":
+            self._wish = ""
+
+    def wish(self, wish: Wish) -> None:
+        """``move``: save and let Ray Train start workers anew. ``stop``: save and end; it is not taken back."""
+        if self._wish != "stop":
+            self._wish = wish
+
+    def wished(self) -> Wish:
+        return self._wish
+
+    def resumed(self, step: int) -> int:
+        """The workers go on from a checkpoint of this step. How many steps of this session they do again."""
+        again = max(0, self._step - step)
+        if self._step:
+            self._warnings.append(f"the workers started anew and go on from step {step}; steps done again: {again}")
+        return again
+
+    def left(self, step: int) -> None:
+        """The workers have saved this step and are leaving."""
+        self._left_at = step
+
+    def left_at(self) -> int | None:
+        return self._left_at
+
+    def sign(self, rank: int, node: str, phase: str, step: int, phase_s: float) -> Wish:
+        """A worker is alive, doing ``phase`` for ``phase_s`` seconds. It hears what is wished."""
+        now_s, before = time.monotonic(), self._workers.get(rank)
+        if before is None or before.step != step:
+            self._step_since_s = now_s
+        self._workers[rank] = SignOfLife(node, phase, step, phase_s, now_s)
+        if now_s - self._step_since_s > self._stall_s and (laggard := self.laggard()):
+            self._warnings.append(f"no step for {now_s - self._step_since_s:.0f} s: {laggard}")
+            self._step_since_s = now_s
+        return self._wish
+
+    def anybody_there(self) -> bool:
+        """Whether a worker has been heard of lately."""
+        now_s = time.monotonic()
+        return any(now_s - each.heard_s < SILENT_AFTER_S for each in self._workers.values())
+
+    def laggard(self) -> str:
+        """The worker that the others wait for, in words; empty where that cannot be told."""
+        if len(self._workers) < 2:
+            return ""
+        now_s = time.monotonic()
+
+        def lag(rank: int) -> tuple[float, int, bool]:
+            """Silence first, then the fewest steps, then whoever is not in a step, where one waits for the others."""
+            each = self._workers[rank]
+            silence_s = now_s - each.heard_s
+            return (-silence_s if silence_s > SILENT_AFTER_S else 0.0, each.step, each.phase == "computing")
+
+        ranks = sorted(self._workers, key=lag)
+        if lag(ranks[0]) == lag(ranks[1]):
+            return ""
+        worst = self._workers[ranks[0]]
+        silence_s = now_s - worst.heard_s
+        tail = f"; not heard of for {silence_s:.0f} s" if silence_s > SILENT_AFTER_S else ""
+        return (
+            f"worker {ranks[0]} on {worst.node} is {worst.phase} after step {worst.step}, "
+            f"for {worst.phase_s + silence_s:.0f} s{tail}"
+        )
+
+    def request_judgement(self, request: JudgementRequest) -> None:
+        self._requests.append(request)
+
+    def take_requests(self) -> list[JudgementRequest]:
+        requests, self._requests = self._requests, []
+        return requests
+
+
+def new_board(stall_s: float) -> Any:
+    """A handle of a new board on this process' node, which no spot machine should be."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote(stall_s)

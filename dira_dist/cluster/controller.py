@@ -1,0 +1,55 @@
+"""What Ray Train's controller tells the workers through the board, so that no restart it plans costs a step.
+
+Ray Train restarts all workers when a node is drained or the cluster's size changes, and saves nothing by itself. Its
+controller's states are watched with the callback that Ray's own parts use; there is no public one for them in Ray 2.60.
+"""
+
+import time
+from typing import Any
+
+import ray
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import (
+    PreemptingState,
+    ResizingState,
+    SchedulingState,
+    TrainControllerState,
+)
+
+LEAVING_S = 300.0
+_POLL_S = 0.2
+
+
+class ControllerWatch(ControllerCallback):
+    """Runs inside the controller.
+
+    Args:
+        board: handle of the job's board.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        """Ask the workers to save and leave when they are to be restarted."""
+        if isinstance(current_state, SchedulingState):
+            ray.get(self._board.new_attempt.remote())
+        elif isinstance(current_state, ResizingState):
+            count = current_state.scaling_decision.num_workers
+            self._board.say.remote(f"the cluster has changed: going on with {count} workers")
+            self._let_them_leave()
+        elif isinstance(current_state, PreemptingState) and not isinstance(previous_state, PreemptingState):
+            self._board.warn.remote("a machine of this run is being taken away; saving, then going on elsewhere")
+            self._board.wish.remote("move")
+
+    def _let_them_leave(self) -> None:
+        """A resize shuts the workers down at once: hold it until they have saved, or cannot."""
+        ray.get(self._board.wish.remote("move"))
+        until_s = time.monotonic() + LEAVING_S
+        while time.monotonic() < until_s:
+            saved, alive = ray.get([self._board.left_at.remote(), self._board.anybody_there.remote()])
+            if saved is not None or not alive:
+                return
+            time.sleep(_POLL_S)

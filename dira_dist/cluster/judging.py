@@ -1,0 +1,165 @@
+"""Judging beside the training: a task of its own reads a checkpoint back and says what its networks are worth."""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from dira_dist.cluster.board import JudgementRequest
+from dira_dist.config import RequestError
+from dira_dist.data.store import open_store
+from dira_dist.evaluation.judge import Judge, Judgement
+from dira_dist.evaluation.record import Judged, add_judgement, read_judgements
+from dira_dist.job import PretrainJob
+from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.pictures import restoration_grid
+from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.training.checkpoints import CheckpointFolder
+from dira_dist.training.networks import build_networks
+from dira_dist.training.state import BrokenCheckpointError, Checkpoint
+
+_POLL_S = 0.25
+_FLUSH_S = 60.0
+_MAX_RETRIES = 2
+
+OnJudgement = Callable[[str, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class JudgeSetup:
+    """What the driver hands to every judging task.
+
+    Attributes:
+        tracking: the job's, its address settled, without measurements of the machine.
+        run_id: MLflow run; empty without tracking.
+    """
+
+    job: PretrainJob
+    tracking: TrackingConfig
+    run_id: str
+
+
+def judge_checkpoint(setup: JudgeSetup, request: JudgementRequest) -> dict[str, float] | str:
+    """Judge the networks of a checkpoint, and record figures and pictures in the MLflow run.
+
+    Returns:
+        Figures by name; or, in words, why there are none: trouble with a probe set ends no training.
+    """
+    torch.set_num_threads(setup.job.evaluation.threads)
+    store = open_store(setup.job.run_folder)
+    try:
+        judgement = _judge(setup.job, CheckpointFolder(store).fetch(request.checkpoint))
+    except (RequestError, BrokenCheckpointError, OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
+    _record(run, request, judgement)
+    run.flush(_FLUSH_S)
+    return judgement.metrics
+
+
+def _judge(job: PretrainJob, checkpoint: Checkpoint) -> Judgement:
+    model = job.model.model_copy(update={"init": None})
+    networks = build_networks(model, job.method, job.adversarial, seed=job.seed)
+    networks.load_state_dict(checkpoint.tensors["networks"])
+    judge = Judge(job.data.val, job.probe, job.views, job.seed, job.data.image_size, job.data.storage_patience_s)
+    return judge.judge(networks.unet, torch.device("cpu"))
+
+
+def _record(run: TrackingRun | NullRun, request: JudgementRequest, judgement: Judgement) -> None:
+    run.log_metrics({name: value for name, value in judgement.metrics.items() if not math.isnan(value)}, request.step)
+    if (images := judgement.restorations) is not None:
+        grid = restoration_grid(images.distorted.numpy(), images.restored.numpy(), images.target.numpy())
+        run.log_picture(f"restoration/{request.label}", grid, request.step)
+
+
+class Judging:
+    """Has the labelled checkpoints of a run judged one after another while a ``with`` block runs.
+
+    What earlier sessions left unjudged comes first. The record of all judgements is this object's to write.
+
+    Args:
+        setup: for the tasks.
+        board: handle of the job's board, where workers ask for judgements.
+        heard: called in a thread after each judgement with its label, step and figures.
+    """
+
+    def __init__(self, setup: JudgeSetup, board: Any, heard: OnJudgement | None = None) -> None:
+        self._setup, self._board, self._heard = setup, board, heard
+        self._store = open_store(setup.job.run_folder)
+        self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES)(judge_checkpoint)
+        self._queue: deque[JudgementRequest] = deque()
+        self._ending, self._cancelled = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="judging", daemon=True)
+
+    def __enter__(self) -> "Judging":
+        self._queue.extend(self._left_over())
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """After a finished training wait for all judgements; after a failed one leave them for its next session."""
+        if kind is not None:
+            self._cancelled.set()
+        self._ending.set()
+        self._thread.join()
+
+    def _left_over(self) -> list[JudgementRequest]:
+        if not self._setup.job.is_judged:
+            return []
+        folder, judged = CheckpointFolder(self._store), {each.label for each in read_judgements(self._store)}
+        found = []
+        for name in folder.names():
+            try:
+                manifest = folder.manifest(name)
+            except BrokenCheckpointError:
+                continue  # whoever resumes from it says so
+            if manifest is not None and manifest.label and manifest.label not in judged:
+                found.append(JudgementRequest(manifest.label, manifest.position.step, name))
+        return found
+
+    def _run(self) -> None:
+        while not self._cancelled.is_set():
+            ending = self._ending.is_set()  # asked first: what was requested before it is taken below
+            self._queue.extend(ray.get(self._board.take_requests.remote()))
+            if self._queue:
+                self._one(self._queue.popleft())
+            elif ending:
+                return
+            else:
+                self._ending.wait(_POLL_S)
+
+    def _one(self, request: JudgementRequest) -> None:
+        answer = self._ask(request)
+        if answer is None:
+            return
+        metrics = {} if isinstance(answer, str) else answer
+        try:
+            add_judgement(self._store, Judged(request.label, request.step, request.checkpoint, metrics))
+        except OSError as error:
+            self._board.warn.remote(f"the judgement of {request.label} is not kept: {error}")
+        if isinstance(answer, str):
+            self._board.warn.remote(f"{request.label} was not judged: {answer}")
+            return
+        if answer.get("val/collapsed") and request.step > 0:
+            self._board.warn.remote(f"at {request.label} the encoder hardly tells its inputs apart: {answer}")
+        if self._heard is not None:
+            self._heard(request.label, request.step, answer)
+
+    def _ask(self, request: JudgementRequest) -> dict[str, float] | str | None:
+        """The task's answer, or none where the run has failed meanwhile."""
+        task = self._task.remote(self._setup, request)
+        while not self._cancelled.is_set():
+            ready, _ = ray.wait([task], timeout=_POLL_S)
+            if ready:
+                try:
+                    answer: dict[str, float] | str = ray.get(task)
+                except ray.exceptions.RayError as error:
+                    return f"{type(error).__name__}: {error}"
+                return answer
+        ray.cancel(task, force=True)
+        return None

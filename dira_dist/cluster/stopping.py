@@ -1,0 +1,92 @@
+"""Ctrl-C and SIGTERM: the workers save and stop, then the driver ends; a second signal ends it at once."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import ray
+
+from dira_dist.config import JobFailedError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_POLL_S = 0.2
+_GONE_AFTER_S = 15.0
+
+
+class JobStoppedError(JobFailedError):
+    """The job was asked to stop before its end; the message says how to go on."""
+
+
+def fit_until_stopped(fit: Callable[[], object], board: Any) -> bool:
+    """Call ``fit``; when a signal comes, have the workers save and stop first.
+
+    It runs in a thread, for Ray Train would take the main thread's signals and save nothing.
+
+    Args:
+        fit: blocks until the training has ended.
+        board: handle of the job's board.
+
+    Returns:
+        Whether a signal came before the end.
+
+    Raises:
+        KeyboardInterrupt: at the second signal.
+        Exception: what ``fit`` raised.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            fit()
+        except BaseException as error:  # raised again in the thread that waits
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread.start()
+    with _heard_signals() as signals:
+        while thread.is_alive() and not signals:
+            thread.join(_POLL_S)
+        stopped = thread.is_alive()
+        if stopped:
+            _stop(thread, board, signals)
+    if raised:
+        raise raised[0]
+    return stopped
+
+
+def _stop(fitting: threading.Thread, board: Any, signals: list[int]) -> None:
+    """Wait for the workers to save, as long as there are workers."""
+    board.warn.remote("stopping: the workers save first; the same signal again stops at once")
+    ray.get(board.wish.remote("stop"))
+    alone_since_s = time.monotonic()
+    while fitting.is_alive():
+        fitting.join(_POLL_S)
+        if len(signals) > 1:
+            raise KeyboardInterrupt
+        if ray.get(board.anybody_there.remote()):
+            alone_since_s = time.monotonic()
+        elif time.monotonic() - alone_since_s > _GONE_AFTER_S:
+            return  # nobody works, and nobody would come to hear it
+
+
+@contextmanager
+def _heard_signals() -> Iterator[list[int]]:
+    """The signals that have come so far, in a list that grows. Only a main thread can hear them."""
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+
+    before = {number: signal.signal(number, hear) for number in SIGNALS}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,264 @@
+"""The checkpoints of one run in its storage, and the thread that writes them beside the training.
+
+    {storage}/{name}/
+        step-000000500-3fa9c1/
+            state.pt
+            manifest.json       uploaded last, removed first: a checkpoint without it does not exist
+
+The training waits for one thing only: the copy of its tensors off the device. Writing, hashing and uploading happen in
+a thread, and trouble with the storage is borne there for as long as the training lasts.
+"""
+
+import random
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dira_dist.data.store import MissingObjectError, Store
+from dira_dist.training.state import (
+    CHECKPOINT_FILES,
+    MANIFEST,
+    BrokenCheckpointError,
+    Checkpoint,
+    Manifest,
+    read_checkpoint,
+    read_manifest,
+    write_checkpoint,
+)
+
+PREFIX = "step-"
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 30.0
+
+
+class CheckpointFolder:
+    """The checkpoints below an address.
+
+    Args:
+        store: of the run's folder.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def address(self, name: str) -> str:
+        return f"{self._store.address.rstrip('/')}/{name}"
+
+    def names(self) -> list[str]:
+        """The finished checkpoints, oldest first."""
+        return [name for name, files in self._found().items() if MANIFEST in files]
+
+    def manifest(self, name: str) -> Manifest | None:
+        """What a checkpoint says of itself, or none where it is gone.
+
+        Raises:
+            BrokenCheckpointError: it is damaged.
+        """
+        try:
+            return read_manifest(self._store.read_bytes(f"{name}/{MANIFEST}"), self.address(name))
+        except MissingObjectError:
+            return None
+
+    def fetch(self, name: str) -> Checkpoint:
+        """A checkpoint with its tensors on the CPU.
+
+        Raises:
+            BrokenCheckpointError: it is not whole.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            for file in CHECKPOINT_FILES:
+                try:
+                    (Path(scratch) / file).write_bytes(self._store.read_bytes(f"{name}/{file}"))
+                except MissingObjectError as error:
+                    raise BrokenCheckpointError(f"{self.address(name)}: {file} is missing") from error
+            return read_checkpoint(Path(scratch), self.address(name))
+
+    def newest_whole(self, warn: Callable[[str], None]) -> tuple[str, Checkpoint] | None:
+        """The newest checkpoint that is whole, or none where nothing was saved yet.
+
+        Newer ones that are broken are removed, so that they count for nothing from here on.
+
+        Raises:
+            BrokenCheckpointError: checkpoints were saved, and none of them is whole.
+        """
+        broken: dict[str, str] = {}
+        for name in reversed(self.names()):
+            try:
+                found = name, self.fetch(name)
+            except BrokenCheckpointError as error:
+                broken[name] = str(error)
+                continue
+            for newer, reason in broken.items():
+                warn(f"a broken checkpoint gives way to the one before, {name}: {reason}")
+                self.remove(newer)
+            return found
+        if broken:
+            raise BrokenCheckpointError("no checkpoint of this run is whole:\n  " + "\n  ".join(broken.values()))
+        return None
+
+    def upload(self, name: str, folder: Path) -> None:
+        """Commit the checkpoint in a local folder."""
+        for file in CHECKPOINT_FILES:  # the manifest is the last of them
+            self._store.upload(f"{name}/{file}", folder / file)
+
+    def remove(self, name: str) -> None:
+        for file in reversed(CHECKPOINT_FILES):
+            self._store.delete(f"{name}/{file}")
+
+    def remove_unfinished(self) -> None:
+        """Remove what a writer that was killed left behind. Only for the one writer that there is."""
+        for name, files in self._found().items():
+            if MANIFEST not in files:
+                self.remove(name)
+
+    def keep(self, newest: int, others: Iterable[str]) -> None:
+        """Remove all finished checkpoints but the newest few and the ``others``."""
+        names, spared = self.names(), set(others)
+        for name in names[:-newest]:
+            if name not in spared:
+                self.remove(name)
+
+    def _found(self) -> dict[str, set[str]]:
+        """Files by checkpoint, in the order of their steps."""
+        found: dict[str, set[str]] = {}
+        for each in self._store.list(PREFIX):
+            name, _, file = each.key.partition("/")
+            found.setdefault(name, set()).add(file)
+        return found
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread. One that still waits when a newer one comes gives way to it.
+
+    Args:
+        folder: where they go. The caller sees to it that nobody else writes there.
+        keep: newest checkpoints kept.
+        spared: names of others that are kept too, asked after each one that is committed.
+        committed: called in the thread with name and checkpoint once it is whole in the storage.
+        warn: takes a line for a person.
+    """
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        *,
+        keep: int,
+        spared: Callable[[], Iterable[str]] = tuple,
+        committed: Callable[[str, Checkpoint], None] = lambda name, checkpoint: None,
+        warn: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._folder, self._keep, self._spared = folder, keep, spared
+        self._committed, self._warn = committed, warn
+        # A step done again after a crash is saved under a name of its own: nothing that is committed is written over.
+        self._attempt = secrets.token_hex(3)
+        self._state = threading.Condition()
+        self._waiting: Checkpoint | None = None
+        self._working = self._closed = False
+        self._trouble = ""
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def put(self, checkpoint: Checkpoint) -> None:
+        """Take a copy of the checkpoint's tensors and return; they may change from then on."""
+        copied = replace(checkpoint, tensors=copied_to_host(checkpoint.tensors))
+        with self._state:
+            if self._waiting is not None:
+                self._warn(
+                    f"the checkpoint of step {self._waiting.position.step} was not written: the storage has not taken "
+                    f"the one before it yet{self._trouble and f' ({self._trouble})'}"
+                )
+            self._waiting = copied
+            self._state.notify_all()
+
+    def drain(self, timeout_s: float) -> None:
+        """Wait until everything is committed.
+
+        Raises:
+            TimeoutError: it is not, after so many seconds.
+        """
+        with self._state:
+            if not self._state.wait_for(lambda: self._waiting is None and not self._working, timeout_s):
+                raise TimeoutError(
+                    f"the storage did not take the last checkpoint within {timeout_s:g} s: {self._trouble or 'slow'}"
+                )
+
+    def close(self) -> None:
+        """End the thread; what is not committed yet is given up."""
+        with self._state:
+            self._closed = True
+            self._waiting = None
+            self._state.notify_all()
+
+    def _run(self) -> None:
+        while (checkpoint := self._next()) is not None:
+            self._write(checkpoint)
+            with self._state:
+                self._working = False
+                self._state.notify_all()
+
+    def _next(self) -> Checkpoint | None:
+        with self._state:
+            self._state.wait_for(lambda: self._waiting is not None or self._closed)
+            checkpoint, self._waiting = self._waiting, None
+            self._working = checkpoint is not None
+            return checkpoint
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        """Write, upload and tell, until it is done or given up."""
+        name = f"{PREFIX}{checkpoint.position.step:09d}-{self._attempt}"
+        failed_at = None
+        for delay_s in _delays_s():
+            try:
+                with tempfile.TemporaryDirectory() as scratch:
+                    write_checkpoint(Path(scratch), checkpoint)
+                    self._folder.upload(name, Path(scratch))
+                break
+            except OSError as error:
+                if failed_at is None:
+                    failed_at = time.monotonic()
+                    self._warn(f"the checkpoint of step {checkpoint.position.step} is not written yet: {error}")
+                self._trouble = str(error)
+            if self._given_up(delay_s):
+                return
+        if failed_at is not None:
+            self._warn(f"the storage is back after {time.monotonic() - failed_at:.0f} s: {name} is written")
+        self._trouble = ""
+        self._committed(name, checkpoint)
+        self._retain()
+
+    def _given_up(self, delay_s: float) -> bool:
+        """Whether, after a wait, a newer checkpoint is there to be written instead, or the end has come."""
+        with self._state:
+            return self._state.wait_for(lambda: self._closed or self._waiting is not None, delay_s)
+
+    def _retain(self) -> None:
+        try:
+            self._folder.keep(self._keep, self._spared())
+        except OSError as error:  # the next checkpoint tries again
+            self._warn(f"old checkpoints were not removed: {error}")
+
+
+def _delays_s() -> Iterable[float]:
+    """Jittered exponential back-off without end."""
+    longest_s = _FIRST_DELAY_S
+    while True:
+        yield random.uniform(longest_s / 2, longest_s)
+        longest_s = min(2 * longest_s, _LONGEST_DELAY_S)
+
+
+def copied_to_host(value: Any) -> Any:
+    """A nested mapping with every tensor copied to the CPU; numbers and text as they are."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True, memory_format=torch.preserve_format)
+    if isinstance(value, Mapping):
+        return {key: copied_to_host(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied_to_host(each) for each in value)
+    return value

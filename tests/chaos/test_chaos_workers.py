@@ -1,0 +1,60 @@
+"""Workers that are killed, or stand still, while two of them train on one machine."""
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+import ray
+from chaos import ChaosJob, when, worker_processes
+
+from dira_dist.cluster.session import embedded_ray
+from dira_dist.config import JobFailedError
+from dira_dist.job import ResourcesConfig
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Iterator[None]:
+    """One Ray for all runs of this file."""
+    with embedded_ray(ResourcesConfig(workers=2)):
+        yield
+
+
+@pytest.mark.parametrize("method", ["moco_v2", "barlow_twins", "simsiam"])
+def test_a_killed_worker_costs_nothing_that_can_be_seen(make_job: Callable[..., ChaosJob], method: str) -> None:
+    unbroken = make_job(f"{method}-unbroken", method=method, steps=60)
+    unbroken.run()
+    broken = make_job(f"{method}-broken", method=method, steps=60)
+    step = random.randrange(7, 50)
+    print(f"killed once step {step} is saved")
+    with when(lambda: broken.has_reached(step), lambda: random.choice(worker_processes()).kill()):
+        broken.run()
+    broken.assert_whole()
+    broken.assert_same_end(unbroken)
+    assert len(broken.history("train/steps_done_again")) == 1
+
+
+def test_a_worker_that_hangs_is_named(make_job: Callable[..., ChaosJob]) -> None:
+    job = make_job("hanging", steps=400, more="guards: {hang_timeout_s: 15}")
+    frozen: list[int] = []
+
+    def freeze() -> None:
+        frozen.append(worker_processes()[-1].pid)
+        os.kill(frozen[0], signal.SIGSTOP)
+
+    try:
+        with when(lambda: job.has_reached(14), freeze), pytest.raises(JobFailedError) as caught:
+            job.run("resources.max_failures=0")
+    finally:
+        for pid in frozen:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    message = str(caught.value)
+    assert "the workers waited 15 s: worker " in message
+    assert "not heard of for" in message
+    assert ray.is_initialized()

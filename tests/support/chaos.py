@@ -1,0 +1,127 @@
+"""A small real job on several workers, what it leaves behind, and ways to hurt it while it runs."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from mlflow import MlflowClient
+
+import dira_dist
+from dira_dist.cluster.pretrain import Outcome
+from dira_dist.data.order import Order, fingerprint
+from dira_dist.data.store import open_store
+from dira_dist.job import load_job
+from dira_dist.training.checkpoints import CheckpointFolder
+from dira_dist.training.state import Checkpoint
+
+IMAGES = 40
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class ChaosJob:
+    """A job file in a folder, and what its run leaves there."""
+
+    folder: Path
+    name: str
+    steps: int
+    storage: str
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"{self.name}.yaml"
+
+    def run(self, *overrides: str) -> Outcome:
+        return dira_dist.run(load_job(self.file, overrides))
+
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        return CheckpointFolder(open_store(f"{self.storage}/{self.name}"))
+
+    def final(self) -> Checkpoint:
+        return self.checkpoints.fetch(self.checkpoints.names()[-1])
+
+    def history(self, metric: str) -> list[tuple[int, float]]:
+        """Steps and values from the one MLflow run there must be."""
+        client = MlflowClient(f"sqlite:///{self.folder}/{self.name}.db")
+        (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+        return sorted((each.step, each.value) for each in client.get_metric_history(run.info.run_id, metric))
+
+    def has_reached(self, step: int) -> bool:
+        """Whether a checkpoint of this step or a later one is finished."""
+        return any(int(name.split("-")[1]) >= step for name in self.checkpoints.names())
+
+    def assert_whole(self) -> None:
+        """Every step is there once, and each saw the very samples of the order."""
+        seen = self.history("train/sample_fingerprint")
+        assert [step for step, _ in seen] == list(range(1, self.steps + 1))
+        job = load_job(self.file).job
+        order = Order([IMAGES], lanes=job.lanes, window=job.data.shuffle_window, seed=job.seed)
+        for step, value in seen:
+            first = BATCH * (step - 1)
+            epochs = np.array([(first + place) // IMAGES for place in range(BATCH)])
+            assert value == fingerprint(order.share_ids(range(job.lanes), first, BATCH), epochs), step
+
+    def assert_same_end(self, other: "ChaosJob") -> None:
+        """Losses at every step and all weights equal another run's, bit for bit."""
+        assert self.history("train/loss/total") == other.history("train/loss/total")
+        mine, others = self.final(), other.final()
+        assert mine.position == others.position
+        assert different(mine.tensors, others.tensors) == []
+
+
+def different(mine: Any, others: Any, path: str = "") -> list[str]:
+    """Paths at which two nested states differ."""
+    if isinstance(mine, dict):
+        assert mine.keys() == others.keys(), path
+        return [found for key in mine for found in different(mine[key], others[key], f"{path}/{key}")]
+    same = torch.equal(mine, others) if isinstance(mine, torch.Tensor) else mine == others
+    return [] if same else [path]
+
+
+def worker_processes(under: psutil.Process | None = None) -> list[psutil.Process]:
+    """Ray Train's worker processes below a process, this one by default."""
+    found = []
+    for process in (under or psutil.Process()).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@contextmanager
+def when(condition: Callable[[], bool], act: Callable[[], object]) -> Iterator[None]:
+    """While the block runs, do something once, as soon as a condition holds. The block must not end before that."""
+    failures: list[BaseException] = []
+    ended, done = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        try:
+            while not ended.is_set():
+                if condition():
+                    act()
+                    done.set()
+                    return
+                time.sleep(0.05)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+    assert done.is_set(), "the run ended before anything happened to it"
