@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from dira_dist.config import RequestError
-from dira_dist.job import LoadedJob, PretrainJob, load_job
+from dira_dist.job import LoadedJob, LoadedSearch, load_job
 from dira_dist.version import __version__
 
 DEFAULT_IMAGE = f"dira-dist:{__version__}"
@@ -72,6 +72,7 @@ class PodSize:
 
 
 HEAD_SIZE = PodSize(cpus=2, memory_gib=8)
+SEARCH_HEAD_SIZE = PodSize(cpus=4, memory_gib=16)  # the drivers of all trials run there
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,13 @@ class Fleet:
     """The worker pods of a job.
 
     Attributes:
-        size: of each pod.
+        head: size of the head's pod.
+        size: of each worker's.
         min_pods: pods the job starts with and never has less of.
         max_pods: more than ``min_pods`` for an elastic run, whose pods the autoscaler adds and removes.
     """
 
+    head: PodSize
     size: PodSize
     min_pods: int
     max_pods: int
@@ -93,8 +96,8 @@ class Fleet:
         return self.max_pods > self.min_pods
 
 
-def fleet(job: PretrainJob, *, workers_per_pod: int = 1, memory_gib: int | None = None) -> Fleet:
-    """The worker pods that a job's ``resources`` ask for.
+def fleet(loaded: LoadedJob, *, workers_per_pod: int = 1, memory_gib: int | None = None) -> Fleet:
+    """The pods that a job's ``resources`` ask for; for a search, so many times as trials run side by side.
 
     Args:
         workers_per_pod: training workers in one pod. Workers of one pod reach each other through shared memory and
@@ -102,9 +105,10 @@ def fleet(job: PretrainJob, *, workers_per_pod: int = 1, memory_gib: int | None 
         memory_gib: of one pod; 4 GiB per CPU where left out. ``/dev/shm`` is part of it.
 
     Raises:
-        RequestError: if the workers do not fill whole pods.
+        RequestError: if the workers do not fill whole pods, or nobody said how many trials run side by side.
     """
-    resources = job.resources
+    resources = loaded.job.resources
+    trials = _trials_side_by_side(loaded)
     for workers in resources.worker_range:
         if workers % workers_per_pod:
             raise RequestError(
@@ -114,7 +118,21 @@ def fleet(job: PretrainJob, *, workers_per_pod: int = 1, memory_gib: int | None 
     cpus = math.ceil(resources.cpus_per_worker * workers_per_pod)
     gpus = math.ceil((resources.gpus_per_worker or 0) * workers_per_pod)
     size = PodSize(cpus, memory_gib or max(4, _MEMORY_GIB_PER_CPU * cpus), gpus)
-    return Fleet(size, resources.min_workers // workers_per_pod, resources.max_workers // workers_per_pod)
+    # a trial of a search is never elastic: it has the workers it began with
+    low = resources.max_workers if isinstance(loaded, LoadedSearch) else resources.min_workers
+    head = SEARCH_HEAD_SIZE if isinstance(loaded, LoadedSearch) else HEAD_SIZE
+    return Fleet(head, size, trials * low // workers_per_pod, trials * resources.max_workers // workers_per_pod)
+
+
+def _trials_side_by_side(loaded: LoadedJob) -> int:
+    if not isinstance(loaded, LoadedSearch):
+        return 1
+    if loaded.search.max_concurrent is None:
+        raise RequestError(
+            "search.max_concurrent: how many trials run side by side is left to the cluster, and the cluster is made "
+            "for the job here; give a number, in the file or with --set search.max_concurrent=4"
+        )
+    return loaded.search.max_concurrent
 
 
 def render(
@@ -141,7 +159,7 @@ def render(
     """
     loaded = load_job(Path(job), overrides)
     _refuse_folders(loaded)
-    pods = fleet(loaded.job, workers_per_pod=workers_per_pod, memory_gib=memory_gib)
+    pods = fleet(loaded, workers_per_pod=workers_per_pod, memory_gib=memory_gib)
     name = object_name(loaded.job.name)
     documents = [
         _job_file(name, Path(job).read_text()),
@@ -245,8 +263,8 @@ def _cluster(name: str, image: str, pods: Fleet) -> Manifest:
         cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": _autoscaler()}
     return cluster | {
         "headGroupSpec": {
-            "rayStartParams": {"dashboard-host": "0.0.0.0"} | HEAD_SIZE.ray_start_params(schedulable=False),
-            "template": _head(name, image, needs_kubernetes=pods.elastic),
+            "rayStartParams": {"dashboard-host": "0.0.0.0"} | pods.head.ray_start_params(schedulable=False),
+            "template": _head(name, image, pods.head, needs_kubernetes=pods.elastic),
         },
         "workerGroupSpecs": [
             {
@@ -272,14 +290,14 @@ def _autoscaler() -> Manifest:
     }
 
 
-def _head(name: str, image: str, *, needs_kubernetes: bool) -> Manifest:
+def _head(name: str, image: str, size: PodSize, *, needs_kubernetes: bool) -> Manifest:
     ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
-    container = _container("ray-head", image, HEAD_SIZE.resources(), ports, _probes("8265/api/gcs_healthz"))
+    container = _container("ray-head", image, size.resources(), ports, _probes("8265/api/gcs_healthz"))
     container["volumeMounts"] += [
         {"name": "shm", "mountPath": "/dev/shm"},
         {"name": "job", "mountPath": str(Path(_JOB_FILE).parent), "readOnly": True},
     ]
-    volumes = [_tmp(10), _shm(HEAD_SIZE), {"name": "job", "configMap": {"name": f"{name}-job"}}]
+    volumes = [_tmp(10), _shm(size), {"name": "job", "configMap": {"name": f"{name}-job"}}]
     spec = _pod_spec(container, volumes, needs_kubernetes=needs_kubernetes)
     return {"metadata": {"labels": _labels(name, "ray-head")}, "spec": spec | {"restartPolicy": "Never"}}
 
