@@ -21,12 +21,13 @@ from dira_dist.version import __version__
 if TYPE_CHECKING:
     from dira_dist.cluster.kubernetes import render as render
     from dira_dist.cluster.pretrain import Outcome as Outcome
-    from dira_dist.cluster.pretrain import pretrain as run
     from dira_dist.cluster.quickstart import quickstart as quickstart
+    from dira_dist.cluster.run import run as run
     from dira_dist.cluster.submit import describe as describe
     from dira_dist.cluster.submit import submission as submission
     from dira_dist.cluster.submit import submissions as submissions
     from dira_dist.cluster.submit import submit as submit
+    from dira_dist.cluster.tune import SearchOutcome as SearchOutcome
     from dira_dist.config import JobFailedError as JobFailedError
     from dira_dist.config import RequestError as RequestError
     from dira_dist.data.ingest import ShardOptions as ShardOptions
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
     from dira_dist.job import PretrainJob as PretrainJob
     from dira_dist.job import job_schema as job_schema
     from dira_dist.job import load_job as load_job
-    from dira_dist.preflight import check as check
     from dira_dist.tracking.publish import register_model as register
     from dira_dist.tracking.pull import pull as pull
+    from dira_dist.trials import check as check
 
 
 _HOMES = {
@@ -46,8 +47,9 @@ _HOMES = {
     "Outcome": "cluster.pretrain:Outcome",
     "PretrainJob": "job:PretrainJob",
     "RequestError": "config:RequestError",
+    "SearchOutcome": "cluster.tune:SearchOutcome",
     "ShardOptions": "data.ingest:ShardOptions",
-    "check": "preflight:check",
+    "check": "trials:check",
     "describe": "cluster.submit:describe",
     "job_schema": "job:job_schema",
     "load_job": "job:load_job",
@@ -56,7 +58,7 @@ _HOMES = {
     "quickstart": "cluster.quickstart:quickstart",
     "register": "tracking.publish:register_model",
     "render": "cluster.kubernetes:render",
-    "run": "cluster.pretrain:pretrain",
+    "run": "cluster.run:run",
     "shard": "data.ingest:shard",
     "submission": "cluster.submit:submission",
     "submissions": "cluster.submit:submissions",
@@ -68,6 +70,7 @@ __all__ = [
     "Outcome",
     "PretrainJob",
     "RequestError",
+    "SearchOutcome",
     "ShardOptions",
     "__version__",
     "check",

@@ -294,7 +294,8 @@ def _sections_at(section: type[Section], path: KeyPath) -> list[type[Section]]:
     for part in path:
         if isinstance(part, str):
             fields = [owner.model_fields[part] for owner in found if part in owner.model_fields]
-            found = [inner for info in fields for inner in _sections_in(info.annotation)]
+            if fields:  # else the part is a key of a mapping of sections
+                found = [inner for info in fields for inner in _sections_in(info.annotation)]
     return found
 
 
