@@ -1,4 +1,4 @@
-"""What the first worker writes down of a run: figures to MLflow and the board, checkpoints to the storage."""
+"""What the first worker writes down: figures to MLflow, Prometheus and the board, checkpoints to the storage."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import ray
 
 from dira_dist.cluster.board import JudgementRequest
+from dira_dist.cluster.metrics import JobMetrics
 from dira_dist.data.store import Store
 from dira_dist.evaluation.record import best, read_judgements
 from dira_dist.job import LoadedJob, PretrainJob
@@ -34,6 +35,7 @@ class Journal:
         self._job, self._record = loaded.job, loaded.record
         self._store, self._run, self._board = store, run, board
         self._folder = CheckpointFolder(store)
+        self._metrics = JobMetrics(self._job.name)
         self._labelled: dict[str, str] = {}
         self._folder.remove_unfinished()
         self._writer = CheckpointWriter(
@@ -46,6 +48,7 @@ class Journal:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log_metrics(metrics, step)
+        self._metrics.update(metrics, step)
         self._board.post.remote(step, dict(metrics))
 
     def warn(self, warning: str) -> None:
@@ -83,6 +86,7 @@ class Journal:
         """In the writer's thread, once a checkpoint is whole in the storage."""
         step = checkpoint.position.step
         self._run.log_checkpoint(self._folder.address(name), step)
+        self._metrics.checkpointed(step)
         if checkpoint.label and self._job.is_judged:
             self._labelled[checkpoint.label] = name
             ray.get(self._board.request_judgement.remote(JudgementRequest(checkpoint.label, step, name)))
@@ -97,10 +101,15 @@ class Journal:
 
 
 class Silence:
-    """Writes nothing: the journal of all workers but the first. They are asked when to save all the same."""
+    """The journal of all workers but the first: it writes nothing, and is asked when to save all the same.
 
-    def __init__(self, loaded: LoadedJob) -> None:
-        self._job = loaded.job
+    Args:
+        loaded: the job.
+        run: of a worker that measures its machine for the MLflow run, or none of it.
+    """
+
+    def __init__(self, loaded: LoadedJob, run: TrackingRun | NullRun) -> None:
+        self._job, self._run = loaded.job, run
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -113,7 +122,8 @@ class Silence:
 
     def left(self, position: Position) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self._run.flush(FLUSH_S)
 
 
 def _checkpoint_due(job: PretrainJob, position: Position) -> bool:

@@ -17,7 +17,7 @@ from dira_dist.evaluation.judge import Judge, Judgement
 from dira_dist.evaluation.record import Judged, add_judgement, read_judgements
 from dira_dist.job import PretrainJob
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.pictures import restoration_grid
+from dira_dist.tracking.pictures import judgement_pictures
 from dira_dist.tracking.run import NullRun, TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.networks import build_networks
@@ -57,7 +57,7 @@ def judge_checkpoint(setup: JudgeSetup, request: JudgementRequest) -> dict[str, 
     except (RequestError, BrokenCheckpointError, OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
-    _record(run, request, judgement)
+    _record(run, setup.job, request, judgement)
     run.flush(_FLUSH_S)
     return judgement.metrics
 
@@ -67,14 +67,15 @@ def _judge(job: PretrainJob, checkpoint: Checkpoint) -> Judgement:
     networks = build_networks(model, job.method, job.adversarial, seed=job.seed)
     networks.load_state_dict(checkpoint.tensors["networks"])
     judge = Judge(job.data.val, job.probe, job.views, job.seed, job.data.image_size, job.data.storage_patience_s)
-    return judge.judge(networks.unet, torch.device("cpu"))
+    plays = any(stage.objective == "dira" for stage in job.stages[: checkpoint.position.stage + 1])
+    return judge.judge(networks.unet, torch.device("cpu"), networks.discriminator.eval() if plays else None)
 
 
-def _record(run: TrackingRun | NullRun, request: JudgementRequest, judgement: Judgement) -> None:
+def _record(run: TrackingRun | NullRun, job: PretrainJob, request: JudgementRequest, judgement: Judgement) -> None:
     run.log_metrics({name: value for name, value in judgement.metrics.items() if not math.isnan(value)}, request.step)
-    if (images := judgement.restorations) is not None:
-        grid = restoration_grid(images.distorted.numpy(), images.restored.numpy(), images.target.numpy())
-        run.log_picture(f"restoration/{request.label}", grid, request.step)
+    title = f"{job.name}: {request.label}"
+    for name, picture in judgement_pictures(judgement, job.adversarial.loss, title).items():
+        run.log_picture(name, picture, request.step)
 
 
 class Judging:

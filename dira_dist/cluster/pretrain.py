@@ -29,6 +29,8 @@ from dira_dist.evaluation.record import best, by_label, read_judgements
 from dira_dist.job import LoadedJob, PretrainJob, ResourcesConfig, dump_job
 from dira_dist.preflight import Preflight, preflight
 from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.history import draw_losses
+from dira_dist.tracking.pictures import LOSSES
 from dira_dist.tracking.publish import publish
 from dira_dist.tracking.run import NullRun, TrackingRun, open_run
 from dira_dist.training.checkpoints import CheckpointFolder
@@ -137,6 +139,7 @@ def _pretrain(session: _Session, record: RunRecord, console: Console | None) -> 
         record = replace(record, run_id=run.run_id)
         record.write(session.store)
         _fit(session, run.run_id, console)
+        _draw_losses(session, run)
         outcome = _outcome(session, run)
         record.finished(asdict(outcome)).write(session.store)
     except BaseException as error:
@@ -223,6 +226,18 @@ def _run_config(job: PretrainJob, scratch: str, board: Any) -> ray.train.RunConf
         callbacks=[ControllerWatch(board)],
         logging_config=LoggingConfig(log_level="ERROR"),
     )
+
+
+def _draw_losses(session: _Session, run: TrackingRun | NullRun) -> None:
+    """The curves of the whole run as a picture, where its tracking server is there to be asked for them."""
+    boundaries = {span.first_step: span.name for span in session.facts.plan.spans}
+    try:
+        curves = draw_losses(session.tracking, run.run_id, boundaries) if run.run_id else None
+    except RequestError:
+        return  # the training is done, and its figures arrive when the server is back
+    if curves is not None:
+        run.log_picture(LOSSES, curves, session.facts.plan.steps)
+        run.flush()
 
 
 def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:

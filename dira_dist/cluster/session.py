@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import ray
 
+from dira_dist.cluster.capacity import check_capacity
 from dira_dist.config import RequestError
 from dira_dist.job import ResourcesConfig
 
@@ -29,12 +30,14 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
     """Be connected to a Ray that can run a job of these resources; a connection that stands already is left standing.
 
     Raises:
-        RequestError: if there is no cluster at ``RAY_ADDRESS``, or this machine lacks the GPUs.
+        RequestError: if there is no cluster at ``RAY_ADDRESS``, or it can never hold the fewest workers.
     """
     if ray.is_initialized():
+        check_capacity(resources, gpus_per_worker(resources))
         yield
     elif "RAY_ADDRESS" in os.environ:
         with _cluster(os.environ["RAY_ADDRESS"]):
+            check_capacity(resources, gpus_per_worker(resources))
             yield
     else:
         with embedded_ray(resources):

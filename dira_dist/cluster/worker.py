@@ -17,11 +17,13 @@ from dira_dist.cluster.lifeline import Lifeline
 from dira_dist.cluster.trouble import LASTING_ERRORS, advice_on_memory, is_out_of_memory, is_timeout
 from dira_dist.data.batch import Batch
 from dira_dist.data.shards import ShardSetIndex
-from dira_dist.data.store import open_store
+from dira_dist.data.store import Patience, open_store
 from dira_dist.data.stream import ShardStream
 from dira_dist.foreign import starting_weights
 from dira_dist.job import LoadedJob, PretrainJob
+from dira_dist.objectives.collectives import gather
 from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.provenance import host_row
 from dira_dist.tracking.run import NullRun, TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
@@ -29,6 +31,9 @@ from dira_dist.training.stages import Plan, Position, StageSpan
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.step import Networks, Precision, TrainStep, build_networks
 from dira_dist.views import Views, make_views
+
+# The writer of checkpoints has a patience of its own, without end, and tells of trouble as soon as it knows.
+SHORT_PATIENCE = Patience(give_up_s=3.0, read_timeout_s=60.0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def _train(setup: WorkerSetup, device: torch.device, lifeline: Lifeline) -> None
     weights = starting_weights(job.model, job.seed) if resumed is None else None
     model = job.model.model_copy(update={"init": None})
     networks = build_networks(model, job.method, job.adversarial, seed=job.seed, weights=weights).to(device)
-    journal = _open_journal(setup, resumed)
+    journal = _open_journal(setup, resumed, device)
     training = Training(
         plan=setup.plan,
         device=device,
@@ -112,13 +117,19 @@ def _train(setup: WorkerSetup, device: torch.device, lifeline: Lifeline) -> None
         journal.close()
 
 
-def _open_journal(setup: WorkerSetup, resumed: Checkpoint | None) -> Journal | Silence:
-    """The journal of the run on the first worker, silence on all others."""
-    if ray.train.get_context().get_world_rank() > 0:
-        return Silence(setup.loaded)
+def _open_journal(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> Journal | Silence:
+    """The journal of the run on the first worker, silence on all others; a collective."""
+    context = ray.train.get_context()
+    hosts = gather(host_row(context.get_world_rank(), device))
     start, pending = (resumed.position, resumed.pending_metrics) if resumed else (Position(), [])
-    run = TrackingRun.attach(setup.tracking, setup.run_id, pending) if setup.run_id else NullRun()
-    return Journal(setup.loaded, open_store(setup.loaded.job.run_folder), run, setup.board, start)
+    run: TrackingRun | NullRun = NullRun()
+    if setup.run_id and context.get_local_rank() == 0:  # one worker of each node measures its machine
+        run = TrackingRun.attach(setup.tracking, setup.run_id, pending if context.get_world_rank() == 0 else [])
+    if context.get_world_rank() > 0:
+        return Silence(setup.loaded, run)
+    run.log_table(hosts, f"hosts/step-{start.step}.json")
+    store = open_store(setup.loaded.job.run_folder, SHORT_PATIENCE)
+    return Journal(setup.loaded, store, run, setup.board, start)
 
 
 def _newest_checkpoint(setup: WorkerSetup, device: torch.device) -> Checkpoint | None:

@@ -162,6 +162,7 @@ class CheckpointWriter:
         self._waiting: Checkpoint | None = None
         self._working = self._closed = False
         self._trouble = ""
+        self._failed_at_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
 
@@ -170,10 +171,7 @@ class CheckpointWriter:
         copied = replace(checkpoint, tensors=copied_to_host(checkpoint.tensors))
         with self._state:
             if self._waiting is not None:
-                self._warn(
-                    f"the checkpoint of step {self._waiting.position.step} was not written: the storage has not taken "
-                    f"the one before it yet{self._trouble and f' ({self._trouble})'}"
-                )
+                self._tell_gave_way(self._waiting)
             self._waiting = copied
             self._state.notify_all()
 
@@ -213,7 +211,6 @@ class CheckpointWriter:
     def _write(self, checkpoint: Checkpoint) -> None:
         """Write, upload and tell, until it is done or given up."""
         name = f"{PREFIX}{checkpoint.position.step:09d}-{self._attempt}"
-        failed_at = None
         for delay_s in _delays_s():
             try:
                 with tempfile.TemporaryDirectory() as scratch:
@@ -221,17 +218,30 @@ class CheckpointWriter:
                     self._folder.upload(name, Path(scratch))
                 break
             except OSError as error:
-                if failed_at is None:
-                    failed_at = time.monotonic()
-                    self._warn(f"the checkpoint of step {checkpoint.position.step} is not written yet: {error}")
-                self._trouble = str(error)
+                self._tell_trouble(checkpoint, error)
             if self._given_up(delay_s):
+                self._tell_gave_way(checkpoint)
                 return
-        if failed_at is not None:
-            self._warn(f"the storage is back after {time.monotonic() - failed_at:.0f} s: {name} is written")
-        self._trouble = ""
+        self._tell_back(name)
         self._committed(name, checkpoint)
         self._retain()
+
+    def _tell_trouble(self, checkpoint: Checkpoint, error: OSError) -> None:
+        """Once per outage."""
+        self._trouble = str(error)
+        if self._failed_at_s is None:
+            self._failed_at_s = time.monotonic()
+            self._warn(f"the checkpoint of step {checkpoint.position.step} is not written yet: {error}")
+
+    def _tell_back(self, name: str) -> None:
+        if self._failed_at_s is not None:
+            self._warn(f"the storage is back after {time.monotonic() - self._failed_at_s:.0f} s: {name} is written")
+        self._failed_at_s, self._trouble = None, ""
+
+    def _tell_gave_way(self, checkpoint: Checkpoint) -> None:
+        self._warn(
+            f"the checkpoint of step {checkpoint.position.step} was not written in time, and gave way to a newer"
+        )
 
     def _given_up(self, delay_s: float) -> bool:
         """Whether, after a wait, a newer checkpoint is there to be written instead, or the end has come."""

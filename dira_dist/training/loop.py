@@ -154,7 +154,8 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                     finite=result.finite,
                 )
                 if position.step % training.log_every_steps == 0 or position.step_in_stage == span.steps:
-                    training.tracker.log_metrics(meter.summary() | {"train/stage": span.number + 1}, position.step)
+                    place = {"train/stage": span.number + 1, "train/samples": position.samples}
+                    training.tracker.log_metrics(meter.summary() | place, position.step)
                 if position.step_in_stage < span.steps:
                     with meter.paused():
                         _pause(training, step, position)

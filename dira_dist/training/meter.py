@@ -89,6 +89,7 @@ class Meter:
             "train/skipped_steps": float(self._skipped),
             "train/bad_samples": bad_samples,
             "train/sample_fingerprint": fingerprint,
+            "train/workers": float(distributed.get_world_size()) if distributed.is_initialized() else 1.0,
         }
         self.restart()
         return report

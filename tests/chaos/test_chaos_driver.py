@@ -1,119 +1,106 @@
-"""Real runs on two workers that are killed, damaged or beyond help, and what comes of them."""
+"""Drivers that are killed, stopped, or come back to damage, and jobs beyond help."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
-import torch
+from chaos import ChaosJob
 from mlflow import MlflowClient
 
-import dira_dist
-from dira_dist.cluster.pretrain import Outcome
 from dira_dist.config import JobFailedError
-from dira_dist.data.phantom import write_archive
-from dira_dist.job import load_job
-from dira_dist.training.state import Checkpoint, read_checkpoint
 
 pytestmark = pytest.mark.timeout(600)
 
-STEPS = 36
+
+@contextmanager
+def driver_of(job: ChaosJob, saved_step: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver in a process group of its own, once a checkpoint is there; nothing of it is left afterwards."""
+    command = [sys.executable, "-m", "dira_dist", "run", str(job.file)]
+    log = job.folder / f"{job.name}.log"
+    with log.open("ab") as output:
+        driver = subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while not job.has_reached(saved_step):
+                assert driver.poll() is None, log.read_text()
+                time.sleep(0.1)
+            yield driver
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resume")
-    write_archive(folder / "archive", 40, size_px=48)
-    options = dira_dist.ShardOptions(image_size=None, processes=1)
-    dira_dist.shard(folder / "archive" / "images", folder / "shards", options)
-    return folder
+def unbroken(make_job: Callable[..., ChaosJob]) -> ChaosJob:
+    job = make_job("unbroken")
+    job.run()
+    return job
 
 
-def job_file(folder: Path, name: str) -> Path:
-    path = folder / f"{name}.yaml"
-    path.write_text(f"""
-name: {name}
-data: {{train: {folder}/shards, val: {folder}/shards, image_size: 32, global_batch: 8, loader_workers: 0}}
-model: {{encoder: resnet18}}
-method: {{queue_size: 20}}
-stages: [{{objective: di, steps: 10}}, {{objective: dira, steps: {STEPS - 10}}}]
-precision: fp32
-resources: {{workers: 2}}
-checkpoint: {{storage: {folder}/runs, every_steps: 7, keep: 2}}
-tracking: {{uri: "sqlite:///{folder}/{name}.db", log_every_steps: 1, system_metrics_every_s: 0}}
-""")
-    return path
+def run_of(job: ChaosJob) -> object:
+    client = MlflowClient(f"sqlite:///{job.folder}/{job.name}.db")
+    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    return run
 
 
-def run_here(folder: Path, name: str) -> tuple[Outcome, Checkpoint]:
-    outcome = dira_dist.run(load_job(job_file(folder, name)))
-    return outcome, read_checkpoint(Path(outcome.checkpoint))
-
-
-def losses(folder: Path, name: str) -> list[tuple[int, float]]:
-    client = MlflowClient(f"sqlite:///{folder}/{name}.db")
-    experiment = client.get_experiment_by_name("dira")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED"
-    history = client.get_metric_history(run.info.run_id, "train/loss/total")
-    return sorted((metric.step, metric.value) for metric in history)
-
-
-def start_and_kill(folder: Path, name: str) -> None:
-    """A driver in a process group of its own, and SIGKILL for all of it once checkpoints are there."""
-    command = [sys.executable, "-m", "dira_dist", "run", str(job_file(folder, name))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    log = (folder / f"{name}.log").open("w")
-    driver = subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
-    try:
-        listed = folder / "runs" / name / "checkpoint_manager_snapshot.json"  # Ray's own list of what is committed
-        while not (listed.is_file() and "step-000000014-" in listed.read_text()):
-            assert driver.poll() is None, (folder / f"{name}.log").read_text()
-            time.sleep(0.1)
-    finally:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-        log.close()
-
-
-def test_a_killed_run_goes_on_to_the_very_same_end(folder: Path) -> None:
-    _, unbroken = run_here(folder, "unbroken")
-    start_and_kill(folder, "broken")
-    outcome, resumed = run_here(folder, "broken")
-    assert not outcome.already_done
-    assert resumed.position == unbroken.position
-    before, after = unbroken.tensors["networks"], resumed.tensors["networks"]
-    different = [name for name, value in before.items() if torch.is_tensor(value) and not value.equal(after[name])]
-    assert different == []
-    assert losses(folder, "broken") == losses(folder, "unbroken")
-    assert [step for step, _ in losses(folder, "broken")] == list(range(1, STEPS + 1))
-    kept = list((folder / "runs" / "broken").glob("step-*/manifest.json"))
-    assert len(kept) == 2, "keep: 2, and nothing that a killed driver left half listed"
-
-
-def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(folder: Path) -> None:
-    start_and_kill(folder, "damaged")
-    (newest,) = (folder / "runs" / "damaged").glob("step-000000014-*")
-    state = newest / "state.pt"
+def test_a_killed_cluster_and_a_broken_checkpoint(make_job: Callable[..., ChaosJob], unbroken: ChaosJob) -> None:
+    """Driver, Ray and workers die at once, and the newest checkpoint is damaged: the one before it serves."""
+    job = make_job("killed")
+    with driver_of(job, saved_step=14):
+        pass
+    newest = job.checkpoints.names()[-1]
+    state = job.folder / "runs" / job.name / newest / "state.pt"
     state.write_bytes(state.read_bytes()[:-1000])
-    outcome, resumed = run_here(folder, "damaged")
-    assert resumed.position.step == STEPS
-    assert set(outcome.quality) == {"untrained", "1-di", "2-dira"}
+    outcome = job.run()
+    assert not outcome.already_done
+    assert newest not in job.checkpoints.names()
+    job.assert_whole()
+    job.assert_same_end(unbroken)
+    assert len(job.checkpoints.names()) == 3, "keep: 3, and nothing that a killed driver left half written"
+    assert job.run().already_done
 
 
-def test_what_a_restart_cannot_mend_ends_the_job_with_its_reason(folder: Path) -> None:
-    loaded = load_job(job_file(folder, "hopeless"), ["optimizer.lr=1.0e+30", "guards.max_nonfinite_steps=3"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_says_how_to_go_on_and_loses_nothing(
+    make_job: Callable[..., ChaosJob], unbroken: ChaosJob, number: signal.Signals
+) -> None:
+    job = make_job(f"stopped-{number.name}", every_steps=1000)
+    with driver_of(job, saved_step=10) as driver:
+        driver.send_signal(number)
+        assert driver.wait(timeout=120) == 1
+    said = (job.folder / f"{job.name}.log").read_text()
+    assert "was stopped after step" in said and "the same command goes on from the newest" in said, said
+    assert "Traceback" not in said
+    run = run_of(job)
+    assert run.info.status == "KILLED"
+    assert "JobStoppedError" in run.data.tags["dira.status_reason"]
+    stopped_at = int(job.checkpoints.names()[-1].split("-")[1])
+    assert [step for step, _ in job.history("train/loss/total")] == list(range(1, stopped_at + 1))
+    job.run()
+    job.assert_whole()
+    job.assert_same_end(unbroken)
+
+
+def test_what_a_restart_cannot_mend_ends_the_job_with_its_reason(make_job: Callable[..., ChaosJob]) -> None:
+    job = make_job("hopeless", more="guards: {max_nonfinite_steps: 3}\noptimizer: {lr: 1.0e+30}")
     with pytest.raises(JobFailedError, match="3 steps in a row had a loss or gradient that was not finite") as caught:
-        dira_dist.run(loaded)
+        job.run()
     assert "NonFiniteError" in str(caught.value)
-    client = MlflowClient(f"sqlite:///{folder}/hopeless.db")
-    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    named = str(caught.value).split("Samples in these steps:")[1]
+    assert named.count("step ") >= 6, "the samples of both workers at each of three steps"
+    run = run_of(job)
     assert run.info.status == "FAILED"
     assert "not finite" in run.data.tags["dira.status_reason"]
     # one try: a second would have measured the first steps again
-    skipped = client.get_metric_history(run.info.run_id, "train/skipped_steps")
-    assert sum(metric.value for metric in skipped) <= 3
+    assert sum(value for _, value in job.history("train/skipped_steps")) <= 3

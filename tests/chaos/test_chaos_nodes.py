@@ -1,0 +1,94 @@
+"""Nodes that are lost, taken away with notice, or added, under an elastic run on several Ray nodes of this machine."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import ray
+from chaos import ChaosJob, when
+from ray.cluster_utils import Cluster
+
+pytestmark = pytest.mark.timeout(900)
+
+OBJECT_STORE_BYTES = 80 * 2**20
+DEADLINE_S = 60
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without CPUs, where the driver is, as on Kubernetes; tests add nodes of one CPU."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": OBJECT_STORE_BYTES})
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster) -> object:
+    return cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+
+
+def drain(cluster: Cluster, node_id: str) -> None:
+    """What a spot machine's notice becomes: the node is to be gone after a deadline."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+    command += ["--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    subprocess.run([*command, "--deadline-remaining-seconds", str(DEADLINE_S)], check=True, capture_output=True)
+
+
+def steps_done_again(job: ChaosJob) -> list[float]:
+    return [value for _, value in job.history("train/steps_done_again")]
+
+
+def test_a_drained_node_costs_no_step(cluster: Cluster, make_job: Callable[..., ChaosJob]) -> None:
+    nodes = [add_node(cluster) for _ in range(3)]
+    job = make_job("drained", workers="2", steps=120, every_steps=1000)
+    busy: list[str] = []
+
+    def drain_a_busy_node() -> None:
+        available = ray._private.state.available_resources_per_node()
+        busy.extend(node.node_id for node in nodes if available[node.node_id].get("CPU", 0) < 1)
+        drain(cluster, busy[0])
+
+    with when(lambda: job.has_reached(10), drain_a_busy_node):
+        job.run()
+    job.assert_whole()
+    assert steps_done_again(job) == [0], "no checkpoint was due: what was saved, was saved for the drain"
+
+
+def test_a_run_shrinks_with_lost_nodes_and_grows_with_new_ones(
+    cluster: Cluster, make_job: Callable[..., ChaosJob]
+) -> None:
+    nodes = [add_node(cluster) for _ in range(4)]
+    job = make_job("elastic", workers="[2, 4]", steps=260, every_steps=10)
+    sizes: list[int] = []
+
+    def lose_two() -> None:
+        for node in nodes[:2]:
+            cluster.remove_node(node, allow_graceful=False)
+
+    def shrunk_and_going() -> bool:
+        sizes.append(workers_of(job))
+        return 2 in sizes and job.has_reached(60)
+
+    def add_two() -> None:
+        for _ in range(2):
+            add_node(cluster)
+
+    with when(lambda: job.has_reached(20), lose_two), when(shrunk_and_going, add_two):
+        job.run()
+    job.assert_whole()
+    lost, *resized = steps_done_again(job)
+    assert 0 <= lost < 20, "a sudden loss costs less than two intervals"
+    assert resized and set(resized) == {0}, "a planned resize costs nothing"
+    counts = [int(value) for _, value in job.history("train/workers")]
+    assert counts[0] == 4 and 2 in counts and counts[-1] == 4, counts
+
+
+def workers_of(job: ChaosJob) -> int:
+    counts = job.history("train/workers")
+    return int(counts[-1][1]) if counts else 0

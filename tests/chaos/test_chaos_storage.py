@@ -1,0 +1,76 @@
+"""A storage that is away while a run goes on, and servers that are away when it starts."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import boto3
+import pytest
+from chaos import ChaosJob, when
+from flaky_s3 import FlakyS3
+
+pytestmark = pytest.mark.timeout(600)
+
+OUTAGE_S = 12.0
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
+    server = FlakyS3()
+    for key, value in {
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    boto3.client("s3").create_bucket(Bucket="runs")
+    yield server
+    server.stop()
+
+
+def test_an_outage_of_the_storage_costs_a_warning(
+    flaky: FlakyS3, make_job: Callable[..., ChaosJob], capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job("outage", workers="1", steps=150, every_steps=5, storage="s3://runs/here")
+
+    def fail_for_a_while() -> None:
+        flaky.failing.set()
+        threading.Timer(OUTAGE_S, flaky.failing.clear).start()
+
+    with when(lambda: job.has_reached(15), fail_for_a_while):
+        job.run()
+    job.assert_whole()
+    assert job.history("train/steps_done_again") == [], "nothing restarted"
+    assert job.final().position.step == job.steps
+    assert flaky.refused > 3
+    said = capfd.readouterr().err
+    assert "is not written yet" in said and "the storage is back after" in said
+    names = job.checkpoints.names()
+    assert len(names) == 3
+    assert len(list_keys()) == 2 * len(names) + 1, "state and manifest of each, and run.json"
+
+
+def list_keys() -> list[str]:
+    return [each["Key"] for each in boto3.client("s3").list_objects_v2(Bucket="runs")["Contents"]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("checkpoint.storage=s3://runs/here", "AWS_ENDPOINT_URL"),
+        ("tracking.uri=http://127.0.0.1:9", "127.0.0.1:9"),
+    ],
+)
+def test_servers_that_are_away_at_the_start_are_a_clear_error(
+    make_job: Callable[..., ChaosJob], setting: str, said: str
+) -> None:
+    job = make_job("nowhere")
+    command = [sys.executable, "-m", "dira_dist", "run", str(job.file), "--set", setting]
+    away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    done = subprocess.run(command, env={**os.environ, **away}, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,132 @@
+"""Checkpoints in a storage: committed last, removed first, and written by a thread that bears with the storage."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flaky_s3 import FlakyS3
+
+from dira_dist.data.store import LocalStore, open_store
+from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter, copied_to_host
+from dira_dist.training.stages import Position
+from dira_dist.training.state import BrokenCheckpointError, Checkpoint, write_checkpoint
+
+
+def checkpoint(step: int, weight: float = 1.0) -> Checkpoint:
+    return Checkpoint(Position(0, step, step, 8 * step), {"name": "test"}, tensors={"w": torch.full((3,), weight)})
+
+
+def saved(folder: CheckpointFolder, tmp_path: Path, name: str, step: int) -> None:
+    write_checkpoint(tmp_path / "scratch" / name, checkpoint(step, float(step)))
+    folder.upload(name, tmp_path / "scratch" / name)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    folder = CheckpointFolder(LocalStore(str(tmp_path / "run")))
+    for step in (5, 10, 100):
+        saved(folder, tmp_path, f"step-{step:09d}-aaaaaa", step)
+    return folder
+
+
+def test_a_checkpoint_without_its_manifest_does_not_exist(folder: CheckpointFolder, tmp_path: Path) -> None:
+    (tmp_path / "run" / "step-000000100-aaaaaa" / "manifest.json").unlink()
+    assert [name[5:14] for name in folder.names()] == ["000000005", "000000010"]
+    found = folder.newest_whole(lambda line: None)
+    assert found is not None
+    assert found[1].position.step == 10
+    assert torch.equal(found[1].tensors["w"], torch.full((3,), 10.0))
+    folder.remove_unfinished()
+    assert sorted(path.name[5:14] for path in (tmp_path / "run").iterdir()) == ["000000005", "000000010"]
+
+
+def test_broken_ones_give_way_are_said_and_go(folder: CheckpointFolder, tmp_path: Path) -> None:
+    state = tmp_path / "run" / "step-000000100-aaaaaa" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-3])
+    (tmp_path / "run" / "step-000000010-aaaaaa" / "manifest.json").write_text("{")
+    said: list[str] = []
+    found = folder.newest_whole(said.append)
+    assert found is not None
+    assert found[0].startswith("step-000000005")
+    assert len(said) == 2
+    assert "state.pt" in said[0] + said[1] and "damaged" in said[0] + said[1]
+    assert len(folder.names()) == 1
+
+
+def test_nothing_whole_is_an_error_and_nothing_at_all_is_none(folder: CheckpointFolder, tmp_path: Path) -> None:
+    for state in (tmp_path / "run").glob("*/state.pt"):
+        state.write_bytes(b"")
+    with pytest.raises(BrokenCheckpointError, match="no checkpoint of this run is whole"):
+        folder.newest_whole(lambda line: None)
+    assert len(folder.names()) == 3, "nothing is removed while nothing whole is there"
+    assert CheckpointFolder(LocalStore(str(tmp_path / "new"))).newest_whole(lambda line: None) is None
+
+
+def test_the_newest_and_the_spared_are_kept(folder: CheckpointFolder) -> None:
+    folder.keep(1, ["step-000000005-aaaaaa"])
+    assert [name[5:14] for name in folder.names()] == ["000000005", "000000100"]
+
+
+def test_what_is_written_is_what_was_put_not_what_it_became(tmp_path: Path) -> None:
+    folder, done = CheckpointFolder(LocalStore(str(tmp_path))), []
+    writer = CheckpointWriter(folder, keep=2, committed=lambda name, one: done.append(one.position.step))
+    weight = torch.ones(3)
+    for step in (1, 2, 3):
+        weight.fill_(step)
+        writer.put(Checkpoint(Position(0, step, step, step), {}, tensors={"nested": [weight, {"lr": 0.1}]}))
+        weight.fill_(-1.0)
+        writer.drain(30)
+    assert done == [1, 2, 3]
+    names = folder.names()
+    assert len(names) == 2
+    assert torch.equal(folder.fetch(names[-1]).tensors["nested"][0], torch.full((3,), 3.0))
+    writer.close()
+
+
+def test_copies_share_nothing_with_what_they_were_made_of() -> None:
+    state: dict[str, Any] = {"a": torch.zeros(2, 2).to(memory_format=torch.preserve_format), "b": [1, (2.0, "x")]}
+    copied = copied_to_host(state)
+    state["a"].fill_(1)
+    assert torch.equal(copied["a"], torch.zeros(2, 2))
+    assert copied["b"] == [1, (2.0, "x")]
+
+
+def test_an_outage_is_borne_and_only_the_newest_is_written_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+
+    from dira_dist.data.store import Patience
+
+    server = FlakyS3()
+    for key, value in {
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    boto3.client("s3").create_bucket(Bucket="writer")
+    folder = CheckpointFolder(open_store("s3://writer/run", Patience(give_up_s=0.2)))
+    said: list[str] = []
+    done: list[int] = []
+    writer = CheckpointWriter(
+        folder, keep=3, committed=lambda name, one: done.append(one.position.step), warn=said.append
+    )
+    server.failing.set()
+    for step in (1, 2, 3):
+        began = time.monotonic()
+        writer.put(checkpoint(step))
+        assert time.monotonic() - began < 1.0, "putting waits for no storage"
+        time.sleep(0.5)
+    with pytest.raises(TimeoutError, match="did not take the last checkpoint"):
+        writer.drain(0.1)
+    threading.Timer(0.5, server.failing.clear).start()
+    writer.drain(60)
+    assert done == [3]
+    assert any("the checkpoint of step 1 is not written yet" in line for line in said)
+    assert any("the checkpoint of step 2 was not written" in line for line in said)
+    assert any("the storage is back after" in line for line in said)
+    writer.close()
+    server.stop()
