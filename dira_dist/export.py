@@ -233,10 +233,13 @@ class FeatureProgram(nn.Module):
 
 def save_feature_program(
     unet_state: Mapping[str, Tensor], encoder: str, in_channels: Literal[1, 3], image_size: int, path: Path
-) -> None:
+) -> int:
     """Store the encoder with its code as a ``.pt2`` file, which ``torch.export.load`` runs with torch alone.
 
     Any number of images of ``image_size`` px goes in.
+
+    Returns:
+        Channels of the features.
 
     Raises:
         RequestError: if the encoder's code cannot be captured as a graph.
@@ -253,6 +256,8 @@ def save_feature_program(
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path)
+    with torch.no_grad():
+        return int(network(example).shape[1])
 
 
 def _encoder_with(unet_state: Mapping[str, Tensor], encoder: str, in_channels: int) -> nn.Module:

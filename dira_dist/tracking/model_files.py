@@ -93,13 +93,14 @@ def write_model_folder(
     save_weights(unet_state, folder / "unet.safetensors", {"names": "smp", "encoder": facts.encoder})
     if discriminator_state:
         save_weights(discriminator_state, folder / "discriminator.safetensors")
-    save_feature_program(unet_state, facts.encoder, facts.in_channels, facts.image_size, folder / "features.pt2")
+    program = folder / "features.pt2"
+    channels = save_feature_program(unet_state, facts.encoder, facts.in_channels, facts.image_size, program)
     for name, picture in (pictures or {}).items():
         file = folder / "pictures" / f"{name.replace('/', '-')}.png"
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(picture).save(file)
     (folder / "job.yaml").write_text(job)
-    (folder / FACTS).write_text(json.dumps(_plain_facts(facts, library, exported), indent=2, default=str))
+    (folder / FACTS).write_text(json.dumps(_plain_facts(facts, library, exported, channels), indent=2, default=str))
     (folder / CARD).write_text(model_card(facts, exported))
     write_checksums(folder)
     return folder
@@ -185,12 +186,13 @@ def _best_known_names(unet_state: Mapping[str, Tensor], facts: ModelFacts) -> tu
     return "smp", export(encoder, facts.encoder, "smp", facts.in_channels)
 
 
-def _plain_facts(facts: ModelFacts, library: Format, exported: Exported) -> dict[str, Any]:
+def _plain_facts(facts: ModelFacts, library: Format, exported: Exported, channels: int) -> dict[str, Any]:
     return {
         "encoder": facts.encoder,
         "in_channels": facts.in_channels,
         "image_size": facts.image_size,
         "encoder_names": library,
+        "feature_channels": channels,
         "features": exported.features,
         "quality": dict(facts.quality),
         "settings": dict(facts.settings),

@@ -10,11 +10,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from dira_dist.tracking.config import TrackingConfig
 
@@ -22,20 +24,27 @@ START_WITHIN_S = 90
 
 
 class MlflowServer:
-    """``mlflow server`` as a process of its own; it can be stopped and started again on the same address and data."""
+    """``mlflow server`` as a process of its own; it can be stopped and started again on the same address and data.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for its log, and for database and artifacts where nothing else is said.
+        options: of the command line, such as where artifacts go.
+        backend: address of its database.
+    """
+
+    def __init__(self, folder: Path, *options: str, backend: str = "") -> None:
         self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.uri = f"http://127.0.0.1:{self.port}"
+        self._options = options or ("--artifacts-destination", str(folder / "artifacts"))
+        self._backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self) -> "MlflowServer":
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--backend-store-uri", self._backend, "--workers", "1", *self._options]
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
         environment.pop("MLFLOW_TRACKING_URI", None)
         log = (self.folder / "server.log").open("ab")
@@ -47,6 +56,7 @@ class MlflowServer:
             assert self._process.poll() is None, (self.folder / "server.log").read_text()[-3000:]
             assert time.monotonic() < deadline, "the MLflow server does not start"
             time.sleep(0.1)
+        return self
 
     def stop(self) -> None:
         if self._process is not None:
@@ -137,3 +147,37 @@ def server_config(mlflow_server: MlflowServer, request: pytest.FixtureRequest) -
     """Tracking on the session's server, with an experiment and a model name of the test's own."""
     name = request.node.name.replace("[", "-").replace("]", "")
     return TrackingConfig(uri=mlflow_server.uri, experiment=name, register_as=name, system_metrics_every_s=0)
+
+
+def bare_python(folder: Path, *requirements: str) -> Path:
+    """A virtual environment with these packages and what they need, and nothing else; its interpreter.
+
+    What is installed for the tests is linked into it, not copied: gigabytes in no time.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for each in closure(requirements):
+        for place in {file.parts[0] for file in each.files or ()} - {"..", "__pycache__"}:
+            link = packages / place
+            if not link.exists():
+                link.symlink_to(Path(str(each.locate_file(place))))
+    return folder / "bin" / "python"
+
+
+def closure(requirements: Iterable[str]) -> Iterator[Distribution]:
+    """The distributions that these need, themselves included, with the extras that are asked for."""
+    waiting, seen = [Requirement(each) for each in requirements], set()
+    while waiting:
+        wanted = waiting.pop()
+        extras = {"", *wanted.extras}
+        if (wanted.name, *sorted(extras)) in seen:
+            continue
+        seen.add((wanted.name, *sorted(extras)))
+        found = distribution(wanted.name)
+        yield found
+        needed = [Requirement(each) for each in found.requires or ()]
+        waiting += [
+            each
+            for each in needed
+            if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in extras)
+        ]
