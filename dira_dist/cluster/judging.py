@@ -67,7 +67,9 @@ def _judge(job: PretrainJob, checkpoint: Checkpoint) -> Judgement:
     networks = build_networks(model, job.method, job.adversarial, seed=job.seed)
     networks.load_state_dict(checkpoint.tensors["networks"])
     judge = Judge(job.data.val, job.probe, job.views, job.seed, job.data.image_size, job.data.storage_patience_s)
-    plays = any(stage.objective == "dira" for stage in job.stages[: checkpoint.position.stage + 1])
+    position = checkpoint.position
+    begun = job.stages[: position.stage + (position.step_in_stage > 0)]
+    plays = any(stage.objective == "dira" for stage in begun)
     return judge.judge(networks.unet, torch.device("cpu"), networks.discriminator.eval() if plays else None)
 
 

@@ -16,6 +16,7 @@ from dira_dist.data.ingest import ShardOptions, ShardReport, shard
 from dira_dist.data.phantom import write_archive
 from dira_dist.job import LoadedJob, load_job
 from dira_dist.tracking.history import metric_history, save_pictures
+from dira_dist.tracking.pictures import RESTORATIONS
 from dira_dist.tracking.pull import Pulled, pull
 
 IMAGES = 384
@@ -46,7 +47,7 @@ class QuickstartReport:
         yield f"\nDiRA on {IMAGES} synthetic radiographs: {self.outcome.steps} steps, {self.elapsed_s:.0f} s in all\n"
         yield from self._figures()
         yield ""
-        yield f"pictures     {self.pictures[-1]}  (distorted view, restoration, target, difference)"
+        yield f"picture      {self._last_restorations()}  (distorted view, restoration, target, difference)"
         yield f"MLflow page  {self.outcome.page}"
         yield f"weights      {self.pulled.path}  (pulled from {self.outcome.model})"
         yield "\nload them:"
@@ -55,6 +56,9 @@ class QuickstartReport:
         yield "    dira-dist shard IMAGES/ SHARDS/ --split train=0.9,val=0.1    # folders, or s3://bucket/prefix"
         yield "    cp jobs/pretrain.yaml my-job.yaml                            # set data.train and checkpoint.storage"
         yield "    dira-dist check my-job.yaml && dira-dist run my-job.yaml"
+
+    def _last_restorations(self) -> Path:
+        return [path for path in self.pictures if path.name.startswith(RESTORATIONS)][-1]
 
     def _figures(self) -> Iterator[str]:
         stages = list(self.outcome.quality.values())
