@@ -98,16 +98,28 @@ class Desk:
     def begin(self, waiting: Sequence[Trial], new: int = 0, suggestions: Suggestions | None = None) -> None:
         """Lay out what is to be run next: these trials, then so many that are suggested."""
         self._waiting, self._suggestions = deque(waiting), suggestions
+        if suggestions is not None:
+            for trial in waiting:
+                suggestions.ask(trial.name, trial.params)
         self.to_run = len(waiting) + new
         if suggestions is None:
             self.planned = len({trial.name for trial in (*self.trials, *waiting)})
 
-    def next_trial(self) -> Trial:
-        """The next one, taken down before it begins."""
-        with self._lock:
-            trial = self._waiting.popleft() if self._waiting else self._suggested()
-            self._put(replace(trial, status="waiting", reason=""))
-            return trial
+    def next_trial(self) -> Trial | None:
+        """The next one, taken down before it begins; none when all were begun. What is no valid job begins nothing."""
+        while self.to_run:
+            self.to_run -= 1
+            trial = replace(
+                self._waiting.popleft() if self._waiting else self._suggested(), status="waiting", reason=""
+            )
+            self._put(trial)
+            try:
+                self.plan.trial(trial.name, trial.params, trial.seed)
+            except RequestError as error:
+                self.ended(trial.name, status="failed", reason=f"refused: {error}")
+            else:
+                return trial
+        return None
 
     def _suggested(self) -> Trial:
         assert self._suggestions is not None

@@ -301,8 +301,10 @@ class _NextTrial(Searcher):
         super().__init__()
         self._desk = desk
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
+    def suggest(self, trial_id: str) -> Any:
         trial = self._desk.next_trial()
+        if trial is None:
+            return Searcher.FINISHED
         return {"trial": {"name": trial.name, "number": trial.number, "params": trial.params, "seed": trial.seed}}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
