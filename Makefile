@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
 
 .PHONY: quickstart test lint install clean image-test lint-k8s
 
@@ -9,7 +10,7 @@ quickstart: install  ## the whole way on this machine: images, shards in S3, 2 w
 	$(BIN)/dira-dist quickstart
 
 test: install  ## every test; those on real images skip themselves where the images are absent
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=25
 
 lint: install  ## style and types
 	$(BIN)/ruff check .

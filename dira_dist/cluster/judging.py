@@ -94,7 +94,7 @@ class Judging:
     def __init__(self, setup: JudgeSetup, board: Any, heard: OnJudgement | None = None) -> None:
         self._setup, self._board, self._heard = setup, board, heard
         self._store = open_store(setup.job.run_folder)
-        self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES)(judge_checkpoint)
+        self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(judge_checkpoint)
         self._queue: deque[JudgementRequest] = deque()
         self._ending, self._cancelled = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="judging", daemon=True)

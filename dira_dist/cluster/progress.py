@@ -69,6 +69,7 @@ class ProgressView:
     ) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
+        self._read()  # the last warnings
 
     def _run(self) -> None:
         if self._console.is_terminal:

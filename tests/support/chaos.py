@@ -69,12 +69,23 @@ class ChaosJob:
             epochs = np.array([(first + place) // IMAGES for place in range(BATCH)])
             assert value == fingerprint(order.share_ids(range(job.lanes), first, BATCH), epochs), step
 
-    def assert_same_end(self, other: "ChaosJob") -> None:
-        """Losses at every step and all weights equal another run's, bit for bit."""
+    def assert_same_end(self, other: "ChaosJob", *, same_saves: bool = True) -> None:
+        """Losses at every step and all weights equal another run's, bit for bit.
+
+        Each save averages the running statistics of batch norms over the workers, which changes nothing but rounding:
+        of runs that did not save at the same steps they are close.
+        """
         assert self.history("train/loss/total") == other.history("train/loss/total")
         mine, others = self.final(), other.final()
         assert mine.position == others.position
-        assert different(mine.tensors, others.tensors) == []
+        wrong = different(mine.tensors, others.tensors)
+        if not same_saves:
+            rounded = [path for path in wrong if path.endswith(("running_mean", "running_var"))]
+            ours, theirs = mine.tensors["networks"], others.tensors["networks"]
+            for name in (path.removeprefix("/networks/") for path in rounded):
+                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+            wrong = [path for path in wrong if path not in rounded]
+        assert wrong == []
 
 
 def different(mine: Any, others: Any, path: str = "") -> list[str]:
