@@ -6,7 +6,7 @@
 #      start to end, then a head that takes `ray job submit jobs/pretrain-quickstart.yaml`;
 #   4. the MLflow image serves under the name that the cluster knows it by.
 #
-# Wants root (chroot, mounts), 30 GB of disk, and `apt-get install buildah debootstrap`. IMAGE_TEST_DIR is where
+# Wants root (chroot, mounts, a network namespace), 30 GB of disk, and `apt-get install buildah debootstrap`. IMAGE_TEST_DIR is where
 # everything goes; it is removed at the end. STORAGE_DRIVER=overlay, where the kernel lets it, is faster and keeps a layer
 # for each instruction, as Docker does; vfs, which works everywhere, copies an image for each layer and so makes one.
 set -euo pipefail
@@ -19,12 +19,13 @@ RAY_BASE=$(sed -n 's/^ARG BASE_IMAGE=//p' docker/Dockerfile)
 CPU_BASE=rayproject/ray:$RAY_VERSION-py311-cpu
 MLFLOW_BASE=$(sed -n 's/^ARG BASE_IMAGE=//p' docker/mlflow.Dockerfile)
 HEAD_PID=
+HOST=dira-image-test-$$
 
 say() { printf '\n== %s\n' "$*"; }
 fail() { echo "image-test: $*" >&2; exit 1; }
 
-for tool in buildah debootstrap unshare; do
-  command -v "$tool" >/dev/null || fail "$tool is missing: apt-get install buildah debootstrap util-linux"
+for tool in buildah debootstrap ip unshare; do
+  command -v "$tool" >/dev/null || fail "$tool is missing: apt-get install buildah debootstrap iproute2 util-linux"
 done
 [ "$(id -u)" = 0 ] || fail "run me as root: file systems are made and mounted"
 
@@ -33,6 +34,7 @@ store() { buildah --root "$WORK/storage" --runroot "$WORK/run" --storage-driver 
 cleanup() {
   [ -z "$HEAD_PID" ] || kill "$HEAD_PID" 2>/dev/null || true
   wait 2>/dev/null || true
+  ip netns delete "$HOST" 2>/dev/null || true
   store umount --all >/dev/null 2>&1 || true
   store rm --all >/dev/null 2>&1 || true
   rm -rf "$WORK"
@@ -75,9 +77,12 @@ for image in dira-dist:cpu dira-mlflow:test; do
   store inspect --type image "$image" | python3 docker/report_image.py "$image" "$WORK/storage/$STORAGE_DRIVER-layers/layers.json"
 done
 
-# A container of an image: its user, environment and working directory, its root file system read-only but for /tmp.
+# A container of an image: its user, environment and working directory, its root file system read-only but for /tmp. All
+# are on a host of their own, that reaches nobody.
+ip netns add "$HOST"
+ip -n "$HOST" link set lo up
 container() { # container MOUNT UID:GID WORKDIR COMMAND...
-  unshare --mount bash -euo pipefail -c '
+  ip netns exec "$HOST" unshare --mount bash -euo pipefail -c '
     root=$1 user=$2 folder=$3; shift 3
     mount --bind "$root" "$root"
     for kernel in proc sys dev; do mount --rbind "/$kernel" "$root/$kernel"; done
@@ -103,8 +108,7 @@ echo "took $((SECONDS - started)) s"
 say "ray job submit jobs/pretrain-quickstart.yaml, on a head started from the image"
 in_image dira-dist shard /tmp/quickstart/archive/images /tmp/shards --image-size 0 \
   --labels /tmp/quickstart/archive/labels.csv --split train=0.8,val=0.2 --group-by patient >"$WORK/log" 2>&1
-in_image ray start --head --block --port=16379 --dashboard-port=18265 --dashboard-agent-listen-port=52365 \
-  --num-cpus=2 --object-store-memory=134217728 >"$WORK/head.log" 2>&1 &
+in_image ray start --head --block --num-cpus=2 --object-store-memory=134217728 >"$WORK/head.log" 2>&1 &
 HEAD_PID=$!
 # the image's own health check, as Docker would run it
 mapfile -t HEALTH < <(store inspect --type image --format '{{range .Docker.Config.Healthcheck.Test}}{{println .}}{{end}}' dira-dist:cpu | sed '/^$/d')
@@ -114,7 +118,7 @@ for attempt in $(seq 60); do
   sleep 1
 done
 echo "healthy"
-in_image ray job submit --address http://127.0.0.1:18265 -- jobs/pretrain-quickstart.yaml \
+in_image ray job submit --address http://127.0.0.1:8265 -- jobs/pretrain-quickstart.yaml \
   --set data.train=/tmp/shards/train --set data.val=/tmp/shards/val --set probe=null --set tracking={} \
   --set checkpoint.storage=/tmp/runs --set 'stages=[{objective: di, steps: 2}, {objective: dira, steps: 2}]' \
   >"$WORK/log" 2>&1 || { tail -40 "$WORK/log"; fail "ray job submit failed"; }
@@ -124,10 +128,10 @@ kill "$HEAD_PID"; wait "$HEAD_PID" 2>/dev/null || true; HEAD_PID=
 say "the MLflow image answers to the name mlflow:5000"
 MLFLOW=$(store mount "$(store from --pull-never dira-mlflow:test)")
 container "$MLFLOW" 10001:10001 /tmp PATH=/opt/python/bin:/usr/bin:/bin MLFLOW_BACKEND_STORE_URI=sqlite:////tmp/mlflow.db \
-  MLFLOW_SERVER_ALLOWED_HOSTS=mlflow:5000 mlflow server --host 127.0.0.1 --port 15000 --workers 1 >"$WORK/log" 2>&1 &
+  MLFLOW_SERVER_ALLOWED_HOSTS=mlflow:5000 mlflow server --workers 1 >"$WORK/log" 2>&1 &
 HEAD_PID=$!
-wget --quiet --tries=60 --waitretry=1 --retry-connrefused --output-document=/dev/null http://127.0.0.1:15000/health
-wget --quiet --header 'Host: mlflow:5000' --header 'Content-Type: application/json' --post-data '{"max_results": 1}' \
-  --output-document=- http://127.0.0.1:15000/api/2.0/mlflow/experiments/search | grep -q Default || fail "MLflow refuses its name"
+ip netns exec "$HOST" wget --quiet --tries=60 --waitretry=1 --retry-connrefused --output-document=/dev/null http://127.0.0.1:5000/health
+ip netns exec "$HOST" wget --quiet --header 'Host: mlflow:5000' --header 'Content-Type: application/json' --post-data '{"max_results": 1}' \
+  --output-document=- http://127.0.0.1:5000/api/2.0/mlflow/experiments/search | grep -q Default || fail "MLflow refuses its name"
 container "$MLFLOW" 10001:10001 /tmp PATH=/opt/python/bin:/usr/bin:/bin python -c 'import boto3, psycopg2'
 say "all of it works"
