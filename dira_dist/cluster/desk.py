@@ -149,7 +149,7 @@ class Desk:
         others = [other for other in of_search(self.trials) if any(step == trial.step for step, _ in other.history)]
         reason = (
             f"stopped early at step {trial.step}: {score} {trial.metrics.get(score, float('nan')):.4g} is not among "
-            f"the best one in {self.plan.loaded.search.reduction_factor} of {len(others)} trials there"
+            f"the best 1/{self.plan.loaded.search.reduction_factor} of the {len(others)} trials seen there"
         )
         trial = self._change(name, status="stopped", reason=reason)
         self._aside.submit(self._close_run, trial, reason)

@@ -74,7 +74,8 @@ class SearchOutcome:
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         yield f"{self.name}: {'was finished already' if self.already_done else 'finished'}: {counts}"
         yield f"verdict     {self.verdict}"
-        yield f"winner      {self.best}  (dira-dist run {self.best})"
+        here = self.best if "://" not in self.best else f"{WINNER_FILE}, once it is fetched"
+        yield f"winner      {self.best}  (dira-dist run {here})"
         if self.run_id:
             yield f"MLflow run  {self.run_id}  ({self.page})"
 
@@ -347,9 +348,7 @@ class _Listener(tune.Callback):
             self._desk.stopped(_name(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._desk.ended(
-            _name(trial), status="failed", reason=f"its process was lost too often: {trial.error_file or ''}"
-        )
+        self._desk.ended(_name(trial), status="failed", reason="its driving process was lost too often")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

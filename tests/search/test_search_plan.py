@@ -22,7 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = folder / "labels.csv"
     rows = (folder / "archive" / "labels.csv").read_text().splitlines()
     labels.write_text("\n".join([f"{rows[0]},same", *(f"{row},all" for row in rows[1:])]))
-    options = dira_dist.ShardOptions(image_size=None, labels=str(labels), label_columns=("finding", "same"), processes=1)
+    options = dira_dist.ShardOptions(
+        image_size=None, labels=str(labels), label_columns=("finding", "same"), processes=1
+    )
     dira_dist.shard(folder / "archive" / "images", folder / "shards", options)
     return folder
 
