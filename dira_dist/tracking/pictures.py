@@ -25,6 +25,7 @@ FloatArray = npt.NDArray[np.floating]
 CELL_PX = 192
 GAP_PX = 4
 CAPTION_PX = 20
+BLOCKS = 2
 OTHERS = "others"
 _INK = 235
 _PAPER = 16
@@ -59,10 +60,10 @@ def restoration_grid(
     target: FloatArray,
     *,
     captions: Sequence[str] = (),
-    rows: int = 4,
+    rows: int = 3,
     cell_px: int = CELL_PX,
 ) -> Picture:
-    """One row per image: distorted view, restoration, target, and where restoration and target differ.
+    """Of each image in a row: distorted view, restoration, target, and where restoration and target differ.
 
     The difference is signed, red where the restoration is too bright and blue where it is too dark; full colour is a
     difference of 0.5.
@@ -72,15 +73,15 @@ def restoration_grid(
             slice is shown.
         restored: ``(B, 1, H, W)`` in [0, 1].
         target: ``(B, 1, H, W)`` in [0, 1].
-        captions: a line under each row, such as the image's key.
-        rows: at most so many images.
+        captions: a line under each image's row, such as its key.
+        rows: at most so many, in each of two blocks side by side.
         cell_px: width of a cell; heights keep the images' shape.
     """
-    count = min(rows, len(target))
+    count = min(BLOCKS * rows, len(target))
     columns = [_grey(_slice(np.asarray(images[:count]))) for images in (distorted, restored, target)]
     columns.append(_difference(columns[1], columns[2]))
     titles = ("distorted view", "restoration", "target", "difference")
-    return _labelled_grid([_rgb(column) for column in columns], titles, captions[:count], cell_px)
+    return _in_blocks([_rgb(column) for column in columns], titles, captions[:count], cell_px)
 
 
 def score_maps(
@@ -112,7 +113,7 @@ def score_maps(
         f"mean score: {a:.2f} of the target, {b:.2f} of the restoration (0 restored, 1 real)"
         for a, b in zip(real.mean(axis=(1, 2)), fake.mean(axis=(1, 2)), strict=True)
     ]
-    return _labelled_grid(columns, ("target", "its scores", "restoration", "its scores"), captions, CELL_PX)
+    return _in_blocks(columns, ("target", "its scores", "restoration", "its scores"), captions, CELL_PX)
 
 
 def loss_curves(
@@ -126,7 +127,7 @@ def loss_curves(
     """
     columns = min(3, max(1, len(curves)))
     rows = max(1, -(-len(curves) // columns))
-    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), dpi=100, layout="constrained")
+    figure = Figure(figsize=(4.2 * columns, 2.5 * rows), dpi=100, layout="constrained")
     for index, (name, (steps, values)) in enumerate(curves.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.plot(steps, values, color=_COLOURS[index % len(_COLOURS)], linewidth=1.2)
@@ -158,7 +159,7 @@ def feature_scatter(features: FloatArray, classes: Sequence[str], title: str = "
         title: above the chart.
     """
     points, shares = principal_components(features)
-    figure = Figure(figsize=(6.0, 5.0), dpi=100, layout="constrained")
+    figure = Figure(figsize=(10.0, 4.0), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     shown = _most_frequent(classes)
     names = np.array([name if name in shown else OTHERS for name in classes])
@@ -170,7 +171,7 @@ def feature_scatter(features: FloatArray, classes: Sequence[str], title: str = "
     axes.set_ylabel(f"second ({shares[1]:.0%})")
     axes.set_title(title)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _drawn(figure)
 
 
@@ -226,6 +227,17 @@ def _as_probability(scores: FloatArray, loss: AdversarialLoss) -> npt.NDArray[np
 def _painted_scores(scores: FloatArray) -> npt.NDArray[np.float32]:
     painted = colormaps["viridis"](np.clip(scores, 0, 1))
     return np.asarray(painted[..., :3], dtype=np.float32)
+
+
+def _in_blocks(columns: Sequence[FloatArray], titles: Sequence[str], captions: Sequence[str], cell_px: int) -> Picture:
+    """Rows in two blocks side by side: MLflow's page shows wide pictures whole and cuts the foot of high ones."""
+    count = len(columns[0])
+    height = -(-count // BLOCKS)
+    parts = [slice(start, start + height) for start in range(0, count, height)]
+    grids = [_labelled_grid([column[part] for column in columns], titles, captions[part], cell_px) for part in parts]
+    tallest = max(len(grid) for grid in grids)
+    padded = [np.pad(grid, ((0, tallest - len(grid)), (0, 0), (0, 0)), constant_values=_PAPER) for grid in grids]
+    return np.concatenate(padded, axis=1)
 
 
 def _labelled_grid(

@@ -39,6 +39,7 @@ DIGEST_CHARACTERS = 36
 METRICS_KEPT = 1_000_000
 FILES_KEPT = 500
 LAST_MEASUREMENTS_S = 5.0
+REASON_TAG = "dira.status_reason"
 _FORBIDDEN_IN_NAME = re.compile(r"[^\w\-./ ]", re.ASCII)
 
 
@@ -241,8 +242,8 @@ class TrackingRun:
         """
         deadline = time.monotonic() + timeout_s
         arrived = self.flush(timeout_s)
-        tags = {"dira.status_reason": reason[:5000]} | ({"dira.lost": str(self.lost)} if self.lost else {})
-        self.set_tags(tags)
+        tags = {REASON_TAG: reason[:5000]} if reason else {}
+        self.set_tags(tags | ({"dira.lost": str(self.lost)} if self.lost else {}))
         end_ms = time.time_ns() // 1_000_000
         self._do(f"status {status}", lambda: self._client.set_terminated(self.run_id, status, end_ms))
         return self.flush(max(1.0, deadline - time.monotonic())) and arrived
@@ -265,7 +266,8 @@ class TrackingRun:
 
     def _set_running(self) -> None:
         self._client.update_run(self.run_id, status="RUNNING")
-        self._client.set_tag(self.run_id, "dira.status_reason", "")
+        if REASON_TAG in self._client.get_run(self.run_id).data.tags:
+            self._client.delete_tag(self.run_id, REASON_TAG)
 
     def _deliver_metrics(self, rows: Sequence[MetricRow]) -> None:
         if self._last_steps is None:

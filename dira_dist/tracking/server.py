@@ -14,6 +14,8 @@ from dira_dist.tracking.config import SERVER_SCHEMES, TrackingConfig, absolute
 
 ResultT = TypeVar("ResultT")
 ANSWER_WITHIN_S = 15.0
+# What makes MLflow's page show its side for trained models rather than the one for language models.
+TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 
 # What no repetition can mend. Authorisation is not among them: an expired token is renewed while a run goes on.
 _MISSING = frozenset(("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"))
@@ -113,7 +115,7 @@ def experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
     found = ask(config.uri, lambda: client.get_experiment_by_name(config.experiment))
     if found is None:
         try:
-            return str(client.create_experiment(config.experiment, _artifact_location(config)))
+            return str(client.create_experiment(config.experiment, _artifact_location(config), TRAINING_EXPERIMENT))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -21,7 +21,7 @@ CELL = 64
 
 def cell(picture: np.ndarray, row: int, column: int, captions: bool) -> np.ndarray:
     top = CAPTION_PX + row * (CELL + GAP_PX + (CAPTION_PX if captions else 0))
-    left = GAP_PX + column * (CELL + GAP_PX)
+    left = GAP_PX + column * (CELL + GAP_PX) + column // 4 * GAP_PX
     return picture[top : top + CELL, left : left + CELL].astype(int)
 
 
@@ -35,7 +35,7 @@ def test_the_grid_shows_input_restoration_target_and_difference(captions: tuple[
     picture = restoration_grid(distorted, restored, target, captions=captions, cell_px=CELL)
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
-    shown = [[cell(picture, row, column, bool(captions)) for column in range(4)] for row in range(2)]
+    shown = [[cell(picture, 0, 4 * image + column, bool(captions)) for column in range(4)] for image in range(2)]
     assert shown[0][0][5].max() <= 2
     assert abs(shown[0][0][60].mean() - 128) < 3
     assert abs(shown[0][1][5].mean() - 26) < 3
@@ -51,7 +51,10 @@ def test_the_grid_shows_at_most_so_many_rows_and_the_middle_of_a_volume() -> Non
     volume[:, :, 4] = 1.0
     short = restoration_grid(volume, volume, volume, rows=2, cell_px=CELL)
     assert short.shape[0] == CAPTION_PX + 2 * (CELL + GAP_PX) + GAP_PX
-    assert cell(short, 0, 0, False).min() == 255
+    assert [cell(short, row, column, False).min() for row in (0, 1) for column in (0, 4)] == [255] * 4
+    three = restoration_grid(volume[:3], volume[:3], volume[:3], cell_px=CELL)
+    assert three.shape == short.shape
+    assert cell(three, 1, 4, False).max() < 50  # the second block's second place stays empty
 
 
 def test_the_grid_keeps_the_shape_of_an_image_that_is_no_square() -> None:

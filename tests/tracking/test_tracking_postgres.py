@@ -1,0 +1,93 @@
+"""A tracking server on PostgreSQL keeps the same promises as one on sqlite."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import save_file
+
+from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.model_files import write_checksums
+from dira_dist.tracking.registry import Metric, register
+from dira_dist.tracking.run import TrackingRun
+from tests.tracking.conftest import MlflowServer, Wire
+
+WAIT_S = 60
+# PostgreSQL refuses to run as root.
+USER = {"user": "nobody"} if os.geteuid() == 0 else {}
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("initdb") and shutil.which("postgres")), reason="no PostgreSQL on this machine"
+)
+
+
+@pytest.fixture
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An empty database; its address."""
+    folder = tmp_path_factory.mktemp("pg")
+    if USER:
+        for place in (folder, folder.parent, folder.parent.parent):  # for the other user to pass
+            place.chmod(0o755)
+        shutil.chown(folder, **USER)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data = folder / "data"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    subprocess.run(["initdb", "-D", data, "-U", "mlflow", "-A", "trust", "--no-sync"], check=True, **quiet, **USER)
+    options = ["-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+    server = subprocess.Popen(["postgres", "-D", data, *options], **quiet, **USER)
+    deadline = time.monotonic() + WAIT_S
+    ready = ["pg_isready", "-h", "127.0.0.1", "-p", str(port)]
+    while subprocess.run(ready, **quiet).returncode:
+        assert server.poll() is None, "PostgreSQL ended"
+        assert time.monotonic() < deadline, "PostgreSQL does not start"
+        time.sleep(0.1)
+    yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+    server.terminate()
+    server.wait(timeout=WAIT_S)
+
+
+@pytest.fixture
+def server(database: str, tmp_path: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path, "--artifacts-destination", str(tmp_path / "artifacts"), backend=database)
+    yield server.start()
+    server.stop()
+
+
+def test_an_outage_a_lost_answer_and_a_registration(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire, client = Wire(server.port), MlflowClient(server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = TrackingConfig(uri=wire.uri, register_as="m", system_metrics_every_s=0)
+    run = TrackingRun.create(config, "job", {"a": 1})
+    assert run.flush(WAIT_S)
+    wire.lose_answers_to = b"runs/log-batch"
+    for step in range(5):
+        run.log_metrics({"loss": 0.5, "rate": float(step)}, step)
+    assert run.flush(WAIT_S)
+    wire.connected = False
+    for step in range(5, 10):
+        run.log_metrics({"loss": 0.5, "rate": float(step)}, step)
+    assert not run.flush(0.3)
+    wire.connected = True
+    assert run.finish("FINISHED", timeout_s=WAIT_S)
+    assert wire.lost_answers == 1
+    for name in ("loss", "rate"):
+        assert [metric.step for metric in client.get_metric_history(run.run_id, name)] == list(range(10))
+
+    (tmp_path / "model").mkdir()
+    save_file({"encoder.weight": torch.ones(1)}, tmp_path / "model" / "unet.safetensors")
+    write_checksums(tmp_path / "model")
+    for metric in (Metric("probe/auroc", 0.7), Metric("probe/auroc", 0.9)):  # the second time it is known already
+        done = register(config, run.run_id, tmp_path / "model", metric=metric, patience_s=0)
+        assert (done.version, done.is_best) == (1, True)
+    wire.close()
