@@ -1,23 +1,33 @@
-"""Jobs handed to a running Ray: by Ray's own command on an executable job file, and by ours."""
+"""The ways into a running cluster: a head and two worker nodes in processes of their own, behind a token, with an S3
+server and an MLflow server beside them, the servers set up by the same variables as in the manifests.
+"""
 
 import os
 import secrets
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import pytest
+from mlflow import MlflowClient
 
 import dira_dist
-from dira_dist.cluster.submit import submit
 from dira_dist.config import RequestError
 from dira_dist.data.phantom import write_archive
 
 ROOT = Path(__file__).parents[2]
 JOB = "jobs/pretrain-quickstart.yaml"
 BIN = Path(sys.executable).parent
+BUCKET = "submitted"
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -28,79 +38,268 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
-    """What a shell with the project's environment activated has, and a token that opens the cluster."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return {**os.environ, **token, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+@dataclass(frozen=True)
+class Site:
+    """Everything that stands before a job comes.
+
+    Attributes:
+        environment: what a shell beside the cluster has: the project's programs, the token, the servers' addresses.
+        dashboard: address of the head's.
+        metrics: address of its metrics.
+        mlflow: address of the tracking server.
+    """
+
+    environment: dict[str, str]
+    dashboard: str
+    metrics: str
+    mlflow: str
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=ROOT,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+
+    def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.run("ray", "job", "submit", "--address", self.dashboard, *words)
+
+    def dira(self, verb: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run("dira-dist", verb, "--address", self.dashboard, *words, **environment)
+
+
+def started(command: list[str], environment: dict[str, str], ready: Callable[[], bool]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, f"{command} ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"{command} is not ready"
+        time.sleep(0.2)
+    return process
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(urllib.request.urlopen(url, timeout=5).status == 200)
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="module")
-def cluster(environment: dict[str, str]) -> Iterator[str]:
-    """A Ray head in processes of its own; the address of its dashboard."""
-    port, dashboard = free_port(), free_port()
-    command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
-    command += ["--num-cpus=2", f"--object-store-memory={128 * 2**20}", "--disable-usage-stats"]
-    head = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert head.stdout is not None
-    for line in head.stdout:
-        if "Ray runtime started" in line:
-            break
-    yield f"http://127.0.0.1:{dashboard}"
-    head.terminate()
-    head.wait(60)
+def site(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    gcs, dashboard, metrics, mlflow = (free_port() for _ in range(4))
+    aws = {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    environment = {**os.environ, **aws, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}", "RAY_metrics_report_interval_ms": "500"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    for absent in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        environment.pop(absent, None)
+    server = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db"}
+    server |= {"MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/artifacts", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    server |= {"MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{mlflow}"}
+    boto3.client("s3", endpoint_url=s3_endpoint, **_keys(aws)).create_bucket(Bucket=BUCKET)
+    # A folder for each node: nodes that share one unpack the uploaded working directory over each other's. Short names,
+    # for sockets lie below.
+    scratch = [tempfile.mkdtemp(prefix="ray-", dir="/tmp") for _ in range(3)]
+    start = [str(BIN / "ray"), "start", "--block", f"--object-store-memory={80 * 2**20}", "--disable-usage-stats"]
+    head = ["--head", f"--temp-dir={scratch[0]}", "--num-cpus=0", f"--port={gcs}", f"--dashboard-port={dashboard}"]
+    head += [f"--metrics-export-port={metrics}", f"--dashboard-agent-listen-port={free_port()}"]
+    places = [f"http://127.0.0.1:{port}" for port in (dashboard, metrics, mlflow)]
+    site = Site(environment, *places)
+    processes = [started([*start, *head], environment, lambda: answers(f"{site.dashboard}/api/gcs_healthz"))]
+    try:
+        command = [str(BIN / "mlflow"), "server", "--port", str(mlflow), "--workers", "1"]
+        processes.append(started(command, environment | server, lambda: answers(f"{site.mlflow}/health")))
+        for place in scratch[1:]:
+            agent = free_port()
+            worker = [
+                f"--temp-dir={place}",
+                f"--address=127.0.0.1:{gcs}",
+                "--num-cpus=1",
+                f"--dashboard-agent-listen-port={agent}",
+            ]
+            health = f"http://127.0.0.1:{agent}/api/local_raylet_healthz"
+            processes.append(started([*start, *worker], environment, lambda health=health: answers(health)))
+        yield site
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait(60)
+        for place in scratch:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _keys(aws: dict[str, str]) -> dict[str, str]:
+    names = ("aws_access_key_id", "aws_secret_access_key")
+    return {name: aws[name.upper()] for name in names} | {"region_name": aws["AWS_DEFAULT_REGION"]}
 
 
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The quickstart's job on a few images of its own, short."""
+def overrides(site: Site, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The quickstart's job on a few images of its own, short, everything in S3."""
     folder = tmp_path_factory.mktemp("submitted")
-    write_archive(folder / "archive", 48, size_px=64)
-    options = dira_dist.ShardOptions(image_size=None, processes=1)
-    dira_dist.shard(folder / "archive" / "images", folder / "shards", options)
+    write_archive(folder / "archive", 32, size_px=64)
+    shards = site.run("dira-dist", "shard", f"{folder}/archive/images", f"s3://{BUCKET}/shards", "--image-size", "0")
+    assert shards.returncode == 0, shards.stderr
     return [
-        f"data={{train: {folder}/shards, image_size: 32, global_batch: 8, loader_workers: 0}}",
-        "stages=[{objective: di, steps: 1}, {objective: dira, steps: 1}]",
+        f"data={{train: s3://{BUCKET}/shards, image_size: 32, global_batch: 8, loader_workers: 0}}",
+        "model.encoder=tu-test_resnet",
+        "stages=[{objective: di, steps: 2}]",
         "probe=null",
-        f"checkpoint.storage={folder}/runs",
-        "tracking={}",
+        f"checkpoint.storage=s3://{BUCKET}/runs",
     ]
 
 
-def test_ray_job_submit_runs_a_job_file(cluster: str, overrides: list[str], environment: dict[str, str]) -> None:
-    words = [word for override in (*overrides, "name=by-ray") for word in ("--set", override)]
-    command = [BIN / "ray", "job", "submit", "--address", cluster, "--working-dir", ".", "--", JOB, *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+def named(name: str, overrides: list[str]) -> list[str]:
+    own = [f"name={name}", f"tracking={{experiment: ways-in, register_as: {name}}}"]
+    return [word for override in (*overrides, *own) for word in ("--set", override)]
+
+
+def assert_registered(site: Site, name: str) -> None:
+    """The job ended in the registry, its files in S3 behind the tracking server."""
+    client = MlflowClient(site.mlflow)
+    (version,) = client.search_model_versions(f"name='{name}'")
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+    names = [each.path for each in client.list_artifacts(version.run_id)]
+    assert names
+    s3 = boto3.client("s3", endpoint_url=site.environment["AWS_ENDPOINT_URL"], **_keys(site.environment))
+    assert s3.list_objects_v2(Bucket=BUCKET, Prefix="artifacts/")["KeyCount"] > 0
+    assert s3.list_objects_v2(Bucket=BUCKET, Prefix=f"runs/{name}/")["KeyCount"] > 0
+
+
+def test_ray_job_submit_uploads_the_working_directory(site: Site, overrides: list[str]) -> None:
+    done = site.ray("--working-dir", ".", "--", JOB, *named("by-ray", overrides))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "by-ray: finished, 2 steps" in done.stdout
+    assert_registered(site, "by-ray")
 
 
-def test_our_submit_hands_over_variables_and_follows_the_log(
-    cluster: str, overrides: list[str], environment: dict[str, str]
-) -> None:
-    words = [word for override in (*overrides, "name=${env:SOME_SETTING}") for word in ("--set", override)]
-    command = [BIN / "dira-dist", "submit", JOB, "--address", cluster, "--env", "SOME_SETTING", *words]
-    environment = {**environment, "SOME_SETTING": "by-us"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+def test_ray_job_submit_finds_the_file_on_the_cluster(site: Site, overrides: list[str]) -> None:
+    done = site.ray("--", JOB, *named("by-file", overrides))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "by-us: finished, 2 steps" in done.stdout
+    assert "by-file: finished, 2 steps" in done.stdout
+    assert_registered(site, "by-file")
 
 
-def test_a_failing_job_fails_the_submission(cluster: str, overrides: list[str], environment: dict[str, str]) -> None:
-    # valid where it is submitted, refused where it runs: there is no such set
-    words = [word for override in (*overrides, "data.train=absent") for word in ("--set", override)]
-    command = [BIN / "dira-dist", "submit", JOB, "--address", cluster, *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+def test_our_submit_hands_over_variables_and_looks_after_the_job(site: Site, overrides: list[str]) -> None:
+    taken = site.dira("submit", JOB, "--no-wait", "--env", "WAY", *named("${env:WAY}", overrides), WAY="by-us")
+    assert taken.returncode == 0, taken.stderr
+    assert "finished" not in taken.stdout
+    job_id = taken.stderr.rpartition("submitted as ")[2].strip()
+    followed = site.dira("logs", job_id, "--follow")
+    assert followed.returncode == 0, followed.stdout[-3000:]
+    assert "by-us: finished, 2 steps" in followed.stdout
+    assert followed.stdout.count("by-us: finished") == 1  # nothing is shown twice
+    assert site.dira("logs", job_id).stdout == followed.stdout
+    (line,) = site.dira("status", job_id).stdout.splitlines()
+    assert line.split()[:2] == [job_id, "SUCCEEDED"]
+    assert line in site.dira("status").stdout.splitlines()
+    assert "had ended already" in site.dira("stop", job_id).stdout
+    assert_registered(site, "by-us")
+
+
+def test_a_stopped_job_fails_whoever_follows_it(site: Site, overrides: list[str]) -> None:
+    endless = [*overrides, "stages=[{objective: di, steps: 9999}]"]
+    taken = site.dira("submit", JOB, "--no-wait", *named("stopped", endless))
+    job_id = taken.stderr.rpartition("submitted as ")[2].strip()
+    assert "stopping" in site.dira("stop", job_id).stdout
+    assert site.dira("logs", job_id, "--follow").returncode == 1
+    assert site.dira("status", job_id).stdout.split()[1] == "STOPPED"
+
+
+def test_a_job_that_the_cluster_cannot_hold_fails_at_once(site: Site, overrides: list[str]) -> None:
+    """Valid where it is submitted, refused where it runs, and the submission ends as the job does."""
+    larger = [*overrides, "data.global_batch=64", "resources.workers=[4, 8]"]
+    done = site.dira("submit", JOB, *named("too-large", larger))
     assert done.returncode == 1
-    assert "data.train: no shard set can be read at" in done.stdout
+    assert "4 workers with 1 CPUs and 0 GPUs each are asked for, and this cluster holds 2 of them" in done.stdout
 
 
-def test_invalid_jobs_and_lost_addresses_are_refused_here(cluster: str) -> None:
+PROBE = """
+import time
+import ray
+from dira_dist.cluster.capacity import check_capacity
+from dira_dist.cluster.metrics import JobMetrics
+from dira_dist.config import RequestError
+from dira_dist.job import ResourcesConfig
+
+ray.init(log_to_driver=False)
+check_capacity(ResourcesConfig(workers=(2, 64)), 0)
+for changed, gpus in ({"cpus_per_worker": 2}, 0), ({}, 1):
+    try:
+        check_capacity(ResourcesConfig(**changed), gpus)
+    except RequestError as error:
+        print(error)
+metrics = JobMetrics("measured")
+metrics.update({"train/images_per_s": 12.5, "train/loss/restorative": 0.25, "other": 1.0}, step=7)
+metrics.update({"train/bad_samples": 2.0}, step=7)
+metrics.update({"train/bad_samples": 3.0, "train/skipped_steps": 0.0}, step=8)
+metrics.checkpointed(step=6)
+time.sleep(5)
+"""
+
+
+def test_capacity_and_metrics_on_the_cluster(site: Site) -> None:
+    taken = subprocess.Popen(
+        [BIN / "ray", "job", "submit", "--address", site.dashboard, "--", f"python -c {shlex.quote(PROBE)}"],
+        env=site.environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    seen: dict[str, float] = {}
+    while taken.poll() is None:
+        with urllib.request.urlopen(f"{site.metrics}/metrics", timeout=10) as page:
+            lines = [line for line in page.read().decode().splitlines() if 'job="measured"' in line]
+        seen |= {line.partition("{")[0]: float(line.split()[-1]) for line in lines}
+        time.sleep(0.5)
+    assert taken.stdout is not None
+    said = taken.stdout.read()
+    assert "1 workers with 2 CPUs and 0 GPUs each are asked for, and this cluster holds 0 of them" in said
+    assert "1 workers with 1 CPUs and 1 GPUs each are asked for, and this cluster holds 0 of them" in said
+    assert seen["ray_dira_images_per_second"] == 12.5
+    assert seen["ray_dira_loss"] == 0.25
+    assert seen["ray_dira_bad_samples_total"] == 5.0
+    assert seen["ray_dira_step"] == 8.0
+    assert seen["ray_dira_checkpoint_step"] == 6.0
+    assert abs(seen["ray_dira_checkpoint_timestamp_seconds"] - time.time()) < 600
+    assert "ray_dira_skipped_steps_total" not in seen
+
+
+def test_a_wrong_token_or_none_is_named_as_such(site: Site) -> None:
+    for changed in ({"RAY_AUTH_TOKEN": secrets.token_hex(32)}, {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}):
+        refused = site.dira("submit", JOB, **changed)
+        assert refused.returncode == 2, refused.stderr
+        assert f"the Ray cluster at {site.dashboard} refuses the token" in refused.stderr
+        assert site.environment["RAY_AUTH_TOKEN"] not in refused.stderr
+
+
+def test_invalid_jobs_and_lost_addresses_are_refused_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(RequestError, match="did you mean 'seed'"):
-        submit(ROOT / JOB, ["sead=1"], address=cluster, working_dir=ROOT)
+        dira_dist.submit(ROOT / JOB, ["sead=1"], address=lost, working_dir=ROOT)
     with pytest.raises(RequestError, match="NOT_SET_ANYWHERE"):
-        submit(ROOT / JOB, address=cluster, env=["NOT_SET_ANYWHERE"], working_dir=ROOT)
+        dira_dist.submit(ROOT / JOB, address=lost, env=["NOT_SET_ANYWHERE"], working_dir=ROOT)
     with pytest.raises(RequestError, match="not inside"):
-        submit(ROOT / JOB, address=cluster, working_dir=ROOT / "docs")
-    with pytest.raises(RequestError, match="no Ray cluster takes jobs at"):
-        submit(ROOT / JOB, address=f"http://127.0.0.1:{free_port()}", working_dir=ROOT)
+        dira_dist.submit(ROOT / JOB, address=lost, working_dir=ROOT / "docs")
+    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")  # what is said on the command line wins
+    for ask in (
+        lambda: dira_dist.submit(ROOT / JOB, address=lost, working_dir=ROOT),
+        lambda: dira_dist.submission("x", address=lost),
+        lambda: dira_dist.submissions(address=lost),
+    ):
+        with pytest.raises(RequestError, match=f"no Ray cluster takes jobs at {lost}: .*refused"):
+            ask()
+    with pytest.raises(RequestError, match="looks like http://host:8265"):
+        dira_dist.submissions(address="http://[nonsense")

@@ -20,7 +20,8 @@ from dira_dist.cluster.kubernetes import DRAIN_TIMEOUT_S, render
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 PLATFORMS = ["base", "overlays/gpu", "overlays/spot", "overlays/kueue", "overlays/smoke"]
-JOBS = ["base/pretrain", "overlays/gpu/pretrain", "overlays/spot/pretrain", "overlays/kueue/pretrain", "base/search"]
+JOBS = ["base/pretrain", "overlays/gpu/pretrain", "overlays/spot/pretrain", "overlays/kueue/pretrain"]
+JOBS += ["base/search", "overlays/gpu/search", "overlays/kueue/search"]
 EVERYTHING = PLATFORMS + JOBS
 KUBERNETES = "1.33"
 OTHER_OPERATORS = {"PodMonitor", "ResourceFlavor", "ClusterQueue", "LocalQueue"}  # their schemas are not here
