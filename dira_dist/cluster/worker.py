@@ -122,10 +122,11 @@ def _open_journal(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.
     context = ray.train.get_context()
     hosts = gather(host_row(context.get_world_rank(), device))
     start, pending = (resumed.position, resumed.pending_metrics) if resumed else (Position(), [])
+    first, measures = context.get_world_rank() == 0, setup.tracking.system_metrics_every_s > 0
     run: TrackingRun | NullRun = NullRun()
-    if setup.run_id and context.get_local_rank() == 0:  # one worker of each node measures its machine
-        run = TrackingRun.attach(setup.tracking, setup.run_id, pending if context.get_world_rank() == 0 else [])
-    if context.get_world_rank() > 0:
+    if setup.run_id and (first or (measures and context.get_local_rank() == 0)):  # each node's first measures it
+        run = TrackingRun.attach(setup.tracking, setup.run_id, pending if first else [])
+    if not first:
         return Silence(setup.loaded, run)
     run.log_table(hosts, f"hosts/step-{start.step}.json")
     store = open_store(setup.loaded.job.run_folder, SHORT_PATIENCE)

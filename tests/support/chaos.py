@@ -49,10 +49,12 @@ class ChaosJob:
         return self.checkpoints.fetch(self.checkpoints.names()[-1])
 
     def history(self, metric: str) -> list[tuple[int, float]]:
-        """Steps and values from the one MLflow run there must be."""
+        """Steps and values from the job's one MLflow run; nothing before there is one."""
         client = MlflowClient(f"sqlite:///{self.folder}/{self.name}.db")
-        (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
-        return sorted((each.step, each.value) for each in client.get_metric_history(run.info.run_id, metric))
+        runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+        assert len(runs) <= 1
+        found = [each for run in runs for each in client.get_metric_history(run.info.run_id, metric)]
+        return sorted((each.step, each.value) for each in found)
 
     def has_reached(self, step: int) -> bool:
         """Whether a checkpoint of this step or a later one is finished."""
