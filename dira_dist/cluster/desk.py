@@ -1,11 +1,9 @@
 """Where all that happens in a search comes together: its record, its parent run in MLflow, what is to be tried next."""
 
-import contextlib
-import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -188,12 +186,6 @@ class Desk:
 
     def address(self, file: str) -> str:
         return self._store.join(file)
-
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[str]:
-        """A folder for what Tune writes; nothing of it is needed again."""
-        with tempfile.TemporaryDirectory(prefix="dira-tune-", ignore_cleanup_errors=True) as folder:
-            yield folder
 
     def _trial(self, name: str) -> Trial:
         return next(trial for trial in self.trials if trial.name == name)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -263,14 +264,14 @@ class _Earlier:
 def _tune(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None:
     """Have Ray Tune run what lies on the desk.
 
-    Tune's own folder holds nothing that is needed again: the search's record is the desk's.
+    What Tune writes by itself is not needed again: the search's record is the desk's.
     """
     if not desk.to_run:
         return
     resources = desk.plan.loaded.job.resources
     here = {f"node:{ray.util.get_node_ip_address()}": TRIAL_SHARE}
     trainable = tune.with_resources(tune.with_parameters(TrialDriver, setup=_setup(desk)), here)
-    with _tune_settings(), desk.scratch() as folder:
+    with _tune_settings(), tempfile.TemporaryDirectory(prefix="dira-tune-", ignore_cleanup_errors=True) as folder:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
