@@ -64,14 +64,16 @@ class SearchPlan:
     def trial(self, name: str, params: Mapping[str, Any], seed: int | None = None) -> LoadedJob:
         """A trial as a pretraining job: judged at the rungs, registered nowhere.
 
+        A repetition with another seed is stopped by nothing, and judged as often as the base says.
+
         Raises:
             RequestError: if its values together make no valid job.
         """
         values: dict[str, Any] = dict(params) | {"tracking.register_as": None}
-        if self.rungs is not None:
-            values["evaluation.every_steps"] = self.rungs.judge_every_steps
         if seed is not None:
             values["seed"] = seed
+        elif self.rungs is not None:
+            values["evaluation.every_steps"] = self.rungs.judge_every_steps
         return self.loaded.trial(name, values)
 
     def winner(self, params: Mapping[str, Any]) -> LoadedJob:

@@ -124,8 +124,10 @@ def test_trials_are_judged_at_the_rungs_and_registered_nowhere(folder: Path) -> 
     found = plan(folder, tracking={"register_as": "dira"})
     assert found.rungs is not None
     assert (found.rungs.steps, found.rungs.judge_every_steps) == ((10, 30), 10)
-    trial = found.trial("s-001", {"loss_weights.restorative": 2.0}, seed=4).job
-    assert (trial.evaluation.every_steps, trial.tracking.register_as, trial.seed) == (10, None, 4)
+    trial = found.trial("s-001", {"loss_weights.restorative": 2.0}).job
+    assert (trial.evaluation.every_steps, trial.tracking.register_as, trial.seed) == (10, None, 0)
+    repeated = found.trial("s-001-seed4", {"loss_weights.restorative": 2.0}, seed=4).job
+    assert (repeated.evaluation.every_steps, repeated.tracking.register_as, repeated.seed) == (None, None, 4)
     winner = found.winner({"loss_weights.restorative": 2.0})
     assert (winner.job.name, winner.job.tracking.register_as, winner.job.evaluation.every_steps) == (
         "s-best",
