@@ -28,7 +28,7 @@ from dira_dist.search.ledger import Trial, read_search
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.trials import plan_search
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 STEPS, GRACE, EVERY = 120, 40, 20
 # Weights so small that restoration learns nothing: behind the published ones at every rung.
