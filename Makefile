@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CHECKOV := 3.3.30
 TEST_PROCESSES ?= 2
 
 .PHONY: quickstart test lint install clean image-test lint-k8s
@@ -17,6 +18,13 @@ lint: install  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile docker/mlflow.Dockerfile
+
+lint-k8s: install  ## checkov over images and rendered manifests, in an environment of its own, for its pins clash with ours
+	$(PYTHON) -m venv $(VENV)/checkov
+	$(VENV)/checkov/bin/pip install --quiet --disable-pip-version-check checkov==$(CHECKOV)
+	rm -rf $(VENV)/rendered && mkdir $(VENV)/rendered && cp docker/Dockerfile docker/mlflow.Dockerfile $(VENV)/rendered
+	$(BIN)/python k8s/lint.py $(VENV)/rendered
+	$(VENV)/checkov/bin/checkov --directory $(VENV)/rendered --config-file k8s/checkov.yaml
 
 image-test:  ## the images really built and used, as root with buildah and debootstrap; half an hour, outside the CI
 	docker/image-test.sh

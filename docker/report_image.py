@@ -16,7 +16,9 @@ diffs = image["OCIv1"]["rootfs"]["diff_ids"]
 assert len(made) == len(diffs)
 print(f"{name}: {len(diffs)} layers, {sum(sizes[diff] for diff in diffs) / 1e9:.2f} GB uncompressed")
 for step, diff in zip(made, diffs, strict=True):
-    words = [word for word in step.split() if not word.startswith(("--mount=", "/bin/", "|", "#(nop)")) and word != "-c"]
+    words = [
+        word for word in step.split() if not word.startswith(("--mount=", "/bin/", "|", "#(nop)")) and word != "-c"
+    ]
     print(f"  {sizes[diff] / 1e6:9.1f} MB  {' '.join(words)[:90]}")
 
 user = config.get("User", "")

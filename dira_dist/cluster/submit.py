@@ -173,8 +173,8 @@ def _talking_to(address: str | None) -> Iterator[JobSubmissionClient]:
 
 def _check_answers(address: str) -> None:
     """Fail in seconds where Ray would wait for minutes: at an address where nobody is."""
-    location = urlsplit(address if "://" in address else f"http://{address}")
     try:
+        location = urlsplit(address if "://" in address else f"http://{address}")
         port = location.port or {"http": 80, "https": 443, "ray": 10001}.get(location.scheme, 8265)
         socket.create_connection((location.hostname or "", port), timeout=_CONNECT_S).close()
     except (OSError, ValueError) as error:

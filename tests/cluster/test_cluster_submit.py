@@ -73,12 +73,15 @@ class Site:
 
 
 def started(command: list[str], environment: dict[str, str], ready: Callable[[], bool]) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None, f"{command} ended with {process.returncode}"
-        assert time.monotonic() < deadline, f"{command} is not ready"
-        time.sleep(0.2)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 180
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.terminate()
+                log.seek(0)
+                pytest.fail(f"{command}: {log.read()[-3000:].decode()}")
+            time.sleep(0.2)
     return process
 
 
@@ -101,6 +104,7 @@ def site(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     }
     environment = {**os.environ, **aws, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}", "RAY_metrics_report_interval_ms": "500"}
+    environment |= {"RAY_raylet_start_wait_time_s": "120"}  # of a machine that does much else
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for absent in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         environment.pop(absent, None)
