@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import ray
@@ -65,28 +67,27 @@ def test_a_run_shrinks_with_lost_nodes_and_grows_with_new_ones(
 ) -> None:
     nodes = [add_node(cluster) for _ in range(4)]
     job = make_job("elastic", workers="[2, 4]", steps=260, every_steps=10)
-    sizes: list[int] = []
-
-    def lose_two() -> None:
+    with ThreadPoolExecutor(1) as aside:  # nodes can be added in the main thread only
+        running = aside.submit(job.run)
+        wait_until(lambda: job.has_reached(20), running)
         for node in nodes[:2]:
             cluster.remove_node(node, allow_graceful=False)
-
-    def shrunk_and_going() -> bool:
-        sizes.append(workers_of(job))
-        return 2 in sizes and job.has_reached(60)
-
-    def add_two() -> None:
+        wait_until(lambda: workers_of(job) == 2 and job.has_reached(60), running)
         for _ in range(2):
             add_node(cluster)
-
-    with when(lambda: job.has_reached(20), lose_two), when(shrunk_and_going, add_two):
-        job.run()
+        running.result()
     job.assert_whole()
     lost, *resized = steps_done_again(job)
     assert 0 <= lost < 20, "a sudden loss costs less than two intervals"
     assert resized and set(resized) == {0}, "a planned resize costs nothing"
     counts = [int(value) for _, value in job.history("train/workers")]
     assert counts[0] == 4 and 2 in counts and counts[-1] == 4, counts
+
+
+def wait_until(condition: Callable[[], bool], running: Future[object]) -> None:
+    while not condition():
+        assert not running.done(), "the run ended before that"
+        time.sleep(0.2)
 
 
 def workers_of(job: ChaosJob) -> int:
