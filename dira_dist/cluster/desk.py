@@ -15,7 +15,7 @@ from dira_dist.cluster.record import read_record
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, StoreError, open_store
 from dira_dist.job import dump_job
-from dira_dist.search.ledger import SearchRecord, Trial, of_search
+from dira_dist.search.ledger import REFUSED, SearchRecord, Trial, of_search
 from dira_dist.search.overview import describe, seconds_left
 from dira_dist.search.pictures import search_pictures
 from dira_dist.search.ranking import Ranking, conclude, ranked
@@ -114,7 +114,7 @@ class Desk:
             try:
                 self.plan.trial(trial.name, trial.params, trial.seed)
             except RequestError as error:
-                self.ended(trial.name, status="failed", reason=f"refused: {error}")
+                self.ended(trial.name, status="failed", reason=f"{REFUSED}{error}")
             else:
                 return trial
         return None

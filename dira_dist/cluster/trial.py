@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import tune
 from rich.console import Console
 
 from dira_dist.cluster.pretrain import pretrain
 from dira_dist.config import JobFailedError, RequestError
-from dira_dist.search.ledger import Status
+from dira_dist.search.ledger import REFUSED, Status
 from dira_dist.trials import SearchPlan
 
 # What trials are compared by: the leading figure, turned so that more is better, at steps that may be rungs.
@@ -58,13 +59,15 @@ class TrialDriver(tune.Trainable):
         os.environ.update(setup.environment)
         os.chdir(setup.folder)
         self._setup, self._trial = setup, config["trial"]
-        self._events: queue.SimpleQueue[_Judged | _Ended] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Judged | _Ended | ray.exceptions.RayError] = queue.SimpleQueue()
         self._total_steps = 0
         threading.Thread(target=self._run, name="trial", daemon=True).start()
 
     def step(self) -> dict[str, Any]:
         """Wait for the next judgement, or for the end."""
         event = self._events.get()
+        if isinstance(event, ray.exceptions.RayError):
+            raise event  # Tune begins this process anew, and the job goes on from its checkpoint
         if isinstance(event, _Ended):
             ended = {"status": event.status, "reason": event.reason, "run_id": event.run_id}
             return {OBJECTIVE: float("nan"), "ended": ended, "done": True}
@@ -77,9 +80,11 @@ class TrialDriver(tune.Trainable):
         try:
             self._events.put(self._train())
         except RequestError as error:
-            self._events.put(_Ended("failed", f"refused: {error}"))
+            self._events.put(_Ended("failed", f"{REFUSED}{error}"))
         except JobFailedError as error:
             self._events.put(_Ended("failed", str(error)))
+        except ray.exceptions.RayError as error:  # an actor beside the workers was lost
+            self._events.put(error)
         except BaseException as error:  # told in the search's table, not lost in a log
             self._events.put(_Ended("failed", f"{type(error).__name__}: {error}"))
 

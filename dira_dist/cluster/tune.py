@@ -30,7 +30,7 @@ from dira_dist.config import JobFailedError, RequestError, flatten
 from dira_dist.data.store import Store, check_reachable, open_store
 from dira_dist.job import LoadedSearch, ResourcesConfig
 from dira_dist.search.fitting import Share, trials_that_fit
-from dira_dist.search.ledger import SearchRecord, Trial, of_search, read_search
+from dira_dist.search.ledger import REFUSED, SearchRecord, Trial, of_search, read_search
 from dira_dist.search.ranking import candidates
 from dira_dist.search.suggestions import Suggestions
 from dira_dist.trials import SearchPlan, plan_search
@@ -198,7 +198,10 @@ def _search(desk: Desk, side_by_side: int) -> None:
     first = [] if known else [Trial(trial_name(plan, 0), 0, dict(plan.published))]
     waiting = first + _left_over(known)
     desk.begin(waiting, plan.loaded.search.trials - len(first) - len(known), suggestions)
-    _tune(desk, _scheduler(plan, known), side_by_side)
+    scheduler = _scheduler(plan, known)
+    _tune(desk, scheduler, side_by_side)
+    desk.begin(_worth_another_try(of_search(desk.trials)), suggestions=suggestions)
+    _tune(desk, scheduler, side_by_side)
 
 
 def _confirm(desk: Desk, side_by_side: int) -> None:
@@ -213,6 +216,13 @@ def _confirm(desk: Desk, side_by_side: int) -> None:
     known = {trial.name: trial for trial in desk.trials}
     desk.begin(_left_over(known.get(trial.name, trial) for trial in wanted))
     _tune(desk, FIFOScheduler(), side_by_side)
+    desk.begin(_worth_another_try(trial for trial in desk.trials if trial.seed is not None))
+    _tune(desk, FIFOScheduler(), side_by_side)
+
+
+def _worth_another_try(trials: Iterable[Trial]) -> list[Trial]:
+    """Failed trials, but for those that were refused: a machine may have been short of something for a while."""
+    return [trial for trial in trials if trial.status == "failed" and not trial.reason.startswith(REFUSED)]
 
 
 def _left_over(trials: Iterable[Trial]) -> list[Trial]:

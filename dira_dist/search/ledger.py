@@ -9,6 +9,7 @@ from dira_dist.data.store import Store
 
 FILE_NAME = "search.json"
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
+REFUSED = "refused: "  # how the reason begins of a trial whose values make no valid job
 SETTLED: tuple[Status, ...] = ("finished", "stopped")
 
 
