@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from dira_dist.tracking.config import TrackingConfig
 
-START_WITHIN_S = 90
+START_WITHIN_S = 300
 
 
 class MlflowServer:

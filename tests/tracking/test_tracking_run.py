@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from dira_dist.config import RequestError
+from dira_dist.tracking import provenance
 from dira_dist.tracking.config import TrackingConfig, page_command
 from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.provenance import git_commit, host_row
@@ -310,8 +311,10 @@ def test_a_run_says_what_it_was_made_with(server_config: TrackingConfig, client:
     run.log_table([host_row(0, torch.device("cpu"))], "hosts/step-000000005.json")
     assert run.finish("FINISHED", timeout_s=WAIT_S)
     tags = client.get_run(run.run_id).data.tags
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert tags.get("mlflow.source.git.commit", "") == head.stdout.strip()
+    if (commit := tags.get("mlflow.source.git.commit")) is not None:  # none where the source is no repository
+        subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=Path(__file__).parent, check=True)
+        assert tags["dira.source_changed"] in ("true", "false")
+    assert (commit is None) == (git_commit(Path(provenance.__file__).parent) is None)
     assert tags["version.torch"] == torch.__version__.partition("+")[0]
     assert json.loads(tags["mlflow.loggedArtifacts"]) == [
         {"path": f"hosts/step-{step:09d}.json", "type": "table"} for step in (0, 5)
