@@ -1,7 +1,8 @@
 """Whether the cluster can ever hold a job, asked before anything starts: Ray itself waits, for ever if need be."""
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import ray
 
@@ -13,9 +14,10 @@ Node = tuple[float, int]
 
 
 def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
-    """Refuse a job whose smallest number of workers the cluster cannot hold, even grown to its largest.
+    """Refuse a job whose smallest number of workers the cluster cannot hold.
 
-    What other jobs hold at the moment is not looked at: they end.
+    What other jobs hold at the moment is not looked at: they end. A cluster with an autoscaler is not judged either: Ray
+    does not know how far it grows.
 
     Args:
         resources: the job's.
@@ -24,35 +26,26 @@ def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
     Raises:
         RequestError: with what the cluster has and what the job wants.
     """
-    nodes, grows = _largest_cluster()
-    worker = Share(resources.cpus_per_worker, gpus_per_worker)
-    low = resources.min_workers
-    if trials_that_fit(nodes, [worker] * low, most=1):
+    nodes = [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    worker, low = Share(resources.cpus_per_worker, gpus_per_worker), resources.min_workers
+    if _grows() or trials_that_fit(nodes, [worker] * low, most=1):
         return
     held = trials_that_fit(nodes, [worker], most=low)
-    what = "can grow to" if grows else "has"
     raise RequestError(
         f"resources: {low} workers with {worker.cpus:g} CPUs and {worker.gpus:g} GPUs each are asked for, and this "
-        f"cluster holds {held} of them: it {what} {_described(nodes)}. Lower resources.workers (of [min, max] the min) "
+        f"cluster holds {held} of them: it has {_described(nodes)}. Lower resources.workers (of [min, max] the min) "
         "or what a worker takes, or give the cluster more nodes"
     )
 
 
-def _largest_cluster() -> tuple[list[Node], bool]:
-    """CPUs and GPUs of every node there can be, and whether that is more than there are now."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    groups = _autoscaled_groups()
-    if not groups:
-        return [_node(resources) for resources in alive], False
-    return [_node(resources) for resources, count in groups for _ in range(count)], True
+def _grows() -> bool:
+    """Whether an autoscaler adds nodes, as told on the head, where drivers run.
 
-
-def _autoscaled_groups() -> list[tuple[Mapping[str, float], int]]:
-    """Resources and largest count of each group of nodes that the autoscaler has made known; empty without one."""
-    config: Any = ray._private.state.state.get_cluster_config()
-    if config is None:
-        return []
-    return [(dict(group.resources), group.max_count) for group in config.node_group_configs]
+    KubeRay starts the head of an autoscaled cluster without Ray's own monitor, for its autoscaler runs beside it;
+    ``ray up`` leaves its configuration in the head's home.
+    """
+    by_kuberay = "--no-monitor" in os.environ.get("KUBERAY_GEN_RAY_START_CMD", "")
+    return by_kuberay or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
 
 
 def _node(resources: Mapping[str, float]) -> Node:
