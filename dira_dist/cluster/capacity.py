@@ -16,8 +16,8 @@ Node = tuple[float, int]
 def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
     """Refuse a job whose smallest number of workers the cluster cannot hold.
 
-    What other jobs hold at the moment is not looked at: they end. A cluster with an autoscaler is not judged either: Ray
-    does not know how far it grows.
+    What other jobs hold at the moment is not looked at: they end. A cluster with an autoscaler is not judged either:
+    Ray does not know how far it grows.
 
     Args:
         resources: the job's.
@@ -28,7 +28,7 @@ def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
     """
     nodes = [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     worker, low = Share(resources.cpus_per_worker, gpus_per_worker), resources.min_workers
-    if _grows() or trials_that_fit(nodes, [worker] * low, most=1):
+    if cluster_grows() or trials_that_fit(nodes, [worker] * low, most=1):
         return
     held = trials_that_fit(nodes, [worker], most=low)
     raise RequestError(
@@ -38,7 +38,7 @@ def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
     )
 
 
-def _grows() -> bool:
+def cluster_grows() -> bool:
     """Whether an autoscaler adds nodes, as told on the head, where drivers run.
 
     KubeRay starts the head of an autoscaled cluster without Ray's own monitor, for its autoscaler runs beside it;
