@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from dira_dist.cluster.pretrain import Outcome as Outcome
     from dira_dist.cluster.quickstart import quickstart as quickstart
     from dira_dist.cluster.run import run as run
-    from dira_dist.cluster.submit import describe as describe
-    from dira_dist.cluster.submit import submission as submission
-    from dira_dist.cluster.submit import submissions as submissions
     from dira_dist.cluster.submit import submit as submit
+    from dira_dist.cluster.submitted import describe as describe
+    from dira_dist.cluster.submitted import submission as submission
+    from dira_dist.cluster.submitted import submissions as submissions
     from dira_dist.cluster.tune import SearchOutcome as SearchOutcome
     from dira_dist.config import JobFailedError as JobFailedError
     from dira_dist.config import RequestError as RequestError
@@ -50,7 +50,7 @@ _HOMES = {
     "SearchOutcome": "cluster.tune:SearchOutcome",
     "ShardOptions": "data.ingest:ShardOptions",
     "check": "trials:check",
-    "describe": "cluster.submit:describe",
+    "describe": "cluster.submitted:describe",
     "job_schema": "job:job_schema",
     "load_job": "job:load_job",
     "parse_split": "data.ingest:parse_split",
@@ -60,8 +60,8 @@ _HOMES = {
     "render": "cluster.kubernetes:render",
     "run": "cluster.run:run",
     "shard": "data.ingest:shard",
-    "submission": "cluster.submit:submission",
-    "submissions": "cluster.submit:submissions",
+    "submission": "cluster.submitted:submission",
+    "submissions": "cluster.submitted:submissions",
     "submit": "cluster.submit:submit",
     "verify": "data.shards:verify",
 }

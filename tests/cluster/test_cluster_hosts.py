@@ -77,6 +77,7 @@ def environment(hosts: list[str]) -> Iterator[dict[str, str]]:
         "NO_PROXY": f"{SUBNET}.0/24,{','.join(f'{SUBNET}.{n}' for n in (1, 10, 11, 12))}",
         "GLOO_SOCKET_IFNAME": INTERFACE,
         "NCCL_SOCKET_IFNAME": INTERFACE,
+        "RAY_memory_monitor_refresh_ms": "0",  # what else this machine does is no reason to kill workers
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
