@@ -10,6 +10,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# An MLflow server starts ten processes for jobs that nothing here asks of it, and leaves them behind when it is killed.
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 
 
 @dataclass(frozen=True)
