@@ -44,6 +44,7 @@ class Desk:
         self.plan, self.planned, self.to_run = plan, plan.most_trials, 0
         self._store, self._record, self._console = store, record, console
         self._waiting: deque[Trial] = deque()
+        self._handed_out: set[str] = set()
         self._suggestions: Suggestions | None = None
         self._lock = threading.RLock()
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="search")
@@ -116,8 +117,19 @@ class Desk:
             except RequestError as error:
                 self.ended(trial.name, status="failed", reason=f"{REFUSED}{error}")
             else:
+                self._handed_out.add(trial.name)
                 return trial
         return None
+
+    def take_back(self, reason: str) -> None:
+        """What was handed out and did not end is to be run again."""
+        self._console.print(f"warning: Ray Tune gave up, and is begun again: {reason}", markup=False, highlight=False)
+        lost = [trial for trial in self.trials if trial.name in self._handed_out]
+        self._handed_out.clear()
+        self._waiting.extendleft(reversed(lost))
+        self.to_run += len(lost)
+        for trial in lost:
+            self._change(trial.name, status="waiting")
 
     def _suggested(self) -> Trial:
         assert self._suggestions is not None
@@ -135,6 +147,7 @@ class Desk:
 
     def ended(self, name: str, **how: Any) -> None:
         """A trial came to its end by itself, well or badly."""
+        self._handed_out.discard(name)
         trial = self._change(name, **how)
         if trial.status == "failed":
             self._console.print(f"trial {name}: {trial.reason}", markup=False, highlight=False)
@@ -142,6 +155,7 @@ class Desk:
 
     def stopped(self, name: str) -> None:
         """The scheduler stopped a trial; its process is about to end, and cannot close its own MLflow run."""
+        self._handed_out.discard(name)
         trial = self._trial(name)
         score = self.plan.goal.metrics[0]
         others = [other for other in of_search(self.trials) if any(step == trial.step for step, _ in other.history)]

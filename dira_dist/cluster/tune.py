@@ -1,5 +1,6 @@
 """``kind: tune``: Ray Tune over a pretraining job, each trial a Ray Train run with workers of its own."""
 
+import gc
 import logging
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ from dira_dist.cluster.record import differing_keys, read_record
 from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.cluster.stopping import JobStoppedError
 from dira_dist.cluster.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialSetup
-from dira_dist.config import JobFailedError, RequestError, flatten
+from dira_dist.config import JobFailedError, RequestError, flatten, without_credentials
 from dira_dist.data.store import Store, check_reachable, open_store
 from dira_dist.job import LoadedSearch, ResourcesConfig
 from dira_dist.search.fitting import Share, trials_that_fit
@@ -39,6 +41,7 @@ MAY_GROW = ("trials", "confirm_seeds")
 MAY_CHANGE = ("max_concurrent",)
 # A trial's own process takes nothing that a worker could want, and stays where the driver is.
 TRIAL_SHARE = 0.001
+TRIALS_END_WITHIN_S = 60.0
 _HANDED_ON = re.compile(r"AWS_|MLFLOW_")
 _REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
 
@@ -272,18 +275,32 @@ class _Earlier:
 
 
 def _tune(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None:
-    """Have Ray Tune run what lies on the desk.
+    """Have Ray Tune run what lies on the desk, again where Tune itself gives up.
 
-    What Tune writes by itself is not needed again: the search's record is the desk's.
+    It does when Ray kills one of the trials' processes for want of memory. What it had begun is taken back then, and
+    goes on from its checkpoints.
     """
-    if not desk.to_run:
-        return
-    resources = desk.plan.loaded.job.resources
-    here = {f"node:{ray.util.get_node_ip_address()}": TRIAL_SHARE}
-    trainable = tune.with_resources(tune.with_parameters(TrialDriver, setup=_setup(desk)), here)
+    most, reasons = desk.plan.loaded.job.resources.max_failures, list[str]()
+    while desk.to_run:
+        try:
+            _tune_once(desk, scheduler, side_by_side)
+        except Exception as error:  # Tune wraps what it does not expect in RuntimeError and TuneError
+            reasons.append(without_credentials(f"{type(error).__name__}: {error}").partition("\n")[0])
+        else:
+            return
+        if len(reasons) > most:
+            raise JobFailedError(f"{desk.plan.loaded.job.name} failed: {reasons[-1]}\nthe same command goes on")
+        gc.collect()  # the processes of trials end with their last handle
+        _wait_for_trials_to_end()
+        desk.take_back(reasons[-1])
+
+
+def _tune_once(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None:
+    """What Tune writes by itself is not needed again: the search's record is the desk's."""
+    trainable = tune.with_parameters(TrialDriver, setup=_setup(desk))
     with _tune_settings(), tempfile.TemporaryDirectory(prefix="dira-tune-", ignore_cleanup_errors=True) as folder:
         tuner = tune.Tuner(
-            trainable,
+            tune.with_resources(trainable, {_here(): TRIAL_SHARE}),
             tune_config=tune.TuneConfig(
                 search_alg=_NextTrial(desk),
                 scheduler=scheduler,
@@ -295,15 +312,24 @@ def _tune(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None:
                 name="tune",
                 storage_path=folder,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+                failure_config=tune.FailureConfig(max_failures=desk.plan.loaded.job.resources.max_failures),
                 callbacks=[_Listener(desk)],
                 verbose=0,
             ),
         )
-        try:
-            tuner.fit()
-        except tune.TuneError as error:
-            raise JobFailedError(f"{desk.plan.loaded.job.name} failed: {error}; the same command goes on") from error
+        tuner.fit()
+
+
+def _here() -> str:
+    """Ray's resource of the driver's node, of which there is 1."""
+    return f"node:{ray.util.get_node_ip_address()}"
+
+
+def _wait_for_trials_to_end() -> None:
+    """Two processes must not drive one trial; not for ever, for another search may be at work on this node."""
+    give_up_at_s = time.monotonic() + TRIALS_END_WITHIN_S
+    while ray.available_resources().get(_here(), 0.0) < 1 - TRIAL_SHARE / 2 and time.monotonic() < give_up_at_s:
+        time.sleep(0.5)
 
 
 class _NextTrial(Searcher):
