@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from rich.console import Console
 
+import dira_dist
+from dira_dist.cluster import desk as desk_module
+from dira_dist.cluster import tune
 from dira_dist.cluster.record import RunRecord
 from dira_dist.cluster.trial import OBJECTIVE, RUNG_STEP
 from dira_dist.cluster.tune import _claim, _scheduler
-from dira_dist.config import RequestError
+from dira_dist.config import JobFailedError, RequestError
+from dira_dist.data.phantom import write_archive
 from dira_dist.data.store import Store, open_store
-from dira_dist.job import load_job
-from dira_dist.search.ledger import SearchRecord, Trial
+from dira_dist.job import LoadedSearch, load_job
+from dira_dist.search.ledger import SearchRecord, Trial, read_search
 from dira_dist.search.ranking import Goal
 from dira_dist.search.rungs import Rungs
+from dira_dist.search.suggestions import Suggestions
+from dira_dist.trials import plan_search
 
 SPACE = {"loss_weights.restorative": {"low": 1, "high": 100}}
 
@@ -100,3 +107,64 @@ def test_asha_compares_with_the_trials_of_an_earlier_start() -> None:
 
 def test_without_rungs_nothing_stops() -> None:
     assert isinstance(_scheduler(plan(None), []), FIFOScheduler)
+
+
+class Desk:
+    """As much of a desk as Tune's failures concern."""
+
+    def __init__(self) -> None:
+        self.plan = SimpleNamespace(
+            loaded=load_job({"name": "s", "data": {"train": "a"}, "resources": {"max_failures": 2}})
+        )
+        self.to_run, self.taken_back = 3, list[str]()
+
+    def take_back(self, reason: str) -> None:
+        self.taken_back.append(reason)
+
+
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_tune_is_begun_again_as_often_as_workers_may_fail(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, desk = [RuntimeError("Caught unexpected exception: out of memory\nlong story")] * failures, Desk()
+
+    def once(*_: object) -> None:
+        if left:
+            raise left.pop()
+        desk.to_run = 0
+
+    monkeypatch.setattr(tune, "_tune_once", once)
+    monkeypatch.setattr(tune, "_wait_for_trials_to_end", lambda: None)
+    if failures > 2:
+        with pytest.raises(JobFailedError, match="RuntimeError: Caught unexpected exception: out of memory\n"):
+            tune._tune(desk, FIFOScheduler(), 1)  # type: ignore[arg-type]
+        return
+    tune._tune(desk, FIFOScheduler(), 1)  # type: ignore[arg-type]
+    assert desk.to_run == 0
+    assert desk.taken_back == ["RuntimeError: Caught unexpected exception: out of memory"] * failures
+
+
+def test_what_tune_had_begun_is_handed_out_again(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    write_archive(tmp_path / "archive", 16, size_px=48)
+    dira_dist.shard(tmp_path / "archive" / "images", shards, dira_dist.ShardOptions(image_size=None, processes=1))
+    data = {"train": str(shards), "val": str(shards), "image_size": 32, "global_batch": 8}
+    base = {"data": data, "model": {"encoder": "tu-test_resnet"}, "checkpoint": {"storage": str(tmp_path / "runs")}}
+    loaded = load_job({"kind": "tune", "name": "s", "search": {"space": SPACE, "trials": 3}, "base": base})
+    assert isinstance(loaded, LoadedSearch)
+    found = plan_search(loaded)
+    store = open_store(str(tmp_path / "runs" / "s"))
+    with desk_module.Desk(found, store, SearchRecord(loaded.record, "digest"), Console(quiet=True)) as desk:
+        suggestions = Suggestions(loaded.search, found.space, found.goal.metrics, found.goal.modes)
+        desk.begin([Trial("s-000", 0, dict(found.published))], 2, suggestions)
+        first, second = desk.next_trial(), desk.next_trial()
+        assert first is not None
+        assert second is not None
+        desk.ended(first.name, status="finished", run_id="")
+        desk.started(second.name)
+        desk.take_back("lost")
+        again, third = desk.next_trial(), desk.next_trial()
+        assert again == second
+        assert third is not None
+        assert (third.name, desk.next_trial(), desk.to_run) == ("s-002", None, 0)
+    kept = read_search(store)
+    assert kept is not None
+    assert [trial.status for trial in kept.trials] == ["finished", "waiting", "waiting"]
