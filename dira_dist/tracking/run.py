@@ -5,8 +5,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from dira_dist.tracking.provenance import source_tags
 from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal
 from dira_dist.tracking.system import SystemMonitor
 
-__all__ = ["NullRun", "TrackingConfig", "TrackingRun", "measured_node", "open_run", "page_command"]
+__all__ = ["NullRun", "TrackingConfig", "TrackingRun", "open_run", "page_command"]
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ PARAM_CHARACTERS = 6000
 DIGEST_CHARACTERS = 36
 METRICS_KEPT = 1_000_000
 FILES_KEPT = 500
-LAST_MEASUREMENTS_S = 5.0
 REASON_TAG = "dira.status_reason"
 _FORBIDDEN_IN_NAME = re.compile(r"[^\w\-./ ]", re.ASCII)
 
@@ -57,6 +55,9 @@ class TrackingRun:
     queues, each with a thread, until the server takes them. While it is away they are kept, and delivered in order
     afterwards. A metric carries the time at which it was measured; the server stores an equal (key, step, time, value)
     once, so that a delivery whose answer was lost may be repeated.
+
+    While it is open, the machine it is open on is measured every ``config.system_metrics_every_s`` seconds: attach to
+    the run so once on every node, and elsewhere with 0.
     """
 
     def __init__(self, config: TrackingConfig, run_id: str, *, resumed: bool) -> None:
@@ -74,6 +75,7 @@ class TrackingRun:
             "metrics", self._deliver_metrics, batch=METRICS_PER_BATCH, capacity=METRICS_KEPT, linger_s=1.0
         )
         self._files: Outbox[_Delivery] = Outbox("pictures and files", self._deliver_files, batch=1, capacity=FILES_KEPT)
+        self._monitor = SystemMonitor(self.log_metrics, config.system_metrics_every_s)
 
     @classmethod
     def create(
@@ -105,6 +107,7 @@ class TrackingRun:
         run = cls(config, created.info.run_id, resumed=False)
         run._experiment_id = experiment
         run.log_text(without_credentials(json.dumps(params, indent=2, default=str)), "parameters.json")
+        run._monitor.start()
         return run
 
     @classmethod
@@ -132,6 +135,7 @@ class TrackingRun:
         for key, value, step, timestamp_ms in pending:
             run._metrics.put((str(key), float(value), int(step), int(timestamp_ms)))
         run._do("status RUNNING", run._set_running)
+        run._monitor.start()
         return run
 
     @property
@@ -240,6 +244,7 @@ class TrackingRun:
         Returns:
             False when not everything arrived within ``timeout_s``; the threads go on trying while the process lives.
         """
+        self._monitor.stop()
         deadline = time.monotonic() + timeout_s
         arrived = self.flush(timeout_s)
         tags = {REASON_TAG: reason[:5000]} if reason else {}
@@ -348,29 +353,6 @@ def open_run(
     if config.located().uri is None:
         return NullRun()
     return TrackingRun.create(config, name, params, tags)
-
-
-@contextmanager
-def measured_node(config: TrackingConfig, run_id: str) -> Iterator[None]:
-    """Measures this machine for the run's system page while the block runs: use it once on every node.
-
-    The run's status and everything else are left to others; without tracking nothing is measured.
-
-    Args:
-        config: of the job, its address settled.
-        run_id: the run; may be empty.
-    """
-    if not run_id or config.system_metrics_every_s == 0:
-        yield
-        return
-    run = TrackingRun(config.located(), run_id, resumed=True)
-    monitor = SystemMonitor(run.log_metrics, config.system_metrics_every_s)
-    monitor.start()
-    try:
-        yield
-    finally:
-        monitor.stop()
-        run.flush(LAST_MEASUREMENTS_S)
 
 
 def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.history import draw_losses
 from dira_dist.tracking.pictures import LOSSES, judgement_pictures
 from dira_dist.tracking.provenance import git_commit, host_row
-from dira_dist.tracking.run import TrackingRun, measured_node
+from dira_dist.tracking.run import TrackingRun
 from tests.tracking.chromium import Chromium
 from tests.tracking.conftest import MlflowServer
 
@@ -47,8 +47,9 @@ def a_run(config: TrackingConfig) -> TrackingRun:
         run.log_metrics({f"train/loss/{name}": 5 / (step + 10) for name in LOSS_NAMES}, step)
     run.log_table([host_row(0, torch.device("cpu"))], "hosts/step-000000000.json")
     run.log_dataset("train", "ab" * 32, "s3://images/train", "training", {"samples": 400})
-    with measured_node(config.model_copy(update={"system_metrics_every_s": 0.1}), run.run_id):
-        time.sleep(0.5)
+    node = TrackingRun.attach(config.model_copy(update={"system_metrics_every_s": 0.1}), run.run_id)
+    time.sleep(0.5)
+    assert node.finish("FINISHED")
     assert run.flush()
     curves = draw_losses(config, run.run_id, {0: "1-di", 50: "2-dir"})
     assert curves is not None

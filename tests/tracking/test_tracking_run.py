@@ -20,7 +20,7 @@ from dira_dist.tracking import provenance
 from dira_dist.tracking.config import TrackingConfig, page_command
 from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.provenance import git_commit, host_row
-from dira_dist.tracking.run import NullRun, TrackingRun, measured_node, open_run
+from dira_dist.tracking.run import NullRun, TrackingRun, open_run
 from dira_dist.tracking.server import ask
 
 WAIT_S = 60
@@ -288,21 +288,19 @@ def test_datasets_and_checkpoints_are_tied_to_the_run(server_config: TrackingCon
     assert (kept.address, kept.step) == ("s3://bucket/run/step-9", 9)
 
 
-def test_a_node_is_measured_for_the_run_when_asked_for(server_config: TrackingConfig, client: MlflowClient) -> None:
+def test_every_node_is_measured_where_it_is_asked_for(server_config: TrackingConfig, client: MlflowClient) -> None:
     found = {}
     for every_s in (0.0, 0.05):
         config = server_config.model_copy(update={"system_metrics_every_s": every_s})
-        run = TrackingRun.create(config, "job", {})
-        with measured_node(config, run.run_id):
-            if every_s:
-                time.sleep(4 * every_s)
-        found[every_s] = [n for n in client.get_run(run.run_id).data.metrics if n.startswith("system/")]
-        assert run.finish("FINISHED", timeout_s=WAIT_S)
+        driver = TrackingRun.create(server_config, "job", {})
+        node = TrackingRun.attach(config, driver.run_id)
+        while every_s and not node.pending():  # until the first measurement
+            time.sleep(every_s)
+        assert node.finish("FINISHED", timeout_s=WAIT_S)
+        found[every_s] = [n for n in client.get_run(driver.run_id).data.metrics if n.startswith("system/")]
     assert found[0.0] == []
     assert f"system/{socket.gethostname()}/cpu_utilization_percentage" in found[0.05]
     assert f"system/{socket.gethostname()}/network_receive_megabytes" in found[0.05]
-    with measured_node(server_config, ""):  # without tracking nothing is asked
-        pass
 
 
 def test_a_run_says_what_it_was_made_with(server_config: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:

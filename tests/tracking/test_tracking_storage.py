@@ -230,9 +230,38 @@ def test_a_checkpoint_without_a_run_gets_one_when_it_is_registered(tmp_path: Pat
     run = client.get_run(str(client.get_model_version("other", "1").run_id))
     assert (run.info.status, run.data.tags["dira.recorded"]) == ("FINISHED", "afterwards")
     assert run.data.metrics["probe/auroc"] == 0.6
-    pulled = pull("models:/other@best", tmp_path / "weights", format="timm", tracking_uri=uri)
+    seen: list[tuple[int, int]] = []
+    pulled = pull(
+        "models:/other@best",
+        tmp_path / "weights",
+        format="timm",
+        tracking_uri=uri,
+        progress=lambda *at: seen.append(at),
+    )
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] > 1_000_000
     assert json.loads((tmp_path / "runs" / "untracked" / "quality.json").read_text())[0]["step"] == 7
     assert pulled.path.is_file()
+
+
+def test_what_cannot_be_pulled_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    job = a_job("job", str(tmp_path / "runs"))
+    address = stored(checkpoint_of(networks_of(job), job, "", 7), tmp_path / "w", {})
+    cases: dict[str, dict[str, Any]] = {
+        "possible for this encoder: timm, smp": {},
+        "--format 'onnx': allowed are torchvision, timm, smp": {"format": "onnx"},
+        "--in-channels 4: allowed are 1": {"in_channels": 4},
+        "--file-format 'bin': allowed are safetensors, pt": {"file_format": "bin"},
+    }
+    for words, options in cases.items():
+        with pytest.raises(RequestError) as refused:
+            pull(address, tmp_path / "weights", **options)
+        assert words in str(refused.value)
+        assert not list((tmp_path / "weights").glob("*"))
+    state = Path(address) / "state.pt"
+    state.write_bytes(state.read_bytes()[:-1])
+    with pytest.raises(RequestError, match=r"state\.pt is damaged where it is stored"):
+        pull(address, tmp_path / "weights", format="timm")
 
 
 def test_what_cannot_be_registered_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
