@@ -368,3 +368,19 @@ def test_files_are_named_by_kind_and_purpose_and_listed() -> None:
                 if not file.name.startswith("patch."):
                     kinds = [each["kind"].lower() for each in yaml.safe_load_all(file.read_text())]
                     assert file.name.split(".")[0] in kinds
+
+
+def test_submitters_read_one_secret_and_change_no_platform(kustomize: Kustomize) -> None:
+    manifests = kustomize("base")
+    (role,) = (each for each in manifests if each["kind"] == "Role")
+    (cluster,) = (each for each in manifests if each["kind"] == "RayCluster")
+    (binding,) = (each for each in manifests if each["kind"] == "RoleBinding")
+    assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "dira-submitter"}
+    changing = {"create", "update", "patch", "delete", "deletecollection", "*"}
+    for rule in role["rules"]:
+        assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+        if "secrets" in rule["resources"]:  # KubeRay keeps a cluster's token in a Secret of the cluster's name
+            assert (rule["resourceNames"], rule["verbs"]) == ([cluster["metadata"]["name"]], ["get"])
+        if changing & set(rule["verbs"]):
+            changed = {"rayjobs", "configmaps", "poddisruptionbudgets", "pods/portforward"}
+            assert set(rule["resources"]) <= changed
