@@ -58,6 +58,9 @@ class Desk:
         if not self._record.run_id:
             self._run.log_text(dump_job(loaded.record), "job.yaml")
         self._keep(replace(self._record, run_id=self._run.run_id))
+        for trial in self.trials:
+            if trial.status == "running":  # for a driver that is gone
+                self._change(trial.name, status="waiting")
         for trial in self._record.trials:
             if trial.status == "stopped" and not trial.run_id:  # a driver was lost between the two
                 self._aside.submit(self._close_run, trial, trial.reason)

@@ -165,6 +165,9 @@ def test_what_tune_had_begun_is_handed_out_again(tmp_path: Path) -> None:
         assert again == second
         assert third is not None
         assert (third.name, desk.next_trial(), desk.to_run) == ("s-002", None, 0)
+        desk.started(third.name)
     kept = read_search(store)
     assert kept is not None
-    assert [trial.status for trial in kept.trials] == ["finished", "waiting", "waiting"]
+    assert [trial.status for trial in kept.trials] == ["finished", "waiting", "running"]
+    with desk_module.Desk(found, store, kept, Console(quiet=True)) as desk:
+        assert desk.line().startswith("trials: 0 running, 1 done"), "nobody runs what a lost driver had begun"
