@@ -1,6 +1,7 @@
 """A real MLflow server over HTTP on sqlite, and a wire to it that can be cut."""
 
 import os
+import random
 import selectors
 import signal
 import socket
@@ -23,6 +24,15 @@ from dira_dist.tracking.config import TrackingConfig
 START_WITHIN_S = 300
 
 
+def free_port() -> int:
+    """A port below those that connections out of this machine take, so that it is free still when a server starts."""
+    while True:
+        port = random.SystemRandom().randrange(10_240, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class MlflowServer:
     """``mlflow server`` as a process of its own; it can be stopped and started again on the same address and data.
 
@@ -34,9 +44,7 @@ class MlflowServer:
 
     def __init__(self, folder: Path, *options: str, backend: str = "") -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._options = options or ("--artifacts-destination", str(folder / "artifacts"))
         self._backend = backend or f"sqlite:///{folder / 'mlflow.db'}"

@@ -62,11 +62,11 @@ async def look(run: TrackingRun, folder: Path) -> dict[str, str]:
     """What stands on each tab; screenshots are left in the folder."""
     seen = {}
     tabs = {
-        "": "document.body.innerText.includes('Finished') && document.body.innerText",
+        "": "document.body?.innerText?.includes('Finished') && document.body?.innerText",
         "/model-metrics": DRAWN.replace("PICTURES", str(len(PICTURES))).replace("CHARTS", str(len(LOSS_NAMES))),
         "/system-metrics": DRAWN.replace("PICTURES", "0").replace("CHARTS", "5"),
         "/artifacts/hosts/step-000000000.json": (
-            "document.body.innerText.includes('device_name') && document.body.innerText"
+            "document.body?.innerText?.includes('device_name') && document.body?.innerText"
         ),
     }
     profile = folder / "profile"

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.model_files import write_checksums
 from dira_dist.tracking.registry import Metric, register
 from dira_dist.tracking.run import TrackingRun
-from tests.tracking.conftest import MlflowServer, Wire
+from tests.tracking.conftest import MlflowServer, Wire, free_port
 
 WAIT_S = 60
 # PostgreSQL refuses to run as root.
@@ -36,9 +35,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for place in (folder, folder.parent, folder.parent.parent):  # for the other user to pass
             place.chmod(0o755)
         shutil.chown(folder, **USER)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     data = folder / "data"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     subprocess.run(["initdb", "-D", data, "-U", "mlflow", "-A", "trust", "--no-sync"], check=True, **quiet, **USER)

@@ -209,7 +209,7 @@ def test_artifacts_that_lie_beside_the_server(
         "models:/dira-cxr14@best", tmp_path / "weights", format="timm", file_format="pt", tracking_uri=config.uri
     )
     state = torch.load(pulled.path, weights_only=True)
-    assert torch.equal(state["conv1.weight"], networks.unet.encoder.model.conv1[0].weight)
+    assert torch.equal(state["conv1.0.weight"], networks.unet.encoder.model.conv1[0].weight)
     assert "torch.load" in pulled.loading_lines
     names: dict[str, Any] = {}
     exec(pulled.loading_lines, names)
@@ -217,7 +217,7 @@ def test_artifacts_that_lie_beside_the_server(
 
     folder = s3.address("runs/direct")  # the newest checkpoint of a run's folder
     same = pull(folder, tmp_path / "same", format="timm", file_format="pt")
-    assert torch.equal(torch.load(same.path, weights_only=True)["conv1.weight"], state["conv1.weight"])
+    assert torch.equal(torch.load(same.path, weights_only=True)["conv1.0.weight"], state["conv1.0.weight"])
 
 
 def test_a_checkpoint_without_a_run_gets_one_when_it_is_registered(tmp_path: Path) -> None:
