@@ -54,7 +54,7 @@ def submit(
             runtime_env={
                 "working_dir": str(folder),
                 "excludes": _LEFT_OUT,
-                "env_vars": {name: os.environ[name] for name in env},
+                "env_vars": {STOP_WAIT_VARIABLE: str(STOP_WAIT_S)} | {name: os.environ[name] for name in env},
             },
         )
     return Submission(client, job_id)
