@@ -11,6 +11,8 @@ from dira_dist.cluster.submitted import Submission, talking_to
 from dira_dist.config import RequestError
 from dira_dist.job import load_job
 
+# A stopped job's workers save first; Ray's own patience with its driver is 3 s.
+STOP_WAIT_VARIABLE, STOP_WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 600
 # What a working tree holds that no job needs; Ray uploads everything else, up to its own limit.
 _LEFT_OUT = [".git", ".venv", "**/__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "quickstart", "runs"]
 
