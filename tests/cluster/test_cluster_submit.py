@@ -4,7 +4,6 @@ server and an MLflow server beside them, the servers set up by the same variable
 
 import os
 import secrets
-import shlex
 import shutil
 import socket
 import subprocess
@@ -172,7 +171,7 @@ def overrides(site: Site, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 
 def named(name: str, overrides: list[str]) -> list[str]:
-    own = [f"name={name}", f"tracking={{experiment: ways-in, register_as: {name}}}"]
+    own = [f"name={name}", f"tracking={{experiment: ways-in, register_as: '{name}'}}"]
     return [word for override in (*overrides, *own) for word in ("--set", override)]
 
 
@@ -230,7 +229,7 @@ def test_a_stopped_job_fails_whoever_follows_it(site: Site, overrides: list[str]
 
 def test_a_job_that_the_cluster_cannot_hold_fails_at_once(site: Site, overrides: list[str]) -> None:
     """Valid where it is submitted, refused where it runs, and the submission ends as the job does."""
-    larger = [*overrides, "data.global_batch=64", "resources.workers=[4, 8]"]
+    larger = [*overrides, "data.global_batch=32", "resources.workers=[4, 8]"]
     done = site.dira("submit", JOB, *named("too-large", larger))
     assert done.returncode == 1
     assert "4 workers with 1 CPUs and 0 GPUs each are asked for, and this cluster holds 2 of them" in done.stdout
@@ -263,9 +262,11 @@ time.sleep(5)
 """
 
 
-def test_capacity_and_metrics_on_the_cluster(site: Site) -> None:
+def test_capacity_and_metrics_on_the_cluster(site: Site, tmp_path: Path) -> None:
+    script = tmp_path / "probe.py"
+    script.write_text(PROBE)
     taken = subprocess.Popen(
-        [BIN / "ray", "job", "submit", "--address", site.dashboard, "--", f"python -c {shlex.quote(PROBE)}"],
+        [BIN / "ray", "job", "submit", "--address", site.dashboard, "--", "python", script],
         env=site.environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
