@@ -110,6 +110,7 @@ def site(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     environment = {**os.environ, **aws, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}", "RAY_metrics_report_interval_ms": "500"}
     environment |= {"RAY_memory_monitor_refresh_ms": "0"}  # what else this machine does is no reason to kill workers
+    environment |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for absent in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         environment.pop(absent, None)
