@@ -157,6 +157,15 @@ class PretrainJob(Section):
             changes["model"] = self.model.model_copy(update={"init": absolute_address(self.model.init)})
         return self.model_copy(update=changes)
 
+    def shard_sets(self) -> Iterator[tuple[str, str, str]]:
+        """Name, address and use of every shard set that the job reads."""
+        yield "train", self.data.train, "training"
+        if self.data.val is not None:
+            yield "val", self.data.val, "validation"
+        if self.probe is not None:
+            yield "probe-train", self.probe.train, "probe"
+            yield "probe-val", self.probe.val, "probe"
+
     @property
     def is_judged(self) -> bool:
         """Whether there are images that its networks can be judged on."""

@@ -39,7 +39,12 @@ class Journal:
         self._labelled: dict[str, str] = {}
         self._folder.remove_unfinished()
         self._writer = CheckpointWriter(
-            self._folder, keep=self._job.checkpoint.keep, spared=self._spared, committed=self._committed, warn=self.warn
+            self._folder,
+            keep=self._job.checkpoint.keep,
+            spared=self._spared,
+            committed=self._committed,
+            removed=run.log_removal,
+            warn=self.warn,
         )
 
         if start.step:

@@ -74,7 +74,8 @@ def _judge(job: PretrainJob, checkpoint: Checkpoint) -> Judgement:
 
 
 def _record(run: TrackingRun | NullRun, job: PretrainJob, request: JudgementRequest, judgement: Judgement) -> None:
-    run.log_metrics({name: value for name, value in judgement.metrics.items() if not math.isnan(value)}, request.step)
+    metrics = {name: value for name, value in judgement.metrics.items() if not math.isnan(value)}
+    run.log_checkpoint(CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint), request.step, metrics)
     title = f"{job.name}: {request.label}"
     for name, picture in judgement_pictures(judgement, job.adversarial.loss, title).items():
         run.log_picture(name, picture, request.step)

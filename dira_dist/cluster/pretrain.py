@@ -24,6 +24,7 @@ from dira_dist.cluster.stopping import JobStoppedError, fit_until_stopped
 from dira_dist.cluster.trouble import COLLATERAL_ERRORS, advice_on_memory
 from dira_dist.cluster.worker import WorkerSetup, train_worker
 from dira_dist.config import JobFailedError, RequestError
+from dira_dist.data.shards import read_index
 from dira_dist.data.store import Store, check_reachable, open_store
 from dira_dist.evaluation.record import best, by_label, read_judgements
 from dira_dist.job import LoadedJob, PretrainJob, ResourcesConfig, dump_job
@@ -33,7 +34,7 @@ from dira_dist.tracking.history import draw_losses
 from dira_dist.tracking.pictures import LOSSES
 from dira_dist.tracking.publish import publish
 from dira_dist.tracking.run import NullRun, TrackingRun, open_run
-from dira_dist.training.checkpoints import CheckpointFolder
+from dira_dist.training.checkpoints import CheckpointFolder, step_of
 from dira_dist.training.state import Checkpoint, Manifest
 from dira_dist.version import __version__
 
@@ -155,9 +156,11 @@ def _open_run(session: _Session, run_id: str) -> TrackingRun | NullRun:
     loaded, train = session.loaded, session.facts.train
     own = {"dira.job": session.job.name, "dira.version": __version__}
     run = open_run(session.tracking, session.job.name, loaded.record, {**session.tags, **own}, run_id or None)
-    profile = {"samples": train.samples, "shards": len(train.shards), "bytes": train.bytes}
     if not run_id:
-        run.log_dataset("train", train.digest, session.job.data.train, "training", profile)
+        for name, address, context in session.job.shard_sets():
+            index = train if name == "train" else read_index(address)
+            profile = {"samples": index.samples, "shards": len(index.shards), "bytes": index.bytes}
+            run.log_dataset(name, index.digest, address, context, profile)
         run.log_text(dump_job(loaded.record), "job.yaml")
     return run
 
@@ -250,7 +253,8 @@ def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
         TrackingRun.attach(session.tracking, run.run_id, checkpoint.pending_metrics).flush()
     judgements = read_judgements(session.store)
     best_one = best(judgements, job.checkpoint.best)
-    folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else [])
+    for gone in folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else []):
+        run.log_removal(step_of(gone))
     return Outcome(
         name=job.name,
         run_id=run.run_id,

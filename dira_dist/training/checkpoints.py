@@ -118,12 +118,13 @@ class CheckpointFolder:
             if MANIFEST not in files:
                 self.remove(name)
 
-    def keep(self, newest: int, others: Iterable[str]) -> None:
-        """Remove all finished checkpoints but the newest few and the ``others``."""
-        names, spared = self.names(), set(others)
-        for name in names[:-newest]:
-            if name not in spared:
-                self.remove(name)
+    def keep(self, newest: int, others: Iterable[str]) -> list[str]:
+        """Remove all finished checkpoints but the newest few and the ``others``; the names of the removed."""
+        spared = set(others)
+        removed = [name for name in self.names()[:-newest] if name not in spared]
+        for name in removed:
+            self.remove(name)
+        return removed
 
     def _found(self) -> dict[str, set[str]]:
         """Files by checkpoint, in the order of their steps."""
@@ -142,6 +143,7 @@ class CheckpointWriter:
         keep: newest checkpoints kept.
         spared: names of others that are kept too, asked after each one that is committed.
         committed: called in the thread with name and checkpoint once it is whole in the storage.
+        removed: called in the thread with the step of one that was not to be kept.
         warn: takes a line for a person.
     """
 
@@ -152,10 +154,11 @@ class CheckpointWriter:
         keep: int,
         spared: Callable[[], Iterable[str]] = tuple,
         committed: Callable[[str, Checkpoint], None] = lambda name, checkpoint: None,
+        removed: Callable[[int], None] = lambda step: None,
         warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._folder, self._keep, self._spared = folder, keep, spared
-        self._committed, self._warn = committed, warn
+        self._committed, self._removed, self._warn = committed, removed, warn
         # A step done again after a crash is saved under a name of its own: nothing that is committed is written over.
         self._attempt = secrets.token_hex(3)
         self._state = threading.Condition()
@@ -250,9 +253,15 @@ class CheckpointWriter:
 
     def _retain(self) -> None:
         try:
-            self._folder.keep(self._keep, self._spared())
+            for name in self._folder.keep(self._keep, self._spared()):
+                self._removed(step_of(name))
         except OSError as error:  # the next checkpoint tries again
             self._warn(f"old checkpoints were not removed: {error}")
+
+
+def step_of(name: str) -> int:
+    """The step that a checkpoint of this name was taken at."""
+    return int(name.removeprefix(PREFIX).partition("-")[0])
 
 
 def _delays_s() -> Iterable[float]:
