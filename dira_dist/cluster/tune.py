@@ -24,6 +24,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from dira_dist.cluster.desk import WINNER_FILE, Desk, DeskView, trial_name
+from dira_dist.cluster.orphans import remove_orphaned_groups
 from dira_dist.cluster.record import differing_keys, read_record
 from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.cluster.stopping import JobStoppedError
@@ -42,6 +43,7 @@ MAY_CHANGE = ("max_concurrent",)
 # A trial's own process takes nothing that a worker could want, and stays where the driver is.
 TRIAL_SHARE = 0.001
 TRIALS_END_WITHIN_S = 60.0
+SWEEP_EVERY_S = 2.0
 _HANDED_ON = re.compile(r"AWS_|MLFLOW_")
 _REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
 
@@ -366,7 +368,13 @@ class _Listener(tune.Callback):
     """Takes Tune's events to the desk."""
 
     def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+        self._desk, self._swept_at_s = desk, time.monotonic()
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """What a stopped or lost trial's workers held is given back, or the trials to come would wait for ever."""
+        if time.monotonic() - self._swept_at_s >= SWEEP_EVERY_S:
+            remove_orphaned_groups()
+            self._swept_at_s = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._desk.started(_name(trial))
