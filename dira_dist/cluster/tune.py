@@ -23,6 +23,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 
+from dira_dist.cluster.capacity import cluster_grows
 from dira_dist.cluster.desk import WINNER_FILE, Desk, DeskView, trial_name
 from dira_dist.cluster.orphans import remove_orphaned_groups
 from dira_dist.cluster.record import differing_keys, read_record
@@ -173,8 +174,10 @@ def _side_by_side(plan: SearchPlan) -> int:
     """How many trials run at once.
 
     Raises:
-        RequestError: if the cluster does not hold one, or not as many as asked for.
+        RequestError: if the cluster does not hold one, or not as many as asked for, or grows and nobody said how far.
     """
+    if cluster_grows():
+        return _asked_of_a_growing_cluster(plan)
     resources = plan.loaded.job.resources
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     sizes = [(node.get("CPU", 0.0), int(node.get("GPU", 0))) for node in nodes]
@@ -190,6 +193,17 @@ def _side_by_side(plan: SearchPlan) -> int:
             f"(nodes: {room}); {remedy}"
         )
     return min(asked or fit, plan.most_trials)
+
+
+def _asked_of_a_growing_cluster(plan: SearchPlan) -> int:
+    """An autoscaler makes room for what is asked for, and does not say for how much."""
+    asked = plan.loaded.search.max_concurrent
+    if asked is None:
+        raise RequestError(
+            "search.max_concurrent: left out, and this cluster grows with what is asked of it; say how many trials may "
+            "run at once"
+        )
+    return min(asked, plan.most_trials)
 
 
 def _shares(resources: ResourcesConfig) -> list[Share]:

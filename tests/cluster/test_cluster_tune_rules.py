@@ -171,3 +171,16 @@ def test_what_tune_had_begun_is_handed_out_again(tmp_path: Path) -> None:
     assert [trial.status for trial in kept.trials] == ["finished", "waiting", "running"]
     with desk_module.Desk(found, store, kept, Console(quiet=True)) as desk:
         assert desk.line().startswith("trials: 0 running, 1 done"), "nobody runs what a lost driver had begun"
+
+
+@pytest.mark.parametrize(("asked", "trials", "at_once"), [(3, 20, 3), (30, 20, 20)])
+def test_a_growing_cluster_is_asked_for_what_the_search_says(
+    monkeypatch: pytest.MonkeyPatch, asked: int, trials: int, at_once: int
+) -> None:
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --no-monitor")
+    search = SimpleNamespace(max_concurrent=asked)
+    plan: Any = SimpleNamespace(loaded=SimpleNamespace(search=search), most_trials=trials)
+    assert tune._side_by_side(plan) == at_once
+    search.max_concurrent = None
+    with pytest.raises(RequestError, match=r"search\.max_concurrent: left out, and this cluster grows"):
+        tune._side_by_side(plan)
