@@ -140,7 +140,10 @@ def test_s3_without_credentials(
 
 def test_schema_is_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert dira_dist(monkeypatch, "schema") == 0
-    assert json.loads(capsys.readouterr().out)["properties"]["loss_weights"]
+    schema = json.loads(capsys.readouterr().out)
+    kinds = {kind["$ref"].rpartition("/")[2] for kind in schema["anyOf"]}
+    assert kinds == {"PretrainJob", "TuneJob"}
+    assert "loss_weights" in schema["$defs"]["PretrainJob"]["properties"]
 
 
 def test_wrong_words_are_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from dira_dist.cluster.quickstart import QuickstartReport, quickstart
 from dira_dist.config import RequestError
 from dira_dist.job import load_job
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from dira_dist.config import JobFailedError
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import ray
 from chaos import ChaosJob, when
 from ray.cluster_utils import Cluster
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 OBJECT_STORE_BYTES = 80 * 2**20
 DEADLINE_S = 60

@@ -10,7 +10,7 @@ import pytest
 from chaos import ChaosJob, when
 from flaky_s3 import FlakyS3
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dira_dist.cluster.session import embedded_ray
 from dira_dist.config import JobFailedError
 from dira_dist.job import ResourcesConfig
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module", autouse=True)

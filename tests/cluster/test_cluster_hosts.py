@@ -24,7 +24,7 @@ TAG = f"d{os.getpid() % 100000}"  # of interfaces and namespaces; a name holds 1
 SUBNET = f"10.{77 + os.getpid() % 100}.{os.getpid() // 100 % 200}"
 INTERFACE = "pod0"
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 
 def ip(*words: str) -> None:

@@ -28,7 +28,7 @@ JOB = "jobs/pretrain-quickstart.yaml"
 BIN = Path(sys.executable).parent
 BUCKET = "submitted"
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 
 def free_port() -> int:
