@@ -119,7 +119,11 @@ class CheckpointFolder:
                 self.remove(name)
 
     def keep(self, newest: int, others: Iterable[str]) -> list[str]:
-        """Remove all finished checkpoints but the newest few and the ``others``; the names of the removed."""
+        """Remove all finished checkpoints but the newest few and the ``others``; the names of the removed.
+
+        What an outage left half removed goes too.
+        """
+        self.remove_unfinished()
         spared = set(others)
         removed = [name for name in self.names()[:-newest] if name not in spared]
         for name in removed:

@@ -65,9 +65,13 @@ def test_nothing_whole_is_an_error_and_nothing_at_all_is_none(folder: Checkpoint
     assert CheckpointFolder(LocalStore(str(tmp_path / "new"))).newest_whole(lambda line: None) is None
 
 
-def test_the_newest_and_the_spared_are_kept(folder: CheckpointFolder) -> None:
+def test_the_newest_and_the_spared_are_kept(folder: CheckpointFolder, tmp_path: Path) -> None:
+    half = tmp_path / "run" / "step-000000001-aaaaaa"
+    half.mkdir()
+    (half / "state.pt").write_bytes(b"half removed")
     folder.keep(1, ["step-000000005-aaaaaa"])
     assert [name[5:14] for name in folder.names()] == ["000000005", "000000100"]
+    assert not half.exists()
 
 
 def test_what_is_written_is_what_was_put_not_what_it_became(tmp_path: Path) -> None:
