@@ -66,7 +66,7 @@ def test_a_run_shrinks_with_lost_nodes_and_grows_with_new_ones(
     cluster: Cluster, make_job: Callable[..., ChaosJob]
 ) -> None:
     nodes = [add_node(cluster) for _ in range(4)]
-    job = make_job("elastic", workers="[2, 4]", steps=800, every_steps=10)
+    job = make_job("elastic", workers="[2, 4]", steps=500, every_steps=10)
     with ThreadPoolExecutor(1) as aside:  # nodes can be added in the main thread only
         running = aside.submit(job.run)
         wait_until(lambda: job.has_reached(20), running)
