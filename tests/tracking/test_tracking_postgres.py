@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,12 +29,11 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database() -> Iterator[str]:
     """An empty database; its address."""
-    folder = tmp_path_factory.mktemp("pg")
+    # Not under pytest's own folders: they are closed to the other user, at a depth that pytest-xdist changes.
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
     if USER:
-        for place in (folder, folder.parent, folder.parent.parent):  # for the other user to pass
-            place.chmod(0o755)
         shutil.chown(folder, **USER)
     port = free_port()
     data = folder / "data"
@@ -50,6 +50,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     server.terminate()
     server.wait(timeout=WAIT_S)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
