@@ -126,20 +126,22 @@ class Watch:
     def __init__(self, at_step: int, act: Callable[[], object]) -> None:
         self._at_step, self._act = at_step, act
         self.seen: list[tuple[float, int]] = []
-        self._board: Any = None
         self._acted_s: float | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread()
 
     def follow(self, board: Any) -> Any:
-        self._board = board
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(board,))
+        self._thread.start()
         return board
 
-    def _run(self) -> None:
-        while True:
-            try:
-                step = ray.get(self._board.read.remote(), timeout=10).step
-            except Exception:
-                return
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self, board: Any) -> None:
+        while not self._ended.is_set():
+            step = ray.get(board.read.remote()).step
             if not self.seen or self.seen[-1][1] != step:
                 self.seen.append((time.monotonic(), step))
             if self._acted_s is None and step >= self._at_step:
@@ -169,6 +171,7 @@ def run(folder: Path, name: str, workers: str, act: Callable[[], object], steps:
         dira_dist.run(load_job(job_in(folder, name, steps, workers)))
     finally:
         pretrain_module.new_board = real
+        watch.end()
     return watch.lost()
 
 

@@ -21,8 +21,7 @@ from dira_dist.config import (
 )
 from dira_dist.data.order import choose_lanes
 from dira_dist.data.stream import DataConfig
-from dira_dist.evaluation.judge import EvaluationConfig
-from dira_dist.evaluation.probes import ProbeConfig
+from dira_dist.evaluation.config import EvaluationConfig, ProbeConfig
 from dira_dist.models.unet import UNetConfig, check_image_size
 from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
 from dira_dist.search.config import SearchConfig

@@ -268,11 +268,14 @@ def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
 
 
 def _published(session: _Session, run_id: str, checkpoint: Checkpoint, quality: Mapping[str, dict[str, float]]) -> str:
+    """The address of the newly registered model; none where nothing is to be registered."""
     train, job = session.facts.train, session.job
+    if job.tracking.register_as is None or not run_id:
+        return ""
     data = {"address": job.data.train, "images": train.samples, "digest": train.digest}
     figures = list(quality.values())[-1] if quality else {}
     try:
-        return publish(job.tracking, run_id, checkpoint, figures, data, session.tags)
+        return publish(job.tracking, run_id, checkpoint, figures, data, tags=session.tags).address
     except RequestError as error:
         raise JobFailedError(
             f"{job.name} is trained, but its model was not registered: {error}\n"

@@ -1,36 +1,25 @@
 """``kind: tune``: Ray Tune over a pretraining job, each trial a Ray Train run with workers of its own."""
 
-import gc
-import logging
-import os
-import re
 import signal
 import sys
-import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import ray
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
 from dira_dist.cluster.capacity import cluster_grows
 from dira_dist.cluster.desk import WINNER_FILE, Desk, DeskView, trial_name
-from dira_dist.cluster.orphans import remove_orphaned_groups
 from dira_dist.cluster.record import differing_keys, read_record
 from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.cluster.stopping import JobStoppedError
-from dira_dist.cluster.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialSetup
-from dira_dist.config import JobFailedError, RequestError, flatten, without_credentials
+from dira_dist.cluster.tuner import scheduler_of, work_off
+from dira_dist.config import RequestError, flatten
 from dira_dist.data.store import Store, check_reachable, open_store
 from dira_dist.job import LoadedSearch, ResourcesConfig
 from dira_dist.search.fitting import Share, trials_that_fit
@@ -41,12 +30,6 @@ from dira_dist.trials import SearchPlan, plan_search
 
 MAY_GROW = ("trials", "confirm_seeds")
 MAY_CHANGE = ("max_concurrent",)
-# A trial's own process takes nothing that a worker could want, and stays where the driver is.
-TRIAL_SHARE = 0.001
-TRIALS_END_WITHIN_S = 60.0
-SWEEP_EVERY_S = 2.0
-_HANDED_ON = re.compile(r"AWS_|MLFLOW_")
-_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -104,12 +87,12 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
     located = loaded.job.located()
     check_reachable(located.checkpoint.storage, write=True)
     store = open_store(located.run_folder)
-    record = _claim(store, SearchRecord(loaded.record, plan.facts.train.digest))
+    record = claim_search(store, SearchRecord(loaded.record, plan.facts.train.digest))
     if record.outcome:
         return SearchOutcome(**{**record.outcome, "already_done": True})
     console = console or Console(file=sys.stderr, soft_wrap=True)
     with ray_session(located.resources), _terminated_as_interrupted():
-        side_by_side = _side_by_side(plan)
+        side_by_side = trials_at_once(plan)
         try:
             with Desk(plan, store, record, console) as desk, DeskView(desk, console):
                 _search(desk, side_by_side)
@@ -137,7 +120,7 @@ def _concluded(desk: Desk) -> SearchOutcome:
     return outcome
 
 
-def _claim(store: Store, wanted: SearchRecord) -> SearchRecord:
+def claim_search(store: Store, wanted: SearchRecord) -> SearchRecord:
     """The search this job goes on with. Nothing is written here.
 
     Raises:
@@ -170,7 +153,7 @@ def _claim(store: Store, wanted: SearchRecord) -> SearchRecord:
     return replace(existing, job=here, outcome={} if grew else existing.outcome)
 
 
-def _side_by_side(plan: SearchPlan) -> int:
+def trials_at_once(plan: SearchPlan) -> int:
     """How many trials run at once.
 
     Raises:
@@ -217,10 +200,10 @@ def _search(desk: Desk, side_by_side: int) -> None:
     first = [] if known else [Trial(trial_name(plan, 0), 0, dict(plan.published))]
     waiting = first + _left_over(known)
     desk.begin(waiting, plan.loaded.search.trials - len(first) - len(known), suggestions)
-    scheduler = _scheduler(plan, known)
-    _tune(desk, scheduler, side_by_side)
+    scheduler = scheduler_of(plan, known)
+    work_off(desk, scheduler, side_by_side)
     desk.begin(_worth_another_try(of_search(desk.trials)), suggestions=suggestions)
-    _tune(desk, scheduler, side_by_side)
+    work_off(desk, scheduler, side_by_side)
 
 
 def _confirm(desk: Desk, side_by_side: int) -> None:
@@ -234,9 +217,9 @@ def _confirm(desk: Desk, side_by_side: int) -> None:
     ]
     known = {trial.name: trial for trial in desk.trials}
     desk.begin(_left_over(known.get(trial.name, trial) for trial in wanted))
-    _tune(desk, FIFOScheduler(), side_by_side)
+    work_off(desk, FIFOScheduler(), side_by_side)
     desk.begin(_worth_another_try(trial for trial in desk.trials if trial.seed is not None))
-    _tune(desk, FIFOScheduler(), side_by_side)
+    work_off(desk, FIFOScheduler(), side_by_side)
 
 
 def _worth_another_try(trials: Iterable[Trial]) -> list[Trial]:
@@ -246,203 +229,6 @@ def _worth_another_try(trials: Iterable[Trial]) -> list[Trial]:
 
 def _left_over(trials: Iterable[Trial]) -> list[Trial]:
     return [trial for trial in trials if not trial.settled]
-
-
-def _scheduler(plan: SearchPlan, known: Sequence[Trial]) -> TrialScheduler:
-    """ASHA that knows what the trials of an earlier start showed at its rungs, or none that stops trials."""
-    if plan.rungs is None:
-        return FIFOScheduler()
-    scheduler = _Asha(
-        time_attr=RUNG_STEP,
-        metric=OBJECTIVE,
-        mode="max",
-        max_t=plan.rungs.total_steps,
-        grace_period=plan.rungs.grace_steps,
-        reduction_factor=plan.rungs.factor,
-        stop_last_trials=False,
-    )
-    for trial in known:
-        if trial.settled:
-            earlier = _Earlier(trial.name)
-            scheduler.on_trial_add(None, earlier)
-            for step, metrics in trial.history:
-                if step < plan.rungs.total_steps and (scores := plan.goal.scores(metrics)):
-                    scheduler.on_trial_result(None, earlier, {RUNG_STEP: step, OBJECTIVE: scores[0]})
-    return scheduler
-
-
-class _Asha(ASHAScheduler):
-    """Stops no published weights, though they count at the rungs: a yardstick that was cut off measures nothing."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = str(super().on_trial_result(tune_controller, trial, result))
-        return TrialScheduler.CONTINUE if _is_published(trial) else decision
-
-
-def _is_published(trial: Any) -> bool:
-    return not isinstance(trial, _Earlier) and trial.config["trial"]["number"] == 0
-
-
-@dataclass(frozen=True)
-class _Earlier:
-    """All that a scheduler wants to know of a trial that is over."""
-
-    trial_id: str
-
-
-def _tune(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None:
-    """Have Ray Tune run what lies on the desk, again where Tune itself gives up.
-
-    It does when Ray kills one of the trials' processes for want of memory. What it had begun is taken back then, and
-    goes on from its checkpoints.
-    """
-    most, reasons = desk.plan.loaded.job.resources.max_failures, list[str]()
-    while desk.to_run:
-        try:
-            _tune_once(desk, scheduler, side_by_side)
-        except Exception as error:  # Tune wraps what it does not expect in RuntimeError and TuneError
-            reasons.append(without_credentials(f"{type(error).__name__}: {error}").partition("\n")[0])
-        else:
-            return
-        if len(reasons) > most:
-            raise JobFailedError(f"{desk.plan.loaded.job.name} failed: {reasons[-1]}\nthe same command goes on")
-        gc.collect()  # the processes of trials end with their last handle
-        _wait_for_trials_to_end()
-        desk.take_back(reasons[-1])
-
-
-def _tune_once(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None:
-    """What Tune writes by itself is not needed again: the search's record is the desk's."""
-    trainable = tune.with_parameters(TrialDriver, setup=_setup(desk))
-    with _tune_settings(), tempfile.TemporaryDirectory(prefix="dira-tune-", ignore_cleanup_errors=True) as folder:
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, {_here(): TRIAL_SHARE}),
-            tune_config=tune.TuneConfig(
-                search_alg=_NextTrial(desk),
-                scheduler=scheduler,
-                num_samples=desk.to_run,
-                max_concurrent_trials=side_by_side,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=folder,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=desk.plan.loaded.job.resources.max_failures),
-                callbacks=[_Listener(desk)],
-                verbose=0,
-            ),
-        )
-        tuner.fit()
-
-
-def _here() -> str:
-    """Ray's resource of the driver's node, of which there is 1."""
-    return f"node:{ray.util.get_node_ip_address()}"
-
-
-def _wait_for_trials_to_end() -> None:
-    """Two processes must not drive one trial; not for ever, for another search may be at work on this node."""
-    give_up_at_s = time.monotonic() + TRIALS_END_WITHIN_S
-    while ray.available_resources().get(_here(), 0.0) < 1 - TRIAL_SHARE / 2 and time.monotonic() < give_up_at_s:
-        time.sleep(0.5)
-
-
-class _NextTrial(Searcher):
-    """Hands out what lies on the desk. Nothing is learned here: the desk hears of results first."""
-
-    def __init__(self, desk: Desk) -> None:
-        super().__init__()
-        self._desk = desk
-
-    def suggest(self, trial_id: str) -> Any:
-        trial = self._desk.next_trial()
-        if trial is None:
-            return Searcher.FINISHED
-        return {"trial": {"name": trial.name, "number": trial.number, "params": trial.params, "seed": trial.seed}}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: see :class:`_Listener`."""
-
-    def set_search_properties(self, *properties: Any, **spec: Any) -> bool:
-        return True
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the search's record is the desk's; Tune only wants the file to be there."""
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise AssertionError("a search goes on from its own record")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Listener(tune.Callback):
-    """Takes Tune's events to the desk."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk, self._swept_at_s = desk, time.monotonic()
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """What a stopped or lost trial's workers held is given back, or the trials to come would wait for ever."""
-        if time.monotonic() - self._swept_at_s >= SWEEP_EVERY_S:
-            remove_orphaned_groups()
-            self._swept_at_s = time.monotonic()
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._desk.started(_name(trial))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        if judged := result.get("judged"):
-            self._desk.judged(_name(trial), judged["step"], judged["metrics"])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        ended = (trial.last_result or {}).get("ended")
-        if ended:
-            self._desk.ended(_name(trial), **ended)
-        else:
-            self._desk.stopped(_name(trial))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._desk.ended(_name(trial), status="failed", reason="its driving process was lost too often")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-def _name(trial: Any) -> str:
-    return str(trial.config["trial"]["name"])
-
-
-def _setup(desk: Desk) -> TrialSetup:
-    job = desk.plan.loaded.job
-    tags = {"dira.search": job.name} | ({"mlflow.parentRunId": desk.run_id} if desk.run_id else {})
-    wanted = set(_REFERENCE.findall(str(desk.plan.loaded.base)))
-    environment = {name: value for name, value in os.environ.items() if name in wanted or _HANDED_ON.match(name)}
-    return TrialSetup(desk.plan, tags, str(Path.cwd()), environment)
-
-
-_TUNE_SETTINGS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has it all
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search, not only Tune's loop
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
-
-
-@contextmanager
-def _tune_settings() -> Iterator[None]:
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses its own result files, which nobody needs
-    before = {name: os.environ.get(name) for name in _TUNE_SETTINGS}
-    os.environ.update(_TUNE_SETTINGS)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dira_dist.config import RequestError
+from dira_dist.environment import environment
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def embedded_s3(bucket: str) -> Iterator[str]:
     try:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         direct.open(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT")).close()
-        with _environment(
+        with environment(
             AWS_ENDPOINT_URL=endpoint,
             AWS_ENDPOINT_URL_S3=endpoint,
             AWS_ACCESS_KEY_ID="embedded",
@@ -42,17 +43,3 @@ def embedded_s3(bucket: str) -> Iterator[str]:
             yield endpoint
     finally:
         server.stop()
-
-
-@contextmanager
-def _environment(**settings: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -3,17 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from dira_dist.config import Section
 from dira_dist.data.batch import Batch
 from dira_dist.data.validation import ValidationStream
+from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.features import extract_features, frozen, pooled
-from dira_dist.evaluation.probes import ProbeConfig, class_names, probe_metric_names, probe_metrics
+from dira_dist.evaluation.probes import class_names, probe_metric_names, probe_metrics
 from dira_dist.evaluation.rank import representation_health, view_distances
 from dira_dist.evaluation.restoration import psnr, ssim
 from dira_dist.models.unet import UNet
@@ -23,15 +22,6 @@ BATCH = 64
 PICTURED = 8
 MOST_IMAGES = 2048
 MOST_PROBE_IMAGES = 4096
-
-
-class EvaluationConfig(Section):
-    """When and how checkpoints are judged on ``data.val`` and ``probe``, in a task beside the training."""
-
-    every_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="optimiser steps between two judgements; left out, only before and after each stage"
-    )
-    threads: int = Field(2, ge=1, description="CPU threads of the judging task, beside what resources gives to workers")
 
 
 @dataclass(frozen=True)

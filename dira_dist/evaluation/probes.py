@@ -4,38 +4,23 @@ import importlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from dira_dist.config import RequestError, Section
+from dira_dist.config import RequestError
+from dira_dist.evaluation.config import ProbeConfig
 
 Kind = Literal["binary", "multiclass", "multilabel"]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 SEPARATOR = "|"
 BOOTSTRAP_BLOCK = 2**22
-
-
-class ProbeConfig(Section):
-    """Labelled shard sets on which the frozen encoder is judged."""
-
-    train: str = Field(description="address of the labelled shard set the probes learn from")
-    val: str = Field(description="address of the labelled shard set they are judged on")
-    label: str = Field(description="name of the label; a value like `a|b` or a list means several at once")
-    k: Annotated[int, Field(ge=1)] = Field(20, description="neighbours of the k-NN probe")
-    temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the k-NN votes")
-    label_fractions: tuple[Fraction, ...] = Field(
-        (0.01, 0.1, 0.25, 1.0), description="shares of the labels with which the linear probe is repeated"
-    )
-    bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="resamples for the AUROC's 95 % interval; 0: none")
 
 
 @dataclass(frozen=True)

@@ -38,31 +38,40 @@ def publish(
     checkpoint: Checkpoint,
     quality: Mapping[str, float],
     data: Mapping[str, Any],
+    *,
     tags: Mapping[str, str] | None = None,
-) -> str:
+    patience_s: float = PATIENCE_S,
+) -> Registered:
     """Register the networks of a checkpoint as a new version of ``config.register_as``.
 
     The version holds the newest of each of the run's pictures.
 
     Args:
-        config: of the job, its address settled.
-        run_id: the run that made them; may be empty.
+        config: of the job, its address settled and ``register_as`` given.
+        run_id: the run that made them.
         checkpoint: of a finished run.
-        quality: what its networks were judged to be; may be empty.
-        quality: what the checkpoint's networks were judged to be; by the first figure of
+        quality: what the checkpoint's networks were judged to be, may be empty; by the first figure of
             :data:`dira_dist.evaluation.record.RANKING` in it versions are compared.
         data: what the card says of the training images; ``digest`` becomes a tag.
         tags: more of them, such as the search that a run was a part of.
-
-    Returns:
-        ``models:/name/version``, or an empty string where nothing is to be registered.
+        patience_s: how long a registry that does not answer is waited for.
 
     Raises:
-        RequestError: the registry is away for minutes, or refuses.
+        RequestError: the registry is away for longer, or refuses.
     """
-    if config.register_as is None or not run_id:
-        return ""
-    return _publish(config, run_id, checkpoint, quality, data, tags or {}, PATIENCE_S).address
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_model_folder(
+            Path(scratch) / "model",
+            network_state(checkpoint, "unet"),
+            _facts(str(config.register_as), run_id, checkpoint, data, quality),
+            job=yaml.safe_dump(checkpoint.job, sort_keys=False, allow_unicode=True),
+            discriminator_state=network_state(checkpoint, "discriminator"),
+            pictures=_pictures(config, run_id),
+        )
+        figure = ranked_by(quality)
+        metric = None if figure is None else Metric(figure, quality[figure])
+        own = _tags(checkpoint.job, data) | {key: str(value) for key, value in (tags or {}).items()}
+        return register(config, run_id, folder, metric=metric, tags=own, patience_s=patience_s)
 
 
 def register_model(
@@ -94,7 +103,7 @@ def register_model(
     config = config.model_copy(update={"register_as": register_as, "experiment": job["tracking"]["experiment"]})
     run_id = found.checkpoint.run_id or _run_afterwards(config, found)
     data = {"address": job["data"]["train"]} | _recorded_data(client, uri, run_id)
-    return _publish(config, run_id, found.checkpoint, found.quality, data, {}, patience_s=0)
+    return publish(config, run_id, found.checkpoint, found.quality, data, patience_s=0)
 
 
 def network_state(checkpoint: Checkpoint, network: str) -> dict[str, Tensor]:
@@ -106,30 +115,6 @@ def network_state(checkpoint: Checkpoint, network: str) -> dict[str, Tensor]:
         for name, value in networks.items()
         if name.startswith(prefix) and isinstance(value, Tensor)
     }
-
-
-def _publish(
-    config: TrackingConfig,
-    run_id: str,
-    checkpoint: Checkpoint,
-    quality: Mapping[str, float],
-    data: Mapping[str, Any],
-    tags: Mapping[str, str],
-    patience_s: float,
-) -> Registered:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = write_model_folder(
-            Path(scratch) / "model",
-            network_state(checkpoint, "unet"),
-            _facts(str(config.register_as), run_id, checkpoint, data, quality),
-            job=yaml.safe_dump(checkpoint.job, sort_keys=False, allow_unicode=True),
-            discriminator_state=network_state(checkpoint, "discriminator"),
-            pictures=_pictures(config, run_id),
-        )
-        figure = ranked_by(quality)
-        metric = None if figure is None else Metric(figure, quality[figure])
-        own = _tags(checkpoint.job, data) | {key: str(value) for key, value in tags.items()}
-        return register(config, run_id, folder, metric=metric, tags=own, patience_s=patience_s)
 
 
 def _pictures(config: TrackingConfig, run_id: str) -> dict[str, Any]:

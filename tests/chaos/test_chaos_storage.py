@@ -8,24 +8,15 @@ from collections.abc import Callable, Iterator
 import boto3
 import pytest
 from chaos import ChaosJob, when
-from flaky_s3 import FlakyS3
+from flaky_s3 import FlakyS3, flaky_s3
 
 pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture
-def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
-    server = FlakyS3()
-    for key, value in {
-        "AWS_ENDPOINT_URL": server.endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    boto3.client("s3").create_bucket(Bucket="runs")
-    yield server
-    server.stop()
+def flaky() -> Iterator[FlakyS3]:
+    with flaky_s3("runs") as server:
+        yield server
 
 
 def test_an_outage_of_the_storage_costs_a_warning(

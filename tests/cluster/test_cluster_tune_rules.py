@@ -11,10 +11,11 @@ from rich.console import Console
 
 import dira_dist
 from dira_dist.cluster import desk as desk_module
-from dira_dist.cluster import tune
+from dira_dist.cluster import tuner
 from dira_dist.cluster.record import RunRecord
 from dira_dist.cluster.trial import OBJECTIVE, RUNG_STEP
-from dira_dist.cluster.tune import _claim, _scheduler
+from dira_dist.cluster.tune import claim_search, trials_at_once
+from dira_dist.cluster.tuner import scheduler_of, work_off
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.phantom import write_archive
 from dira_dist.data.store import Store, open_store
@@ -42,14 +43,14 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_the_same_search_is_gone_on_with_and_a_finished_one_told(store: Store, tmp_path: Path) -> None:
-    assert _claim(open_store(str(tmp_path / "new")), wanted()) == wanted()
-    found = _claim(store, wanted("search.max_concurrent=3", "base.resources.cpus_per_worker=2"))
+    assert claim_search(open_store(str(tmp_path / "new")), wanted()) == wanted()
+    found = claim_search(store, wanted("search.max_concurrent=3", "base.resources.cpus_per_worker=2"))
     assert (found.run_id, found.outcome, len(found.trials)) == ("run", {"name": "s"}, 1)
 
 
 @pytest.mark.parametrize("override", ["search.trials=30", "search.confirm_seeds=9"])
 def test_a_finished_search_may_grow(store: Store, override: str) -> None:
-    found = _claim(store, wanted(override))
+    found = claim_search(store, wanted(override))
     assert found.outcome == {}
     assert [trial.status for trial in found.trials] == ["finished"], "what was done is kept"
 
@@ -65,17 +66,17 @@ def test_a_finished_search_may_grow(store: Store, override: str) -> None:
 )
 def test_another_search_of_the_name_is_refused(store: Store, override: str, words: str) -> None:
     with pytest.raises(RequestError, match="another configuration is there already") as caught:
-        _claim(store, wanted(override))
+        claim_search(store, wanted(override))
     assert words in str(caught.value)
 
 
 def test_other_images_and_a_pretraining_of_the_name_are_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="training images"):
-        _claim(store, replace(wanted(), train_digest="other"))
+        claim_search(store, replace(wanted(), train_digest="other"))
     taken = open_store(str(tmp_path / "taken"))
     RunRecord({"name": "s"}, "digest").write(taken)
     with pytest.raises(RequestError, match="a pretraining run of this name is there"):
-        _claim(taken, wanted())
+        claim_search(taken, wanted())
 
 
 def plan(rungs: Rungs | None) -> Any:
@@ -96,17 +97,17 @@ def test_asha_compares_with_the_trials_of_an_earlier_start() -> None:
         for number, loss in enumerate((1.0, 2.0, 3.0))
     ]
     unsettled = Trial("t3", 3, {}, status="running", history=[(10, {"m": 0.0})])
-    scheduler = _scheduler(plan(Rungs(10, 3, 10, 90)), [*earlier, unsettled])
+    scheduler = scheduler_of(plan(Rungs(10, 3, 10, 90)), [*earlier, unsettled])
     assert at(scheduler, 4, 10, -2.5) == TrialScheduler.STOP, "a third goes on"
     assert at(scheduler, 5, 10, -0.9) == TrialScheduler.CONTINUE
     assert at(scheduler, 6, 5, -99.0) == TrialScheduler.CONTINUE, "before the first rung nothing is stopped"
     assert at(scheduler, 0, 10, -99.0) == TrialScheduler.CONTINUE, "the published weights go to the end"
-    alone = _scheduler(plan(Rungs(10, 3, 10, 90)), [])
+    alone = scheduler_of(plan(Rungs(10, 3, 10, 90)), [])
     assert at(alone, 4, 10, -2.5) == TrialScheduler.CONTINUE, "it knew from earlier"
 
 
 def test_without_rungs_nothing_stops() -> None:
-    assert isinstance(_scheduler(plan(None), []), FIFOScheduler)
+    assert isinstance(scheduler_of(plan(None), []), FIFOScheduler)
 
 
 class Desk:
@@ -124,20 +125,21 @@ class Desk:
 
 @pytest.mark.parametrize("failures", [0, 2, 3])
 def test_tune_is_begun_again_as_often_as_workers_may_fail(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    left, desk = [RuntimeError("Caught unexpected exception: out of memory\nlong story")] * failures, Desk()
+    left = [RuntimeError("Caught unexpected exception: out of memory\nlong story")] * failures
+    desk: Any = Desk()
 
     def once(*_: object) -> None:
         if left:
             raise left.pop()
         desk.to_run = 0
 
-    monkeypatch.setattr(tune, "_tune_once", once)
-    monkeypatch.setattr(tune, "_wait_for_trials_to_end", lambda: None)
+    monkeypatch.setattr(tuner, "_tune_once", once)
+    monkeypatch.setattr(tuner, "_wait_for_trials_to_end", lambda: None)
     if failures > 2:
         with pytest.raises(JobFailedError, match="RuntimeError: Caught unexpected exception: out of memory\n"):
-            tune._tune(desk, FIFOScheduler(), 1)  # type: ignore[arg-type]
+            work_off(desk, FIFOScheduler(), 1)
         return
-    tune._tune(desk, FIFOScheduler(), 1)  # type: ignore[arg-type]
+    work_off(desk, FIFOScheduler(), 1)
     assert desk.to_run == 0
     assert desk.taken_back == ["RuntimeError: Caught unexpected exception: out of memory"] * failures
 
@@ -180,7 +182,7 @@ def test_a_growing_cluster_is_asked_for_what_the_search_says(
     monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --no-monitor")
     search = SimpleNamespace(max_concurrent=asked)
     plan: Any = SimpleNamespace(loaded=SimpleNamespace(search=search), most_trials=trials)
-    assert tune._side_by_side(plan) == at_once
+    assert trials_at_once(plan) == at_once
     search.max_concurrent = None
     with pytest.raises(RequestError, match=r"search\.max_concurrent: left out, and this cluster grows"):
-        tune._side_by_side(plan)
+        trials_at_once(plan)

@@ -8,8 +8,8 @@ import torch
 
 from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.phantom import write_archive
+from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.judge import LOWER_IS_BETTER, Judge, reported_metrics
-from dira_dist.evaluation.probes import ProbeConfig
 from dira_dist.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from dira_dist.models.unet import UNet, UNetConfig
 from dira_dist.views import ViewsConfig

@@ -12,8 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dira_dist.config import RequestError
+from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.probes import (
-    ProbeConfig,
     bootstrap_interval,
     encode_labels,
     knn_probe,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,12 @@ AUROC = Goal(("auroc",), ("max",))
 BOTH = Goal(("auroc", "uniformity"), ("max", "min"))
 
 
-def trial(number: int, auroc: float, uniformity: float = 0.0, **changes: object) -> Trial:
+def trial(number: int, auroc: float, uniformity: float = 0.0, **changes: Any) -> Trial:
     history = [(5, {"auroc": 0.99, "uniformity": -9.0}), (9, {"auroc": auroc, "uniformity": uniformity})]
     made = Trial(
         f"t{number}", number, {"loss_weights.restorative": 10.0 * number + 1}, status="finished", history=history
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
 def test_the_last_judgement_ranks_and_only_of_trials_that_were_trained_to_the_end() -> None:

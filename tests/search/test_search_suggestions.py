@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from dira_dist.search.config import Dimension, SearchConfig
-from dira_dist.search.ledger import Trial
+from dira_dist.search.ledger import Status, Trial
 from dira_dist.search.suggestions import Suggestions, distributions
 
 SPACE = {"w": Dimension(low=0.01, high=100)}
@@ -91,15 +91,16 @@ def test_given_values_are_taken_even_outside_the_space() -> None:
 
 def test_stopped_and_failed_trials_are_told_as_what_they_are() -> None:
     source = suggestions()
-    for name, status, history in [
+    ended: list[tuple[str, Status, list[tuple[int, dict[str, float]]]]] = [
         ("a", "finished", [(3, {"m": 0.1}), (9, {"m": 0.9})]),
         ("b", "stopped", [(3, {"m": 0.2})]),
         ("c", "failed", []),
         ("d", "finished", [(9, {})]),
         ("e", "stopped", []),
-    ]:  # fmt: skip
+    ]
+    for name, status, history in ended:
         params = source.ask(name)
-        source.tell(Trial(name, 0, params, status=status, history=history))  # type: ignore[arg-type]
+        source.tell(Trial(name, 0, params, status=status, history=history))
     told = [(trial.state.name, trial.value, trial.intermediate_values) for trial in source._study.trials]
     assert told[0] == ("COMPLETE", 0.9, {})
     assert told[1] == ("PRUNED", 0.2, {3: 0.2})

@@ -2,11 +2,15 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
+
+from dira_dist.environment import environment
 
 
 class FlakyS3:
@@ -37,3 +41,16 @@ class FlakyS3:
     def stop(self) -> None:
         self._server.shutdown()
         self._thread.join()
+
+
+@contextmanager
+def flaky_s3(bucket: str) -> Iterator[FlakyS3]:
+    """One with a bucket, which the environment points every client at while the block runs."""
+    server = FlakyS3()
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    try:
+        with environment(AWS_ENDPOINT_URL=server.endpoint, **credentials):
+            boto3.client("s3").create_bucket(Bucket=bucket)
+            yield server
+    finally:
+        server.stop()

@@ -128,7 +128,7 @@ def test_from_a_restarted_run_to_features_in_bare_environments(
     assert again.finish("FINISHED", timeout_s=WAIT_S)
     assert [metric.step for metric in client.get_metric_history(run.run_id, "train/loss/total")] == [1, 2]
     checkpoint = checkpoint_of(networks_of(job), job, run.run_id, 2)
-    assert publish(config, run.run_id, checkpoint, {"probe/auroc": 0.7}, DATA).endswith("/1")
+    assert publish(config, run.run_id, checkpoint, {"probe/auroc": 0.7}, DATA).version == 1
 
     best_after = []
     for number, (auroc, encoder) in enumerate(((0.6, "tu-test_resnet"), (0.8, "resnet18")), start=2):

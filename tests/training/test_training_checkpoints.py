@@ -2,14 +2,15 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flaky_s3 import FlakyS3
+from flaky_s3 import FlakyS3, flaky_s3
 
-from dira_dist.data.store import LocalStore, open_store
+from dira_dist.data.store import LocalStore, Patience, open_store
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter, copied_to_host
 from dira_dist.training.stages import Position
 from dira_dist.training.state import BrokenCheckpointError, Checkpoint, write_checkpoint
@@ -98,27 +99,20 @@ def test_copies_share_nothing_with_what_they_were_made_of() -> None:
     assert copied["b"] == [1, (2.0, "x")]
 
 
-def test_an_outage_is_borne_and_only_the_newest_is_written_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import boto3
+@pytest.fixture
+def flaky() -> Iterator[FlakyS3]:
+    with flaky_s3("writer") as server:
+        yield server
 
-    from dira_dist.data.store import Patience
 
-    server = FlakyS3()
-    for key, value in {
-        "AWS_ENDPOINT_URL": server.endpoint,
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    boto3.client("s3").create_bucket(Bucket="writer")
+def test_an_outage_is_borne_and_only_the_newest_is_written_after_it(flaky: FlakyS3) -> None:
     folder = CheckpointFolder(open_store("s3://writer/run", Patience(give_up_s=0.2)))
     said: list[str] = []
     done: list[int] = []
     writer = CheckpointWriter(
         folder, keep=3, committed=lambda name, one: done.append(one.position.step), warn=said.append
     )
-    server.failing.set()
+    flaky.failing.set()
     for step in (1, 2, 3):
         began = time.monotonic()
         writer.put(checkpoint(step))
@@ -126,11 +120,10 @@ def test_an_outage_is_borne_and_only_the_newest_is_written_after_it(monkeypatch:
         time.sleep(0.5)
     with pytest.raises(TimeoutError, match="did not take the last checkpoint"):
         writer.drain(0.1)
-    threading.Timer(0.5, server.failing.clear).start()
+    threading.Timer(0.5, flaky.failing.clear).start()
     writer.drain(60)
     assert done == [3]
     assert any("the checkpoint of step 1 is not written yet" in line for line in said)
     assert any("the checkpoint of step 2 was not written" in line for line in said)
     assert any("the storage is back after" in line for line in said)
     writer.close()
-    server.stop()
