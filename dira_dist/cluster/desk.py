@@ -54,10 +54,12 @@ class Desk:
     def __enter__(self) -> "Desk":
         loaded = self.plan.loaded
         tags = {"dira.search": loaded.job.name, "dira.version": __version__}
-        self._run = open_run(self._tracking, loaded.job.name, loaded.record, tags, self._record.run_id or None)
+        name, known = loaded.job.name, self._record.run_id or None
+        self._run = open_run(self._tracking, name, loaded.record, tags, known, folder=self._store.address)
         if not self._record.run_id:
             self._run.log_text(dump_job(loaded.record), "job.yaml")
         self._keep(replace(self._record, run_id=self._run.run_id))
+        self._run.claimed()
         for trial in self.trials:
             if trial.status == "running":  # for a driver that is gone
                 self._change(trial.name, status="waiting")

@@ -139,6 +139,7 @@ def _pretrain(session: _Session, record: RunRecord, console: Console | None) -> 
     try:
         record = replace(record, run_id=run.run_id)
         record.write(session.store)
+        run.claimed()
         _fit(session, run.run_id, console)
         _draw_losses(session, run)
         outcome = _outcome(session, run)
@@ -155,7 +156,8 @@ def _open_run(session: _Session, run_id: str) -> TrackingRun | NullRun:
     """The job's MLflow run on the driver's side."""
     loaded, train = session.loaded, session.facts.train
     own = {"dira.job": session.job.name, "dira.version": __version__}
-    run = open_run(session.tracking, session.job.name, loaded.record, {**session.tags, **own}, run_id or None)
+    tags, folder = {**session.tags, **own}, session.store.address
+    run = open_run(session.tracking, session.job.name, loaded.record, tags, run_id or None, folder=folder)
     if not run_id:
         for name, address, context in session.job.shard_sets():
             index = train if name == "train" else read_index(address)

@@ -32,6 +32,9 @@ class NullRun:
     def log_file(self, source: Path, folder: str = "") -> None:
         """Nothing."""
 
+    def claimed(self) -> None:
+        """Nothing."""
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Nothing."""
 

@@ -24,6 +24,7 @@ from dira_dist.tracking.picture_files import encodings, picture_files, picture_s
 from dira_dist.tracking.provenance import source_tags
 from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal
 from dira_dist.tracking.system import SystemMonitor
+from dira_dist.tracking.unclaimed import CLAIMED_TAG, delete_unclaimed, unclaimed
 
 __all__ = ["NullRun", "TrackingConfig", "TrackingRun", "open_run", "page_command"]
 
@@ -79,7 +80,12 @@ class TrackingRun:
 
     @classmethod
     def create(
-        cls, config: TrackingConfig, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+        cls,
+        config: TrackingConfig,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        folder: str | None = None,
     ) -> "TrackingRun":
         """Begin a new run.
 
@@ -89,6 +95,8 @@ class TrackingRun:
             params: the resolved job, nested as it is, secrets already replaced (:func:`dira_dist.config.recorded`).
                 Flattened into parameters; kept whole in the artifact ``parameters.json``.
             tags: strings to find the run by, beside those of the source: git commit and versions.
+            folder: address of the folder whose record is going to name the run, with :meth:`claimed` told when it does.
+                A run that an earlier driver created for it and did not come to claim is deleted.
 
         Raises:
             RequestError: if the server is away, refuses the credentials or the experiment is deleted. In seconds.
@@ -100,6 +108,9 @@ class TrackingRun:
         try:
             experiment = experiment_id(client, config)
             own = source_tags() | {key: str(value) for key, value in (tags or {}).items()}
+            if folder is not None:
+                delete_unclaimed(client, experiment, without_credentials(folder))
+                own |= unclaimed(without_credentials(folder))
             created = client.create_run(experiment, tags=own, run_name=name)
             _log_params(client, created.info.run_id, params)
         except MlflowException as error:
@@ -197,6 +208,10 @@ class TrackingRun:
             log.warning("file %s is not recorded: %s", source, error)
             return
         self._do(f"file {path}", lambda: self._send_bytes(content, path))
+
+    def claimed(self) -> None:
+        """Say that the run is named in a record, by which the next start finds it."""
+        self.set_tags({CLAIMED_TAG: "yes"})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
@@ -341,7 +356,8 @@ def open_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
     run_id: str | None = None,
-    pending: Iterable[Sequence[Any]] = (),
+    *,
+    folder: str | None = None,
 ) -> TrackingRun | NullRun:
     """The job's run: gone on with where ``run_id`` is known, begun otherwise, and a :class:`NullRun` without address.
 
@@ -349,10 +365,10 @@ def open_run(
         RequestError: see :meth:`TrackingRun.create` and :meth:`TrackingRun.attach`.
     """
     if run_id:
-        return TrackingRun.attach(config, run_id, pending)
+        return TrackingRun.attach(config, run_id)
     if config.located().uri is None:
         return NullRun()
-    return TrackingRun.create(config, name, params, tags)
+    return TrackingRun.create(config, name, params, tags, folder)
 
 
 def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:

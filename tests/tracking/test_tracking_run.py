@@ -343,6 +343,28 @@ def test_a_folder_inside_of_somebody_elses_repository_has_no_commit(tmp_path: Pa
     assert git_commit(package) == (found[0], True)
 
 
+def test_a_run_that_lost_its_driver_before_it_was_named_is_deleted(
+    server_config: TrackingConfig, client: MlflowClient
+) -> None:
+    def created(folder: str, loss: float | None = None, claimed: bool = False) -> str:
+        run = TrackingRun.create(server_config, "job", {}, folder=folder)
+        if loss is not None:
+            run.log_metrics({"loss": loss}, 1)
+        if claimed:
+            run.claimed()
+        assert run.flush(WAIT_S)
+        return run.run_id
+
+    claimed, elsewhere, lost = created("s3://u:p@b/a", claimed=True), created("s3://b/other's"), created("s3://u:p@b/a")
+    with_figures = created("s3://u:p@b/a", loss=1.0)
+    assert client.get_run(lost).info.lifecycle_stage == "deleted"
+    now = open_run(server_config, "job", {}, folder="s3://u:p@b/a")
+    alive = {claimed, elsewhere, with_figures, now.run_id}
+    experiment = client.get_experiment_by_name(server_config.experiment)
+    assert experiment is not None
+    assert {run.info.run_id for run in client.search_runs([experiment.experiment_id])} == alive
+
+
 def test_a_deleted_experiment_is_named(server_config: TrackingConfig, client: MlflowClient) -> None:
     client.delete_experiment(client.create_experiment(server_config.experiment))
     with pytest.raises(RequestError, match=r"is deleted .* restore it"):
