@@ -7,19 +7,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import pytest
 from chaos import ChaosJob
-from mlflow import MlflowClient
 
 from dira_dist.config import JobFailedError
 
 pytestmark = pytest.mark.timeout(1500)
 
+STEPS = 80
+
 
 @contextmanager
-def driver_of(job: ChaosJob, saved_step: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A driver in a process group of its own, once a checkpoint is there; nothing of it is left afterwards."""
+def driver_of(job: ChaosJob, ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver in a process group of its own, once the job is ready; nothing of it is left afterwards."""
     command = [sys.executable, "-m", "dira_dist", "run", str(job.file)]
     log = job.folder / f"{job.name}.log"
     with log.open("ab") as output:
@@ -31,7 +33,7 @@ def driver_of(job: ChaosJob, saved_step: int) -> Iterator[subprocess.Popen[bytes
             stderr=subprocess.STDOUT,
         )
         try:
-            while not job.has_reached(saved_step):
+            while not ready():
                 assert driver.poll() is None, log.read_text()
                 time.sleep(0.1)
             yield driver
@@ -43,21 +45,15 @@ def driver_of(job: ChaosJob, saved_step: int) -> Iterator[subprocess.Popen[bytes
 
 @pytest.fixture(scope="module")
 def unbroken(make_job: Callable[..., ChaosJob]) -> ChaosJob:
-    job = make_job("unbroken")
+    job = make_job("unbroken", steps=STEPS)
     job.run()
     return job
 
 
-def run_of(job: ChaosJob) -> object:
-    client = MlflowClient(f"sqlite:///{job.folder}/{job.name}.db")
-    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    return run
-
-
 def test_a_killed_cluster_and_a_broken_checkpoint(make_job: Callable[..., ChaosJob], unbroken: ChaosJob) -> None:
     """Driver, Ray and workers die at once, and the newest checkpoint is damaged: the one before it serves."""
-    job = make_job("killed")
-    with driver_of(job, saved_step=14):
+    job = make_job("killed", steps=STEPS)
+    with driver_of(job, lambda: job.has_reached(14)):
         pass
     newest = job.checkpoints.names()[-1]
     state = job.folder / "runs" / job.name / newest / "state.pt"
@@ -71,22 +67,25 @@ def test_a_killed_cluster_and_a_broken_checkpoint(make_job: Callable[..., ChaosJ
     assert job.run().already_done
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_saves_says_how_to_go_on_and_loses_nothing(
-    make_job: Callable[..., ChaosJob], unbroken: ChaosJob, number: signal.Signals
+    make_job: Callable[..., ChaosJob], unbroken: ChaosJob
 ) -> None:
-    job = make_job(f"stopped-{number.name}", every_steps=1000)
-    with driver_of(job, saved_step=10) as driver:
-        driver.send_signal(number)
-        assert driver.wait(timeout=120) == 1
-    said = (job.folder / f"{job.name}.log").read_text()
-    assert "was stopped after step" in said and "the same command goes on from the newest" in said, said
-    assert "Traceback" not in said
-    run = run_of(job)
-    assert run.info.status == "KILLED"
-    assert "JobStoppedError" in run.data.tags["dira.status_reason"]
-    stopped_at = int(job.checkpoints.names()[-1].split("-")[1])
-    assert [step for step, _ in job.history("train/loss/total")] == list(range(1, stopped_at + 1))
+    job = make_job("stopped", steps=STEPS, every_steps=1000)
+    stopped_at = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with driver_of(job, partial(job.has_measured, stopped_at + 1)) as driver:
+            driver.send_signal(number)
+            assert driver.wait(timeout=120) == 1
+        log = job.folder / f"{job.name}.log"
+        said = log.read_text()
+        log.unlink()  # the next driver says it again
+        assert "was stopped after step" in said and "the same command goes on from the newest" in said, said
+        assert "Traceback" not in said
+        run = job.mlflow_run()
+        assert run.info.status == "KILLED"
+        assert "JobStoppedError" in run.data.tags["dira.status_reason"]
+        stopped_at = int(job.checkpoints.names()[-1].split("-")[1])
+        assert [step for step, _ in job.history("train/loss/total")] == list(range(1, stopped_at + 1))
     job.run()
     job.assert_whole()
     job.assert_same_end(unbroken, same_saves=False)
@@ -99,7 +98,7 @@ def test_what_a_restart_cannot_mend_ends_the_job_with_its_reason(make_job: Calla
     assert "NonFiniteError" in str(caught.value)
     named = str(caught.value).split("Samples in these steps:")[1]
     assert named.count("step ") >= 6, "the samples of both workers at each of three steps"
-    run = run_of(job)
+    run = job.mlflow_run()
     assert run.info.status == "FAILED"
     assert "not finite" in run.data.tags["dira.status_reason"]
     # one try: a second would have measured the first steps again

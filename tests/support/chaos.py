@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 import dira_dist
 from dira_dist.cluster.pretrain import Outcome
@@ -48,9 +49,19 @@ class ChaosJob:
     def final(self) -> Checkpoint:
         return self.checkpoints.fetch(self.checkpoints.names()[-1])
 
+    @property
+    def database(self) -> str:
+        return f"sqlite:///{self.folder}/{self.name}.db"
+
+    def mlflow_run(self) -> Run:
+        """The job's one run."""
+        client = MlflowClient(self.database)
+        (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+        return run
+
     def history(self, metric: str) -> list[tuple[int, float]]:
         """Steps and values from the job's one MLflow run; nothing before there is one."""
-        client = MlflowClient(f"sqlite:///{self.folder}/{self.name}.db")
+        client = MlflowClient(self.database)
         runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
         assert len(runs) <= 1
         found = [each for run in runs for each in client.get_metric_history(run.info.run_id, metric)]
@@ -59,6 +70,11 @@ class ChaosJob:
     def has_reached(self, step: int) -> bool:
         """Whether a checkpoint of this step or a later one is finished."""
         return any(int(name.split("-")[1]) >= step for name in self.checkpoints.names())
+
+    def has_measured(self, step: int) -> bool:
+        """Whether the losses of this step have arrived in MLflow."""
+        found = self.history("train/loss/total")
+        return bool(found) and found[-1][0] >= step
 
     def assert_whole(self) -> None:
         """Every step is there once, and each saw the very samples of the order."""

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow_server import MlflowServer
 
 from dira_dist.models.unet import UNet, UNetConfig
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.model_files import ModelFacts, write_model_folder
 from dira_dist.tracking.registry import register
 from dira_dist.tracking.run import TrackingRun
-from tests.tracking.conftest import MlflowServer, bare_python
+from tests.tracking.conftest import bare_python
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 LOADER = """

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow_server import MlflowServer
 from PIL import Image
 
 from dira_dist.evaluation.judge import Judgement, LabelledFeatures, PatchScores, Restorations
@@ -18,7 +19,6 @@ from dira_dist.tracking.pictures import LOSSES, judgement_pictures
 from dira_dist.tracking.provenance import git_commit, host_row
 from dira_dist.tracking.run import TrackingRun
 from tests.tracking.chromium import Chromium
-from tests.tracking.conftest import MlflowServer
 
 LOSS_NAMES = ("discriminative", "restorative", "adversarial")
 PICTURES = ("restorations", "discriminator scores", "probe features", "loss curves")

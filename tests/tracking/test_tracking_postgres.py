@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow_server import MlflowServer, Wire, free_port
 from safetensors.torch import save_file
 
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.model_files import write_checksums
 from dira_dist.tracking.registry import Metric, register
 from dira_dist.tracking.run import TrackingRun
-from tests.tracking.conftest import MlflowServer, Wire, free_port
 
 WAIT_S = 60
 # PostgreSQL refuses to run as root.

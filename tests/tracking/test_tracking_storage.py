@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow_server import MlflowServer
 
 from dira_dist.cli import main
 from dira_dist.config import RequestError
@@ -27,7 +28,7 @@ from dira_dist.training.networks import Networks, build_networks
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint, write_checkpoint
 from tests.conftest import S3Server
-from tests.tracking.conftest import MlflowServer, bare_python
+from tests.tracking.conftest import bare_python
 
 SIZE_PX = 32
 WAIT_S = 60

@@ -1,4 +1,4 @@
-"""A storage that is away while a run goes on, and servers that are away when it starts."""
+"""A storage and a tracking server that are away while a run goes on, or when it starts."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ import boto3
 import pytest
 from chaos import ChaosJob, when
 from flaky_s3 import FlakyS3, flaky_s3
+from mlflow_server import MlflowServer, Wire
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -25,8 +26,7 @@ def test_an_outage_of_the_storage_costs_a_warning(
     job = make_job("outage", workers="1", steps=150, every_steps=5, storage="s3://runs/here")
 
     def trained_through_it() -> bool:
-        steps = job.history("train/loss/total") if flaky.failing.is_set() else []
-        return bool(steps) and steps[-1][0] >= 100 and flaky.refused > 10
+        return flaky.failing.is_set() and flaky.refused > 10 and job.has_measured(100)
 
     with when(lambda: job.has_reached(15), flaky.failing.set), when(trained_through_it, flaky.failing.clear):
         job.run()
@@ -39,6 +39,33 @@ def test_an_outage_of_the_storage_costs_a_warning(
     names = job.checkpoints.names()
     assert len(names) == 3
     assert len(list_keys()) == 2 * len(names) + 1, "state and manifest of each, and run.json"
+
+
+def test_an_outage_of_the_tracking_server_delays_figures_and_loses_none(make_job: Callable[..., ChaosJob]) -> None:
+    job = make_job("unrecorded", workers="1", steps=80, every_steps=5)
+    server = MlflowServer(job.folder, backend=job.database).start()
+    wire = Wire(server.port)
+
+    def cut() -> None:
+        wire.connected = False
+
+    def trained_through_it() -> bool:
+        return not wire.connected and wire.refused.is_set() and job.has_reached(40)
+
+    def mend() -> None:
+        assert job.history("train/loss/total")[-1][0] < 40, "what was measured meanwhile waits"
+        wire.connected = True
+
+    try:
+        with when(lambda: job.has_reached(15), cut), when(trained_through_it, mend):
+            job.run(f"tracking.uri={wire.uri}")
+    finally:
+        wire.close()
+        server.stop()
+    job.assert_whole()
+    assert [step for step, _ in job.history("train/loss/total")] == list(range(1, job.steps + 1))
+    assert job.history("train/steps_done_again") == [], "nothing restarted"
+    assert job.mlflow_run().info.status == "FINISHED"
 
 
 def list_keys() -> list[str]:
