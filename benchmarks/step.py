@@ -1,6 +1,7 @@
 """The `dira` step beside a plain statement of the published recipe: images per second and peak memory, as ratios.
 
     python benchmarks/step.py                                # CPU
+    python benchmarks/step.py --only memory --batch 64       # CPU
     python benchmarks/step.py --device cuda --batch 128 --compile
 
 All variants take the same views in turn, one step each per round, so that whatever else the machine does falls on all
@@ -164,9 +165,11 @@ def seconds(step: Step, batch: Views, number: int, setting: Setting) -> float:
     return clock() - began
 
 
-def interleaved(steps: dict[str, Step], batch: Views, setting: Setting) -> dict[str, list[float]]:
+def interleaved(
+    steps: dict[tuple[str, str], Step], batch: Views, setting: Setting
+) -> dict[tuple[str, str], list[float]]:
     """Times of each variant, one step of each per round; two rounds before them are not counted."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in steps}
     for number in range(-2, setting.rounds):
         for name, step in steps.items():
             elapsed = seconds(step, batch, max(number, 0), setting)
@@ -229,7 +232,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=20 if cuda else 5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--no-memory", action="store_true", help="times only")
+    parser.add_argument("--only", choices=("times", "memory"), help="one of the two; both where left out")
     return parser.parse_args()
 
 
@@ -255,8 +258,9 @@ def main() -> None:
     plain = next(iter(settings.values()))
     runs = {("published", "fp32"): plain}
     runs |= {(variant, name): each for name, each in settings.items() for variant in ("project", "checkpointing")}
-    peaks = {} if options.no_memory else {run: peak_bytes(run[0], each) for run, each in runs.items()}
-    times = interleaved({run: build(run[0], each) for run, each in runs.items()}, views(plain), plain)
+    peaks = {} if options.only == "times" else {run: peak_bytes(run[0], each) for run, each in runs.items()}
+    steps = {} if options.only == "memory" else {run: build(run[0], each) for run, each in runs.items()}
+    times = interleaved(steps, views(plain), plain)
     machine = torch.cuda.get_device_name() if plain.device == "cuda" else platform.machine()
     print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} threads, {plain}")
     for run in runs:
@@ -270,15 +274,18 @@ def report(
     batch: int,
 ) -> None:
     """One line: images per second, and ratios to the recipe and, for checkpointing, to the step without it."""
-    reference, middle = ("published", "fp32"), statistics.median(times[run])
-    line = f"{run[0]:13} {run[1]}  {batch / middle:8.2f} images/s  x{statistics.median(times[reference]) / middle:5.2f}"
-    line += f"  spread {min(times[run]) / middle:.2f}-{max(times[run]) / middle:.2f}"
+    reference, whole = ("published", "fp32"), ("project", run[1])
+    line = f"{run[0]:13} {run[1]}"
+    if times:
+        middle = statistics.median(times[run])
+        line += f"  {batch / middle:8.2f} images/s  x{statistics.median(times[reference]) / middle:5.2f}"
+        line += f"  spread {min(times[run]) / middle:.2f}-{max(times[run]) / middle:.2f}"
     if peaks:
         line += f"  peak {peaks[run] / 2**20:8.0f} MiB  x{peaks[run] / peaks[reference]:.2f}"
     if run[0] == "checkpointing":
-        whole = ("project", run[1])
-        line += f"  against project: time x{middle / statistics.median(times[whole]):.2f}"
-        line += f", memory x{peaks[run] / peaks[whole]:.2f}" if peaks else ""
+        line += "  against project:"
+        line += f" time x{middle / statistics.median(times[whole]):.2f}" if times else ""
+        line += f" memory x{peaks[run] / peaks[whole]:.2f}" if peaks else ""
     print(line)
 
 

@@ -30,7 +30,6 @@ class Reading(NamedTuple):
 
     step: int
     figures: dict[str, float]
-    note: str
     warnings: list[str]
 
 
@@ -63,8 +62,9 @@ class Board:
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
         self._step, self._step_since_s = 0, time.monotonic()
+        self._furthest = 0
+        self._without_workers_since_s: float | None = time.monotonic()
         self._figures: dict[str, float] = {}
-        self._note = "starting workers"
         self._warnings: list[str] = []
         self._fatal = ""
         self._wish: Wish = ""
@@ -73,18 +73,15 @@ class Board:
         self._requests: list[JudgementRequest] = []
 
     def post(self, step: int, figures: Mapping[str, float]) -> None:
-        self._step = step
+        self._step, self._furthest = step, max(self._furthest, step)
         self._figures.update(figures)
-
-    def say(self, note: str) -> None:
-        self._note = note
 
     def warn(self, warning: str) -> None:
         self._warnings.append(warning)
 
     def read(self) -> Reading:
         warnings, self._warnings = self._warnings, []
-        return Reading(self._step, dict(self._figures), self._note, warnings)
+        return Reading(self._step, dict(self._figures), warnings)
 
     def give_up(self, reason: str) -> None:
         """The first reason stays: what follows on other workers follows from it."""
@@ -96,10 +93,24 @@ class Board:
     def new_attempt(self) -> None:
         """Workers are about to be started: those of before are gone, and so is the wish that they move."""
         self._workers.clear()
+        self.wait_for_workers()
         self._left_at = None
         self._step_since_s = time.monotonic()
         if self._wish == "move":
             self._wish = ""
+
+    def wait_for_workers(self) -> None:
+        """There is no whole set of workers, from now on until :meth:`workers_are_there`."""
+        if self._without_workers_since_s is None:
+            self._without_workers_since_s = time.monotonic()
+
+    def workers_are_there(self) -> None:
+        self._without_workers_since_s = None
+
+    def without_workers_s(self) -> float:
+        """How long workers have been waited for; 0 while there are some."""
+        since_s = self._without_workers_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def wish(self, wish: Wish) -> None:
         """``move``: save and let Ray Train start workers anew. ``stop``: save and end; it is not taken back."""
@@ -109,11 +120,12 @@ class Board:
     def wished(self) -> Wish:
         return self._wish
 
-    def resumed(self, step: int) -> int:
-        """The workers go on from a checkpoint of this step. How many steps of this session they do again."""
-        again = max(0, self._step - step)
-        if self._step:
-            self._warnings.append(f"the workers started anew and go on from step {step}; steps done again: {again}")
+    def resumed(self, step: int) -> int | None:
+        """The workers go on from a checkpoint of this step. How many steps they do again; none at a driver's start."""
+        if not self._furthest:
+            return None
+        again = max(0, self._furthest - step)
+        self._warnings.append(f"the workers started anew and go on from step {step}; steps done again: {again}")
         return again
 
     def left(self, step: int) -> None:
@@ -126,6 +138,7 @@ class Board:
     def sign(self, rank: int, node: str, phase: str, step: int, phase_s: float) -> Wish:
         """A worker is alive, doing ``phase`` for ``phase_s`` seconds. It hears what is wished."""
         now_s, before = time.monotonic(), self._workers.get(rank)
+        self._furthest = max(self._furthest, step)
         if before is None or before.step != step:
             self._step_since_s = now_s
         self._workers[rank] = SignOfLife(node, phase, step, phase_s, now_s)
@@ -140,8 +153,8 @@ class Board:
         return any(now_s - each.heard_s < SILENT_AFTER_S for each in self._workers.values())
 
     def laggard(self) -> str:
-        """The worker that the others wait for, in words; empty where that cannot be told."""
-        if len(self._workers) < 2:
+        """The worker that the others wait for, or the only one, in words; empty where that cannot be told."""
+        if not self._workers:
             return ""
         now_s = time.monotonic()
 
@@ -152,7 +165,7 @@ class Board:
             return (-silence_s if silence_s > SILENT_AFTER_S else 0.0, each.step, each.phase == "computing")
 
         ranks = sorted(self._workers, key=lag)
-        if lag(ranks[0]) == lag(ranks[1]):
+        if len(ranks) > 1 and lag(ranks[0]) == lag(ranks[1]):
             return ""
         worst = self._workers[ranks[0]]
         silence_s = now_s - worst.heard_s

@@ -11,12 +11,16 @@ import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
     PreemptingState,
+    ReschedulingState,
     ResizingState,
+    RestartingState,
+    RunningState,
     SchedulingState,
     TrainControllerState,
 )
 
-LEAVING_S = 300.0
+# Beyond what the workers themselves wait for the storage.
+_LEAVING_S = 60.0
 _POLL_S = 0.2
 
 
@@ -25,10 +29,11 @@ class ControllerWatch(ControllerCallback):
 
     Args:
         board: handle of the job's board.
+        patience_s: seconds that workers which leave wait for the storage to take their checkpoint.
     """
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, board: Any, patience_s: float) -> None:
+        self._board, self._patience_s = board, patience_s
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
@@ -36,9 +41,13 @@ class ControllerWatch(ControllerCallback):
         """Ask the workers to save and leave when they are to be restarted."""
         if isinstance(current_state, SchedulingState):
             ray.get(self._board.new_attempt.remote())
+        elif isinstance(current_state, RestartingState | ReschedulingState):
+            self._board.wait_for_workers.remote()
+        elif isinstance(current_state, RunningState):
+            self._board.workers_are_there.remote()
         elif isinstance(current_state, ResizingState):
             count = current_state.scaling_decision.num_workers
-            self._board.say.remote(f"the cluster has changed: going on with {count} workers")
+            self._board.warn.remote(f"the cluster has changed: saving, then going on with {count} workers")
             self._let_them_leave()
         elif isinstance(current_state, PreemptingState) and not isinstance(previous_state, PreemptingState):
             self._board.warn.remote("a machine of this run is being taken away; saving, then going on elsewhere")
@@ -47,7 +56,7 @@ class ControllerWatch(ControllerCallback):
     def _let_them_leave(self) -> None:
         """A resize shuts the workers down at once: hold it until they have saved, or cannot."""
         ray.get(self._board.wish.remote("move"))
-        until_s = time.monotonic() + LEAVING_S
+        until_s = time.monotonic() + self._patience_s + _LEAVING_S
         while time.monotonic() < until_s:
             saved, alive = ray.get([self._board.left_at.remote(), self._board.anybody_there.remote()])
             if saved is not None or not alive:

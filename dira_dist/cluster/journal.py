@@ -36,8 +36,8 @@ class Journal:
         self._store, self._run, self._board = store, run, board
         self._folder = CheckpointFolder(store)
         self._metrics = JobMetrics(self._job.name)
-        self._labelled: dict[str, str] = {}
         self._folder.remove_unfinished()
+        self._labelled = self._folder.labelled()
         self._writer = CheckpointWriter(
             self._folder,
             keep=self._job.checkpoint.keep,
@@ -47,8 +47,8 @@ class Journal:
             warn=self.warn,
         )
 
-        if start.step:
-            again = ray.get(board.resumed.remote(start.step))
+        again = ray.get(board.resumed.remote(start.step)) if start.step else None
+        if again is not None:
             run.log_metrics({"train/steps_done_again": again}, start.step)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:

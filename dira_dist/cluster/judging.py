@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +19,13 @@ from dira_dist.job import PretrainJob
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.pictures import judgement_pictures
 from dira_dist.tracking.run import NullRun, TrackingRun
-from dira_dist.training.checkpoints import CheckpointFolder
+from dira_dist.training.checkpoints import CheckpointFolder, step_of
 from dira_dist.training.networks import build_networks
-from dira_dist.training.state import BrokenCheckpointError, Checkpoint
+from dira_dist.training.state import Checkpoint
 
 _POLL_S = 0.25
-_FLUSH_S = 60.0
 _MAX_RETRIES = 2
+_MOST_TRIES = 3
 
 OnJudgement = Callable[[str, int, dict[str, float]], None]
 
@@ -48,17 +48,21 @@ def judge_checkpoint(setup: JudgeSetup, request: JudgementRequest) -> dict[str, 
     """Judge the networks of a checkpoint, and record figures and pictures in the MLflow run.
 
     Returns:
-        Figures by name; or, in words, why there are none: trouble with a probe set ends no training.
+        Figures by name; or, in words, why there never will be any: trouble with a probe set ends no training.
+
+    Raises:
+        OSError: the storage is away.
+        BrokenCheckpointError: the checkpoint is not whole.
     """
     torch.set_num_threads(setup.job.evaluation.threads)
-    store = open_store(setup.job.run_folder)
+    checkpoint = CheckpointFolder(open_store(setup.job.run_folder)).fetch(request.checkpoint)
     try:
-        judgement = _judge(setup.job, CheckpointFolder(store).fetch(request.checkpoint))
-    except (RequestError, BrokenCheckpointError, OSError, ValueError) as error:
+        judgement = _judge(setup.job, checkpoint)
+    except (RequestError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
     _record(run, setup.job, request, judgement)
-    run.flush(_FLUSH_S)
+    run.flush(setup.job.checkpoint.patience_s)
     return judgement.metrics
 
 
@@ -97,6 +101,7 @@ class Judging:
         self._store = open_store(setup.job.run_folder)
         self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(judge_checkpoint)
         self._queue: deque[JudgementRequest] = deque()
+        self._tries: Counter[str] = Counter()
         self._ending, self._cancelled = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="judging", daemon=True)
 
@@ -110,21 +115,18 @@ class Judging:
         if kind is not None:
             self._cancelled.set()
         self._ending.set()
-        self._thread.join()
+        try:
+            self._thread.join()
+        except BaseException:  # a signal: nobody waits for the judgements any more
+            self._cancelled.set()
+            raise
 
     def _left_over(self) -> list[JudgementRequest]:
         if not self._setup.job.is_judged:
             return []
-        folder, judged = CheckpointFolder(self._store), {each.label for each in read_judgements(self._store)}
-        found = []
-        for name in folder.names():
-            try:
-                manifest = folder.manifest(name)
-            except BrokenCheckpointError:
-                continue  # whoever resumes from it says so
-            if manifest is not None and manifest.label and manifest.label not in judged:
-                found.append(JudgementRequest(manifest.label, manifest.position.step, name))
-        return found
+        labelled = CheckpointFolder(self._store).labelled()
+        judged = {each.label for each in read_judgements(self._store)}
+        return [JudgementRequest(label, step_of(name), name) for label, name in labelled.items() if label not in judged]
 
     def _run(self) -> None:
         while not self._cancelled.is_set():
@@ -138,7 +140,11 @@ class Judging:
                 self._ending.wait(_POLL_S)
 
     def _one(self, request: JudgementRequest) -> None:
-        answer = self._ask(request)
+        try:
+            answer = self._ask(request)
+        except ray.exceptions.RayError as error:
+            self._try_later(request, error)
+            return
         if answer is None:
             return
         metrics = {} if isinstance(answer, str) else answer
@@ -154,16 +160,27 @@ class Judging:
         if self._heard is not None:
             self._heard(request.label, request.step, answer)
 
+    def _try_later(self, request: JudgementRequest, error: ray.exceptions.RayError) -> None:
+        """After what may pass, such as a storage that is away; in this session, or in the next one."""
+        self._tries[request.label] += 1
+        if self._tries[request.label] < _MOST_TRIES:
+            self._queue.append(request)
+            return
+        cause = getattr(error, "cause", None) or error
+        reason = f"{type(cause).__name__}: {cause}"
+        self._board.warn.remote(f"{request.label} was not judged; the next start of this job tries again: {reason}")
+
     def _ask(self, request: JudgementRequest) -> dict[str, float] | str | None:
-        """The task's answer, or none where the run has failed meanwhile."""
+        """The task's answer, or none where the run has failed meanwhile.
+
+        Raises:
+            RayError: there is no answer.
+        """
         task = self._task.remote(self._setup, request)
         while not self._cancelled.is_set():
             ready, _ = ray.wait([task], timeout=_POLL_S)
             if ready:
-                try:
-                    answer: dict[str, float] | str = ray.get(task)
-                except ray.exceptions.RayError as error:
-                    return f"{type(error).__name__}: {error}"
+                answer: dict[str, float] | str = ray.get(task)
                 return answer
         ray.cancel(task, force=True)
         return None

@@ -1,7 +1,5 @@
 """``kind: pretrain``: from a validated job to a registered model, on whatever Ray is there."""
 
-import math
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,14 +17,14 @@ from dira_dist.cluster.controller import ControllerWatch
 from dira_dist.cluster.judging import JudgeSetup, Judging, OnJudgement
 from dira_dist.cluster.progress import ProgressView
 from dira_dist.cluster.record import RunRecord, claim
-from dira_dist.cluster.session import START_ATTEMPT_S, START_TIMEOUT_VARIABLE, gpus_per_worker, ray_session
-from dira_dist.cluster.stopping import JobStoppedError, fit_until_stopped
+from dira_dist.cluster.session import gpus_per_worker, ray_session
+from dira_dist.cluster.stopping import JobStoppedError, fit_until_stopped, signals_interrupt
 from dira_dist.cluster.trouble import COLLATERAL_ERRORS, advice_on_memory
 from dira_dist.cluster.worker import WorkerSetup, train_worker
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.shards import read_index
-from dira_dist.data.store import Store, check_reachable, open_store
-from dira_dist.evaluation.record import best, by_label, read_judgements
+from dira_dist.data.store import Store, StoreError, check_reachable, open_store
+from dira_dist.evaluation.record import best, by_label, figures_of, read_judgements
 from dira_dist.job import LoadedJob, PretrainJob, ResourcesConfig, dump_job
 from dira_dist.preflight import Preflight, preflight
 from dira_dist.tracking.config import TrackingConfig
@@ -35,7 +33,7 @@ from dira_dist.tracking.pictures import LOSSES
 from dira_dist.tracking.publish import publish
 from dira_dist.tracking.run import NullRun, TrackingRun, open_run
 from dira_dist.training.checkpoints import CheckpointFolder, step_of
-from dira_dist.training.state import Checkpoint, Manifest
+from dira_dist.training.state import Checkpoint
 from dira_dist.version import __version__
 
 
@@ -101,16 +99,22 @@ def pretrain(
     job, facts = loaded.job, preflight(loaded.job)
     check_reachable(job.checkpoint.storage, write=True)
     store = open_store(job.run_folder)
-    newest = _newest_manifest(CheckpointFolder(store))
+    newest = CheckpointFolder(store).newest_manifest()
     passed = newest.position.stage if newest else 0
-    record = claim(store, RunRecord(loaded.record, facts.train.digest), passed)
+    digests = {name: read_index(address).digest for name, address, _ in job.shard_sets()}
+    record = claim(store, RunRecord(loaded.record, digests), passed)
     if on_judgement is not None:
         for judged in read_judgements(store):
             on_judgement(judged.label, judged.step, judged.metrics)
     if record.status == "finished":
         return Outcome(**{**record.outcome, "already_done": True})
-    with ray_session(job.resources):
-        return _pretrain(_Session(loaded, facts, store, on_judgement, dict(tags or {})), record, console)
+    with ray_session(job.resources), signals_interrupt():
+        try:
+            return _pretrain(_Session(loaded, facts, store, on_judgement, dict(tags or {})), record, console)
+        except StoreError as error:
+            raise JobFailedError(f"{job.name} failed: {error}\n{_how_to_go_on(job)}") from error
+        except KeyboardInterrupt:
+            raise JobStoppedError(f"{job.name} was stopped; {_how_to_go_on(job)}") from None
 
 
 @dataclass(frozen=True)
@@ -143,12 +147,13 @@ def _pretrain(session: _Session, record: RunRecord, console: Console | None) -> 
         _fit(session, run.run_id, console)
         _draw_losses(session, run)
         outcome = _outcome(session, run)
+        if not run.finish("FINISHED"):
+            raise _undelivered(session.job)
         record.finished(asdict(outcome)).write(session.store)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | JobStoppedError)
         run.finish("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
         raise
-    run.finish("FINISHED")
     return outcome
 
 
@@ -185,21 +190,32 @@ def _fit(session: _Session, run_id: str, console: Console | None) -> None:
             run_config=_run_config(job, scratch, board),
         )
         try:
-            stopped = fit_until_stopped(trainer.fit, board)
+            stopped = fit_until_stopped(trainer.fit, board, job.resources.start_timeout_s)
             cause = ray.get(board.fatal.remote())
         except ray.train.TrainingFailedError as error:
             stopped, cause = False, ray.get(board.fatal.remote()) or _cause(job, error)
+        except TimeoutError as error:
+            stopped, cause = False, _no_room(job.resources, error)
         if cause:
             raise JobFailedError(f"{job.name} failed: {cause}\n{_how_to_go_on(job)}")
-        newest = _newest_manifest(CheckpointFolder(session.store))
+        newest = CheckpointFolder(session.store).newest_manifest()
         if stopped and (newest is None or newest.position.stage < len(plan.spans)):
             where = f"after step {newest.position.step} of {plan.steps}" if newest else "before its first step"
             raise JobStoppedError(f"{job.name} was stopped {where}; {_how_to_go_on(job)}")
 
 
-def _newest_manifest(folder: CheckpointFolder) -> Manifest | None:
-    names = folder.names()
-    return folder.manifest(names[-1]) if names else None
+def _no_room(resources: ResourcesConfig, error: TimeoutError) -> str:
+    per_worker = f"{resources.cpus_per_worker:g} CPUs and {gpus_per_worker(resources):g} GPUs"
+    return (
+        f"{error}: the cluster has no room for {resources.min_workers} with {per_worker} each; make room, ask for less "
+        "(resources.workers, cpus_per_worker, gpus_per_worker), or wait longer (resources.start_timeout_s)"
+    )
+
+
+def _undelivered(job: PretrainJob) -> JobFailedError:
+    return JobFailedError(
+        f"{job.name} is trained, but its tracking server did not take all figures; the same command delivers them"
+    )
 
 
 def _how_to_go_on(job: PretrainJob) -> str:
@@ -219,16 +235,14 @@ def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
 
 def _run_config(job: PretrainJob, scratch: str, board: Any) -> ray.train.RunConfig:
     """Checkpoints are this project's own affair: Ray Train is given a scratch folder, and keeps nothing in it."""
-    attempt_s = float(os.environ.get(START_TIMEOUT_VARIABLE, START_ATTEMPT_S))
-    attempts = math.ceil(job.resources.start_timeout_s / attempt_s)
     return ray.train.RunConfig(
         name=job.name,
         storage_path=scratch,
         failure_config=ray.train.FailureConfig(
             max_failures=job.resources.max_failures,
-            controller_failure_limit=max(attempts, job.resources.max_failures),
+            controller_failure_limit=-1,  # tries at starting workers; the driver's clock ends them
         ),
-        callbacks=[ControllerWatch(board)],
+        callbacks=[ControllerWatch(board, job.checkpoint.patience_s)],
         logging_config=LoggingConfig(log_level="ERROR"),
     )
 
@@ -252,7 +266,9 @@ def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
     assert newest is not None, "the last stage ends with a checkpoint"
     name, checkpoint = newest
     if checkpoint.pending_metrics and run.run_id:  # measured while the tracking server was away
-        TrackingRun.attach(session.tracking, run.run_id, checkpoint.pending_metrics).flush()
+        late = TrackingRun.attach(session.tracking, run.run_id, checkpoint.pending_metrics)
+        if not late.flush():
+            raise _undelivered(job)
     judgements = read_judgements(session.store)
     best_one = best(judgements, job.checkpoint.best)
     for gone in folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else []):
@@ -264,20 +280,19 @@ def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
         steps=checkpoint.position.step,
         checkpoint=folder.address(name),
         best=folder.address(best_one.checkpoint) if best_one else "",
-        model=_published(session, run.run_id, checkpoint, by_label(judgements)),
+        model=_published(session, run.run_id, checkpoint, figures_of(judgements, name)),
         quality=by_label(judgements),
     )
 
 
-def _published(session: _Session, run_id: str, checkpoint: Checkpoint, quality: Mapping[str, dict[str, float]]) -> str:
+def _published(session: _Session, run_id: str, checkpoint: Checkpoint, quality: Mapping[str, float]) -> str:
     """The address of the newly registered model; none where nothing is to be registered."""
     train, job = session.facts.train, session.job
     if job.tracking.register_as is None or not run_id:
         return ""
     data = {"address": job.data.train, "images": train.samples, "digest": train.digest}
-    figures = list(quality.values())[-1] if quality else {}
     try:
-        return publish(job.tracking, run_id, checkpoint, figures, data, tags=session.tags).address
+        return publish(job.tracking, run_id, checkpoint, quality, data, tags=session.tags).address
     except RequestError as error:
         raise JobFailedError(
             f"{job.name} is trained, but its model was not registered: {error}\n"

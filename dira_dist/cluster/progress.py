@@ -16,6 +16,7 @@ from dira_dist.training.stages import Plan, StageSpan
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 15.0
+_BEFORE_THE_FIRST_STEP = "starting workers"
 _SHORT_NAMES = {"discriminative": "di", "restorative": "re", "adversarial": "adv", "discriminator": "D"}
 
 
@@ -77,12 +78,12 @@ class ProgressView:
         else:
             self._run_lines()
 
-    def _read(self) -> tuple[int, dict[str, float], str] | None:
+    def _read(self) -> tuple[int, dict[str, float]] | None:
         try:
-            step, figures, note, warnings = ray.get(self._board.read.remote(), timeout=5)
+            step, figures, warnings = ray.get(self._board.read.remote(), timeout=5)
             for warning in warnings:
                 self._console.print(f"warning: {warning}", markup=False, highlight=False)
-            return step, figures, note
+            return step, figures
         except (ray.exceptions.RayError, TimeoutError):
             return None  # the board comes back or the job ends; neither is for the display to settle
 
@@ -98,11 +99,11 @@ class ProgressView:
     def _run_bar(self) -> None:
         columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn(), _TimeLeft())
         with Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task("starting workers", total=self._plan.steps, left_s=None)
+            task = progress.add_task(_BEFORE_THE_FIRST_STEP, total=self._plan.steps, left_s=None)
             while not self._stop.wait(_POLL_S):
                 if (answer := self._read()) is not None:
-                    step, figures, note = answer
-                    text = describe(self._plan, step, figures) if step else note
+                    step, figures = answer
+                    text = describe(self._plan, step, figures) if step else _BEFORE_THE_FIRST_STEP
                     progress.update(task, completed=step, description=text, left_s=self._left_s(step))
 
     def _run_lines(self) -> None:
@@ -110,11 +111,12 @@ class ProgressView:
         while not self._stop.wait(_POLL_S):
             if (answer := self._read()) is None:
                 continue
-            step, figures, note = answer
+            step, figures = answer
             stage = _span_at(self._plan, step).name
             due = stage != shown_stage or time.monotonic() - shown_at >= _LINE_EVERY_S
             if step != shown_step and due:
                 left = self._left_s(step)
                 tail = f", {_hours(left)} left" if left is not None else ""
-                self._console.print(describe(self._plan, step, figures) + tail if step else note, highlight=False)
+                line = describe(self._plan, step, figures) + tail if step else _BEFORE_THE_FIRST_STEP
+                self._console.print(line, highlight=False)
                 shown_step, shown_stage, shown_at = step, stage, time.monotonic()

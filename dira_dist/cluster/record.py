@@ -15,7 +15,7 @@ MAY_CHANGE = (
     "resources",
     "tracking",
     "checkpoint",
-    "data.train",  # the set's digest is compared instead
+    "data.train",  # the digests of sets are compared instead
     "data.val",
     "data.bad_sample_budget",
     "data.cache",
@@ -25,6 +25,8 @@ MAY_CHANGE = (
     "execution.compile",
     "guards",
     "model.gradient_checkpointing",
+    "probe.train",
+    "probe.val",
 )
 
 
@@ -34,14 +36,14 @@ class RunRecord:
 
     Attributes:
         job: the recorded job (no secrets).
-        train_digest: digest of the training shard set.
+        digests: of the shard sets, by the names that :meth:`PretrainJob.shard_sets` gives them.
         run_id: MLflow run, or an empty string without tracking.
         status: ``finished`` only when every stage is done and its model registered.
         outcome: what the finished run reported.
     """
 
     job: dict[str, Any]
-    train_digest: str
+    digests: dict[str, str]
     run_id: str = ""
     status: Literal["started", "finished"] = "started"
     outcome: dict[str, Any] = field(default_factory=dict)
@@ -77,10 +79,11 @@ def claim(store: Store, wanted: RunRecord, stages_passed: int = 0) -> RunRecord:
     if existing is None:
         return wanted
     differences = differing_keys(existing.job, wanted.job, stages_passed)
-    if existing.train_digest != wanted.train_digest:
-        differences.append(
-            f"the training images: digest {existing.train_digest[:12]} there, {wanted.train_digest[:12]} here"
-        )
+    differences += [
+        f"the images of {name}: digest {there[:12]} there, {here[:12]} here"
+        for name, there in existing.digests.items()
+        if (here := wanted.digests.get(name, there)) != there
+    ]
     if differences:
         raise RequestError(
             f"{store.address}: a run of this name with another configuration is there already:\n  "
@@ -92,15 +95,20 @@ def claim(store: Store, wanted: RunRecord, stages_passed: int = 0) -> RunRecord:
             f"{store.address}: this run is finished, and a finished run's stages cannot be made longer; "
             "give the job another name, and model.init its pulled weights to start from them"
         )
-    return replace(existing, job=wanted.job)
+    return replace(existing, job=wanted.job, digests={**existing.digests, **wanted.digests})
 
 
-def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any], stages_passed: int = 0) -> list[str]:
+def differing_keys(
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    stages_passed: int = 0,
+    may_change: tuple[str, ...] = MAY_CHANGE,
+) -> list[str]:
     """``key: X there, Y here`` for each key that may not change between two starts of a run."""
     old, new = flatten(dict(there)), flatten(dict(here))
     lines = []
     for key in sorted({*old, *new}):
-        if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE):
+        if old.get(key) == new.get(key) or key.startswith(may_change):
             continue
         grew = _grew(key, old.get(key), new.get(key))
         if grew and int(key.split(".")[1]) >= stages_passed:

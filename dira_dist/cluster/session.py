@@ -15,11 +15,10 @@ from dira_dist.job import ResourcesConfig
 OBJECT_STORE_BYTES = 128 * 2**20
 
 # Ray's own defaults wait for ever, or half an hour, where a training wants to hear of trouble.
-START_TIMEOUT_VARIABLE, START_ATTEMPT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0
 _RAY_SETTINGS = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a spot machine's notice is short
-    START_TIMEOUT_VARIABLE: str(START_ATTEMPT_S),  # of one try; resources.start_timeout_s says for how many
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # of one try; resources.start_timeout_s bounds all of them
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
 }

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the workers save and stop, then the driver ends; a second signal ends it at once."""
+"""Ctrl-C and SIGTERM: the workers save and stop, then the driver ends; a second signal ends it at once.
+
+Where no worker trains, either of them is a ``KeyboardInterrupt``.
+"""
 
 import signal
 import threading
@@ -6,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 
@@ -21,7 +24,7 @@ class JobStoppedError(JobFailedError):
     """The job was asked to stop before its end; the message says how to go on."""
 
 
-def fit_until_stopped(fit: Callable[[], object], board: Any) -> bool:
+def fit_until_stopped(fit: Callable[[], object], board: Any, start_timeout_s: float) -> bool:
     """Call ``fit``; when a signal comes, have the workers save and stop first.
 
     It runs in a thread, for Ray Train would take the main thread's signals and save nothing.
@@ -29,12 +32,14 @@ def fit_until_stopped(fit: Callable[[], object], board: Any) -> bool:
     Args:
         fit: blocks until the training has ended.
         board: handle of the job's board.
+        start_timeout_s: how long workers are waited for, each time that there are none.
 
     Returns:
         Whether a signal came before the end.
 
     Raises:
         KeyboardInterrupt: at the second signal.
+        TimeoutError: no workers came.
         Exception: what ``fit`` raised.
     """
     raised: list[BaseException] = []
@@ -50,6 +55,10 @@ def fit_until_stopped(fit: Callable[[], object], board: Any) -> bool:
     with _heard_signals() as signals:
         while thread.is_alive() and not signals:
             thread.join(_POLL_S)
+            waited_s = ray.get(board.without_workers_s.remote())
+            if waited_s > start_timeout_s:
+                board.wish.remote("stop")  # whoever comes later goes at once
+                raise TimeoutError(f"workers were waited for for {waited_s:.0f} s")
         stopped = thread.is_alive()
         if stopped:
             _stop(thread, board, signals)
@@ -71,6 +80,24 @@ def _stop(fitting: threading.Thread, board: Any, signals: list[int]) -> None:
             alone_since_s = time.monotonic()
         elif time.monotonic() - alone_since_s > _GONE_AFTER_S:
             return  # nobody works, and nobody would come to hear it
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Either signal raises ``KeyboardInterrupt`` in the main thread, in the place of what Ray would do at them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

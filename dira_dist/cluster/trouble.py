@@ -1,6 +1,7 @@
 """Which errors of a worker last, which pass, and what to say of them."""
 
 import torch
+from ray.exceptions import RayActorError
 
 from dira_dist.config import RequestError
 from dira_dist.data.batch import TooManyBadSamplesError
@@ -15,6 +16,20 @@ LASTING_ERRORS = (NonFiniteError, TooManyBadSamplesError, ShardError, BrokenChec
 
 # What a worker meets whose peer has failed: not the failure itself.
 COLLATERAL_ERRORS = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+
+
+class MovedError(RayActorError):
+    """A worker has saved and leaves, for its run goes on elsewhere or in another number.
+
+    Ray Train takes it for the loss of a preempted machine: it waits for the other workers, as long as the machine
+    stands, and does not charge the restart to ``max_failures``. Any other error would end them in mid-save.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(error_msg=message, preempted=True)
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.error_msg,)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

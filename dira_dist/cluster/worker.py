@@ -1,7 +1,4 @@
-"""What runs on each Ray Train worker: a job turned into objects and handed to the training loop.
-
-``ray.train`` is called from here alone.
-"""
+"""What runs on each Ray Train worker: a job turned into objects and handed to the training loop."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +11,7 @@ from torch import distributed
 
 from dira_dist.cluster.journal import Journal, Silence
 from dira_dist.cluster.lifeline import Lifeline
-from dira_dist.cluster.trouble import LASTING_ERRORS, advice_on_memory, is_out_of_memory, is_timeout
+from dira_dist.cluster.trouble import LASTING_ERRORS, MovedError, advice_on_memory, is_out_of_memory, is_timeout
 from dira_dist.data.batch import Batch
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.store import Patience, open_store
@@ -59,10 +56,11 @@ def train_worker(setup: WorkerSetup) -> None:
     """Train this worker's part of the job, unless the job was given up; errors that last give it up.
 
     Raises:
+        MovedError: the run goes on elsewhere, from what was saved.
         RuntimeError: another worker hangs, and is named.
     """
-    fatal, wish = ray.get([setup.board.fatal.remote(), setup.board.wished.remote()])
-    if fatal or wish == "stop":
+    heard = gather(ray.get([setup.board.fatal.remote(), setup.board.wished.remote()]))
+    if any(fatal or wish == "stop" for fatal, wish in heard):  # all or none: nobody may wait for one that has gone
         return  # Ray restarts the workers after any error; the driver tells the reason
     rank, device = ray.train.get_context().get_world_rank(), ray.train.torch.get_device()
     try:
@@ -71,9 +69,9 @@ def train_worker(setup: WorkerSetup) -> None:
     except LASTING_ERRORS as error:
         ray.get(setup.board.give_up.remote(f"worker {rank}: {type(error).__name__}: {error}"))
         raise
-    except InterruptedRunError:
-        if ray.get(setup.board.wished.remote()) != "stop":
-            raise  # to Ray Train a worker that returns has finished the job
+    except InterruptedRunError as error:
+        if ray.get(setup.board.wished.remote()) != "stop":  # to Ray Train a worker that returns has finished the job
+            raise MovedError(str(error)) from None
     except Exception as error:
         if is_out_of_memory(error):
             advice = advice_on_memory(setup.loaded.job, device, error)

@@ -50,6 +50,11 @@ def by_label(judgements: list[Judged]) -> dict[str, dict[str, float]]:
     return {each.label: each.metrics for each in judgements if each.metrics}
 
 
+def figures_of(judgements: list[Judged], checkpoint: str) -> dict[str, float]:
+    """What the networks of a checkpoint were judged to be; empty where they were not."""
+    return next((each.metrics for each in judgements if each.checkpoint == checkpoint), {})
+
+
 def best(judgements: list[Judged], metric: str | None = None) -> Judged | None:
     """The judgement of a trained network with the highest value, the latest of equal ones; none where nobody has it.
 

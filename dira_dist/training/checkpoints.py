@@ -66,6 +66,29 @@ class CheckpointFolder:
         except MissingObjectError:
             return None
 
+    def labelled(self) -> dict[str, str]:
+        """Names of the finished checkpoints that have a label, by label; those with a damaged manifest are left out."""
+        found = {}
+        for name in self.names():
+            try:
+                manifest = self.manifest(name)
+            except BrokenCheckpointError:
+                continue  # whoever resumes from it says so
+            if manifest is not None and manifest.label:
+                found[manifest.label] = name
+        return found
+
+    def newest_manifest(self) -> Manifest | None:
+        """What the newest checkpoint whose manifest is whole says of itself, or none where nothing was saved yet."""
+        for name in reversed(self.names()):
+            try:
+                manifest = self.manifest(name)
+            except BrokenCheckpointError:
+                continue  # whoever resumes from it says so
+            if manifest is not None:
+                return manifest
+        return None
+
     def fetch(self, name: str) -> Checkpoint:
         """A checkpoint with its tensors on the CPU.
 
@@ -142,6 +165,8 @@ class CheckpointFolder:
 class CheckpointWriter:
     """Writes checkpoints in a thread. One that still waits when a newer one comes gives way to it.
 
+    One with a label, a moment that is to be judged, gives way only to another with a label: at most two wait.
+
     Args:
         folder: where they go. The caller sees to it that nobody else writes there.
         keep: newest checkpoints kept.
@@ -166,7 +191,7 @@ class CheckpointWriter:
         # A step done again after a crash is saved under a name of its own: nothing that is committed is written over.
         self._attempt = secrets.token_hex(3)
         self._state = threading.Condition()
-        self._waiting: Checkpoint | None = None
+        self._waiting: list[Checkpoint] = []
         self._working = self._closed = False
         self._trouble = ""
         self._failed_at_s: float | None = None
@@ -177,9 +202,10 @@ class CheckpointWriter:
         """Take a copy of the checkpoint's tensors and return; they may change from then on."""
         copied = replace(checkpoint, tensors=copied_to_host(checkpoint.tensors))
         with self._state:
-            if self._waiting is not None:
-                self._tell_gave_way(self._waiting)
-            self._waiting = copied
+            for each in self._waiting:
+                if _gives_way(each, copied):
+                    self._tell_gave_way(each)
+            self._waiting = [*(each for each in self._waiting if not _gives_way(each, copied)), copied]
             self._state.notify_all()
 
     def drain(self, timeout_s: float) -> None:
@@ -189,7 +215,7 @@ class CheckpointWriter:
             TimeoutError: it is not, after so many seconds.
         """
         with self._state:
-            if not self._state.wait_for(lambda: self._waiting is None and not self._working, timeout_s):
+            if not self._state.wait_for(lambda: not self._waiting and not self._working, timeout_s):
                 raise TimeoutError(
                     f"the storage did not take the last checkpoint within {timeout_s:g} s: {self._trouble or 'slow'}"
                 )
@@ -198,20 +224,24 @@ class CheckpointWriter:
         """End the thread; what is not committed yet is given up."""
         with self._state:
             self._closed = True
-            self._waiting = None
+            self._waiting.clear()
             self._state.notify_all()
 
     def _run(self) -> None:
         while (checkpoint := self._next()) is not None:
-            self._write(checkpoint)
+            try:
+                self._write(checkpoint)
+            except Exception as error:  # what is told of it and kept may fail in any way; the next one is tried anew
+                self._trouble = f"{type(error).__name__}: {error}"
+                self._warn(f"after the checkpoint of step {checkpoint.position.step}: {self._trouble}")
             with self._state:
                 self._working = False
                 self._state.notify_all()
 
     def _next(self) -> Checkpoint | None:
         with self._state:
-            self._state.wait_for(lambda: self._waiting is not None or self._closed)
-            checkpoint, self._waiting = self._waiting, None
+            self._state.wait_for(lambda: bool(self._waiting) or self._closed)
+            checkpoint = self._waiting.pop(0) if self._waiting else None
             self._working = checkpoint is not None
             return checkpoint
 
@@ -224,16 +254,16 @@ class CheckpointWriter:
                     write_checkpoint(Path(scratch), checkpoint)
                     self._folder.upload(name, Path(scratch))
                 break
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # torch.save tells of a full disk with the latter
                 self._tell_trouble(checkpoint, error)
-            if self._given_up(delay_s):
+            if self._given_up(checkpoint, delay_s):
                 self._tell_gave_way(checkpoint)
                 return
         self._tell_back(name)
         self._committed(name, checkpoint)
         self._retain()
 
-    def _tell_trouble(self, checkpoint: Checkpoint, error: OSError) -> None:
+    def _tell_trouble(self, checkpoint: Checkpoint, error: Exception) -> None:
         """Once per outage."""
         self._trouble = str(error)
         if self._failed_at_s is None:
@@ -250,10 +280,12 @@ class CheckpointWriter:
             f"the checkpoint of step {checkpoint.position.step} was not written in time, and gave way to a newer"
         )
 
-    def _given_up(self, delay_s: float) -> bool:
+    def _given_up(self, checkpoint: Checkpoint, delay_s: float) -> bool:
         """Whether, after a wait, a newer checkpoint is there to be written instead, or the end has come."""
         with self._state:
-            return self._state.wait_for(lambda: self._closed or self._waiting is not None, delay_s)
+            return self._state.wait_for(
+                lambda: self._closed or any(_gives_way(checkpoint, newer) for newer in self._waiting), delay_s
+            )
 
     def _retain(self) -> None:
         try:
@@ -261,6 +293,10 @@ class CheckpointWriter:
                 self._removed(step_of(name))
         except OSError as error:  # the next checkpoint tries again
             self._warn(f"old checkpoints were not removed: {error}")
+
+
+def _gives_way(older: Checkpoint, newer: Checkpoint) -> bool:
+    return bool(newer.label) or not older.label
 
 
 def step_of(name: str) -> int:

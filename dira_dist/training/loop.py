@@ -8,7 +8,7 @@ line of the loop asks which worker it is.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -101,7 +101,7 @@ class Training(Generic[BatchT]):
         make_views: a share on the device as network inputs and target.
         make_step: the optimiser step of a stage, on the networks that all stages share.
         seed: of what a network draws in a step, such as dropout; of this worker's own.
-        log_every_steps: optimiser steps between two reports.
+        log_every_steps: optimiser steps between two reports; each checkpoint and each stage's end make one more.
         max_nonfinite_steps: steps skipped in a row after which the job ends.
     """
 
@@ -153,24 +153,35 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                     fingerprint=batch.fingerprint,
                     finite=result.finite,
                 )
-                if position.step % training.log_every_steps == 0 or position.step_in_stage == span.steps:
+                with meter.paused():
+                    pause = _pause(training, span, position)
+                if pause.reports:
                     place = {"train/stage": span.number + 1, "train/samples": position.samples}
                     training.tracker.log_metrics(meter.summary() | place, position.step)
-                if position.step_in_stage < span.steps:
+                if pause.saves:
                     with meter.paused():
-                        _pause(training, step, position)
+                        training.checkpointer.save(position, step.state_dict())
+                if pause.stops:
+                    raise InterruptedRunError(position)
         tensors, position = step.state_dict(), position.after_stage()
         training.checkpointer.save(position, tensors, span.name)
     return position
 
 
-def _pause(training: Training[BatchT], step: TrainStep, position: Position) -> None:
-    """Between two steps: stop here if that is wanted, save if it is time to."""
-    wanted = training.interruption.wanted()
-    if wanted or training.checkpointer.due(position):
-        training.checkpointer.save(position, step.state_dict())
-    if wanted:
-        raise InterruptedRunError(position)
+class _Pause(NamedTuple):
+    """What is to be done between two steps; the same on every worker."""
+
+    stops: bool
+    saves: bool
+    reports: bool
+
+
+def _pause(training: Training[BatchT], span: StageSpan, position: Position) -> _Pause:
+    """A save closes the report: whoever goes on from it has not seen the steps before. A stage's end saves later."""
+    ends = position.step_in_stage == span.steps
+    stops = not ends and training.interruption.wanted()
+    saves = stops or (not ends and training.checkpointer.due(position))
+    return _Pause(stops, saves, ends or saves or position.step % training.log_every_steps == 0)
 
 
 def _figures(result: StepResult, weights: LossWeights) -> dict[str, Tensor]:

@@ -67,7 +67,8 @@ class Meter:
         """Means since the last summary, the same on every worker; a collective where a process group exists.
 
         Seconds, images/s and bytes carry their unit in the name; ``data_wait_share`` is that of the slowest worker;
-        two runs with equal ``sample_fingerprint`` at a step have seen the same samples since the last summary.
+        ``sample_fingerprint`` tells which samples there were: two runs have seen the same ones up to a step where the
+        sums of their fingerprints up to it are equal.
         """
         elapsed = time.perf_counter() - self._started
         finite_steps = max(1, self._steps - self._skipped)

@@ -51,16 +51,18 @@ def unbroken(make_job: Callable[..., ChaosJob]) -> ChaosJob:
 
 
 def test_a_killed_cluster_and_a_broken_checkpoint(make_job: Callable[..., ChaosJob], unbroken: ChaosJob) -> None:
-    """Driver, Ray and workers die at once, and the newest checkpoint is damaged: the one before it serves."""
+    """Driver, Ray and workers die at once, and the newest two checkpoints are damaged: the one before them serves."""
     job = make_job("killed", steps=STEPS)
     with driver_of(job, lambda: job.has_reached(14)):
         pass
-    newest = job.checkpoints.names()[-1]
-    state = job.folder / "runs" / job.name / newest / "state.pt"
+    second, newest = job.checkpoints.names()[-2:]
+    run_folder = job.folder / "runs" / job.name
+    (run_folder / newest / "manifest.json").write_text("")
+    state = run_folder / second / "state.pt"
     state.write_bytes(state.read_bytes()[:-1000])
     outcome = job.run()
     assert not outcome.already_done
-    assert newest not in job.checkpoints.names()
+    assert not {second, newest} & set(job.checkpoints.names())
     job.assert_whole()
     job.assert_same_end(unbroken)
     assert len(job.checkpoints.names()) == 3, "keep: 3, and nothing that a killed driver left half written"

@@ -10,12 +10,22 @@ from contextlib import contextmanager
 import pytest
 import ray
 from chaos import ChaosJob, when, worker_processes
+from flaky_s3 import flaky_s3
 from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.timeout(1500)
 
 OBJECT_STORE_BYTES = 80 * 2**20
 DEADLINE_S = 60
+SLOW_S = 4.0
+
+
+@pytest.fixture
+def slow_storage() -> Iterator[str]:
+    """Takes seconds for what a worker has saved, as for a large network."""
+    with flaky_s3("runs") as server:
+        server.slow_s = SLOW_S
+        yield "s3://runs/here"
 
 
 @pytest.fixture
@@ -47,9 +57,9 @@ def steps_done_again(job: ChaosJob) -> list[float]:
     return [value for _, value in job.history("train/steps_done_again")]
 
 
-def test_a_drained_node_costs_no_step(cluster: Cluster, make_job: Callable[..., ChaosJob]) -> None:
+def test_a_drained_node_costs_no_step(slow_storage: str, cluster: Cluster, make_job: Callable[..., ChaosJob]) -> None:
     nodes = [add_node(cluster) for _ in range(3)]
-    job = make_job("drained", workers="2", steps=120, every_steps=1000)
+    job = make_job("drained", workers="2", steps=120, every_steps=1000, storage=slow_storage)
     busy: list[str] = []
 
     def drain_a_busy_node() -> None:
@@ -58,7 +68,7 @@ def test_a_drained_node_costs_no_step(cluster: Cluster, make_job: Callable[..., 
         drain(cluster, busy[0])
 
     with when(lambda: job.has_reached(10), drain_a_busy_node):
-        job.run()
+        job.run("resources.max_failures=0")  # a preemption is no failure
     job.assert_whole()
     assert steps_done_again(job) == [0], "no checkpoint was due: what was saved, was saved for the drain"
 

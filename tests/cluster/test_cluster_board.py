@@ -36,7 +36,7 @@ def test_a_wish_to_move_ends_with_the_attempt_and_a_wish_to_stop_never(clock: li
         ({0: ("computing", 7, 0), 1: ("computing", 6, 0)}, "worker 1 on host1 is computing after step 6"),
         ({0: ("computing", 7, 0), 1: ("computing", 7, 30)}, "worker 1 on host1 is computing after step 7"),
         ({0: ("computing", 7, 0), 1: ("computing", 7, 0)}, ""),
-        ({0: ("computing", 7, 0)}, ""),
+        ({0: ("computing", 7, 0)}, "worker 0 on host0 is computing after step 7"),
     ],
 )
 def test_who_holds_up_the_others(clock: list[float], signs: dict[int, tuple[str, int, int]], laggard: str) -> None:
@@ -63,12 +63,28 @@ def test_a_stall_is_told_once_in_a_while(clock: list[float]) -> None:
 
 def test_steps_done_again_are_those_after_the_checkpoint(clock: list[float]) -> None:
     board = Board(stall_s=60)
-    assert board.resumed(20) == 0, "another session's steps are not this one's"
+    assert board.resumed(20) is None, "what another session had done beyond it is not known"
     assert board.read().warnings == []
-    board.post(27, {})
-    assert board.resumed(25) == 2
+    board.post(24, {})
+    board.sign(0, "a", "computing", 27, 0.1)
+    assert board.resumed(25) == 2, "steps that were done and not reported yet count too"
     assert board.resumed(27) == 0
     assert "go on from step 25; steps done again: 2" in board.read().warnings[0]
+
+
+def test_how_long_workers_are_waited_for(clock: list[float]) -> None:
+    board = Board(stall_s=60)
+    clock[0] += 30
+    assert board.without_workers_s() == 30
+    board.workers_are_there()
+    assert board.without_workers_s() == 0
+    clock[0] += 10
+    board.wait_for_workers()
+    clock[0] += 5
+    board.new_attempt()
+    board.sign(1, "b", "computing", 3, 0.1)
+    clock[0] += 5
+    assert board.without_workers_s() == 10, "neither another try nor one of several workers begins it anew"
 
 
 def test_requests_are_taken_once(clock: list[float]) -> None:

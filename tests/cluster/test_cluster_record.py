@@ -42,16 +42,19 @@ def test_what_is_computed_may_not(path: str, value: Any) -> None:
 
 def test_claim_goes_on_with_the_run_that_is_there(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    assert claim(store, RunRecord(JOB, "digest")) == RunRecord(JOB, "digest")
+    assert claim(store, RunRecord(JOB, {"train": "a"})) == RunRecord(JOB, {"train": "a"})
     assert read_record(store) is None, "claiming writes nothing"
-    RunRecord(JOB, "digest", "run-1").write(store)
-    claimed = claim(store, RunRecord(changed("resources.workers", 4), "digest"))
+    RunRecord(JOB, {"train": "a"}, "run-1").write(store)
+    claimed = claim(store, RunRecord(changed("resources.workers", 4), {"train": "a", "val": "b"}))
     assert claimed.run_id == "run-1"
+    assert claimed.digests == {"train": "a", "val": "b"}
     assert claimed.job["resources"]["workers"] == 4
 
 
 def test_claim_refuses_another_configuration_and_other_images(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    RunRecord(JOB, "digest", "run-1").write(store)
-    with pytest.raises(RequestError, match=r"seed: 0 there, 7 here\n.*training images"):
-        claim(store, RunRecord(changed("seed", 7), "other"))
+    RunRecord(JOB, {"train": "a", "val": "b"}, "run-1").write(store)
+    with pytest.raises(RequestError, match=r"seed: 0 there, 7 here\n  the images of train: digest a there, c here"):
+        claim(store, RunRecord(changed("seed", 7), {"train": "c", "val": "b"}))
+    with pytest.raises(RequestError, match="the images of val: digest b there, c here"):
+        claim(store, RunRecord(JOB, {"train": "a", "val": "c"}))

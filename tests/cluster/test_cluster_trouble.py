@@ -1,9 +1,13 @@
 """Words for what ends workers."""
 
+import pickle
+
 import pytest
 import torch
+from ray.train.v2._internal.execution.failure_handling.default import _is_preemption_failure
+from ray.train.v2.api.exceptions import WorkerGroupError
 
-from dira_dist.cluster.trouble import advice_on_memory, is_out_of_memory, is_timeout
+from dira_dist.cluster.trouble import MovedError, advice_on_memory, is_out_of_memory, is_timeout
 from dira_dist.job import PretrainJob, load_job
 
 
@@ -23,6 +27,12 @@ def test_memory_that_really_ends_is_known_and_advised_on(job: PretrainJob) -> No
     for word in ("MiB", "data.global_batch (now up to 16 images", "data.image_size (now 64 px)", "activations"):
         assert word in advice, advice
     assert ("gradient_checkpointing: true" in advice) == (not job.model.gradient_checkpointing)
+
+
+def test_a_worker_that_moves_is_a_preemption_to_ray_train() -> None:
+    moved = pickle.loads(pickle.dumps(MovedError("stopped after step 3")))
+    assert str(moved) == "stopped after step 3"
+    assert _is_preemption_failure(WorkerGroupError("one has left", {0: moved, 1: RuntimeError("connection reset")}))
 
 
 @pytest.mark.parametrize(

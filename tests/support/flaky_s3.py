@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ class FlakyS3:
     """moto's server behind a door: while ``failing`` is set it answers everything with 503 SlowDown.
 
     Attributes:
+        slow_s: seconds that it lets every upload wait.
         refused: requests that were answered so.
     """
 
@@ -24,6 +26,7 @@ class FlakyS3:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every request
         self.failing = threading.Event()
         self.refused = 0
+        self.slow_s = 0.0
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -35,6 +38,8 @@ class FlakyS3:
             self.refused += 1
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [b"<Error><Code>SlowDown</Code><Message>later</Message></Error>"]
+        if environ["REQUEST_METHOD"] == "PUT":
+            time.sleep(self.slow_s)
         answer: Iterable[bytes] = self._app(environ, start_response)
         return answer
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from flaky_s3 import FlakyS3, flaky_s3
 
 from dira_dist.data.store import LocalStore, Patience, open_store
-from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter, copied_to_host
+from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter, copied_to_host, step_of
 from dira_dist.training.stages import Position
 from dira_dist.training.state import BrokenCheckpointError, Checkpoint, write_checkpoint
 
@@ -66,6 +67,33 @@ def test_nothing_whole_is_an_error_and_nothing_at_all_is_none(folder: Checkpoint
     assert CheckpointFolder(LocalStore(str(tmp_path / "new"))).newest_whole(lambda line: None) is None
 
 
+def test_where_a_run_stands_is_said_by_the_newest_manifest_that_is_whole(
+    folder: CheckpointFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "step-000000100-aaaaaa" / "manifest.json").write_text("")
+    newest = folder.newest_manifest()
+    assert newest is not None
+    assert newest.position.step == 10
+    assert CheckpointFolder(LocalStore(str(tmp_path / "new"))).newest_manifest() is None
+
+
+def test_the_writer_lives_on_after_any_error(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def committed(name: str, one: Checkpoint) -> None:
+        if one.position.step == 1:
+            raise ValueError("a damaged record")
+
+    folder = CheckpointFolder(LocalStore(str(tmp_path)))
+    writer = CheckpointWriter(folder, keep=2, committed=committed, warn=said.append)
+    for step in (1, 2):
+        writer.put(checkpoint(step))
+        writer.drain(30)
+    writer.close()
+    assert [step_of(name) for name in folder.names()] == [1, 2]
+    assert said == ["after the checkpoint of step 1: ValueError: a damaged record"]
+
+
 def test_the_newest_and_the_spared_are_kept(folder: CheckpointFolder, tmp_path: Path) -> None:
     half = tmp_path / "run" / "step-000000001-aaaaaa"
     half.mkdir()
@@ -103,6 +131,27 @@ def test_copies_share_nothing_with_what_they_were_made_of() -> None:
 def flaky() -> Iterator[FlakyS3]:
     with flaky_s3("writer") as server:
         yield server
+
+
+def test_a_labelled_checkpoint_gives_way_to_a_labelled_one_only(flaky: FlakyS3) -> None:
+    folder, done = CheckpointFolder(open_store("s3://writer/labels", Patience(give_up_s=0.2))), list[int]()
+    in_trouble = threading.Event()
+    writer = CheckpointWriter(
+        folder,
+        keep=9,
+        committed=lambda name, one: done.append(one.position.step),
+        warn=lambda line: in_trouble.set(),
+    )
+    flaky.failing.set()
+    writer.put(replace(checkpoint(1), label="a"))
+    assert in_trouble.wait(30)
+    for step, label in ((2, ""), (3, "b"), (4, ""), (5, "")):
+        writer.put(replace(checkpoint(step), label=label))
+    flaky.failing.clear()
+    writer.drain(60)
+    writer.close()
+    assert done == [3, 5]
+    assert list(folder.labelled().values()) == [folder.names()[0]]
 
 
 def test_an_outage_is_borne_and_only_the_newest_is_written_after_it(flaky: FlakyS3) -> None:

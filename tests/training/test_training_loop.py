@@ -63,14 +63,16 @@ class Notebook:
     figures: dict[int, dict[str, float]] = field(default_factory=dict)
     checkpoints: list[tuple[Position, dict[str, Any]]] = field(default_factory=list)
     labels: list[tuple[str, int]] = field(default_factory=list)
-    interrupt_after: int = 1000
+    interrupt_at_pause: int = 1000
+    pauses: int = 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         assert step not in self.figures
         self.figures[step] = dict(metrics)
 
     def wanted(self) -> bool:
-        return max(self.figures) >= self.interrupt_after
+        self.pauses += 1
+        return self.pauses >= self.interrupt_at_pause
 
     def due(self, position: Position) -> bool:
         return position.step % self.every_steps == 0
@@ -81,7 +83,14 @@ class Notebook:
         self.checkpoints.append((position, copy.deepcopy(dict(tensors))))
 
 
-def run(job: PretrainJob, notebook: Notebook, resumed: Checkpoint | None = None, spoil: bool = False) -> dict[str, Any]:
+def run(
+    job: PretrainJob,
+    notebook: Notebook,
+    resumed: Checkpoint | None = None,
+    *,
+    spoil: bool = False,
+    log_every_steps: int = 1,
+) -> dict[str, Any]:
     """Train to the end; the networks' final state."""
     networks = build_networks(job.model, job.method, job.adversarial, seed=job.seed)
     device = torch.device("cpu")
@@ -121,7 +130,7 @@ def run(job: PretrainJob, notebook: Notebook, resumed: Checkpoint | None = None,
         checkpointer=notebook,
         interruption=notebook,
         seed=0,
-        log_every_steps=1,
+        log_every_steps=log_every_steps,
         max_nonfinite_steps=job.guards.max_nonfinite_steps,
     )
     position, tensors = (resumed.position, resumed.tensors) if resumed else (Position(), None)
@@ -167,7 +176,7 @@ def test_stages_judgements_and_checkpoints_in_their_order(shards: Path) -> None:
 
 
 def test_an_interrupted_run_has_saved_its_last_step_and_loses_none(shards: Path, tmp_path: Path) -> None:
-    job, unbroken, interrupted = job_on(shards), Notebook(), Notebook(interrupt_after=4)
+    job, unbroken, interrupted = job_on(shards), Notebook(), Notebook(interrupt_at_pause=3)
     final = run(job, unbroken)
     with pytest.raises(InterruptedRunError) as caught:
         run(job, interrupted)
@@ -176,6 +185,20 @@ def test_an_interrupted_run_has_saved_its_last_step_and_loses_none(shards: Path,
     assert (position.step, position.stage, position.step_in_stage) == (4, 1, 2)
     again = run(job, Notebook(), Checkpoint(position, {}, tensors=tensors))
     assert [name for name in final if not torch.equal(final[name], again[name])] == []
+
+
+def test_no_step_is_left_out_of_the_reports_of_an_interrupted_run(shards: Path) -> None:
+    job, unbroken, broken = job_on(shards), Notebook(), Notebook(interrupt_at_pause=3)
+    run(job, unbroken)
+    with pytest.raises(InterruptedRunError):
+        run(job, broken, log_every_steps=10)
+    assert sorted(broken.figures) == [2, 4], "the end of a stage, and where it stopped"
+    position, tensors = broken.checkpoints[-1]
+    broken.interrupt_at_pause = 1000
+    run(job, broken, Checkpoint(position, {}, tensors=tensors), log_every_steps=10)
+    assert sorted(broken.figures) == [2, 4, 5, 8]
+    seen = [sum(each.figures[step]["train/sample_fingerprint"] for step in each.figures) for each in (unbroken, broken)]
+    assert seen[0] == seen[1]
 
 
 def test_figures_tell_which_samples_were_seen(shards: Path) -> None:
