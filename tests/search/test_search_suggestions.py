@@ -89,6 +89,25 @@ def test_given_values_are_taken_even_outside_the_space() -> None:
     assert 0.01 <= source.ask("t3")["w"] <= 100
 
 
+@pytest.mark.parametrize(
+    ("choices", "now", "published"),
+    [((1, 5, 20), 10.0, 10.0), (("barlow_twins", "simsiam"), "moco_v2", "moco_v2"), (("fp32", "bf16"), "fp32", None)],
+)
+def test_published_values_that_are_no_choice_are_taken_and_known_later(
+    choices: tuple[Any, ...], now: Any, published: Any
+) -> None:
+    config = SearchConfig.model_validate({"space": {"w": {"choices": choices}}})
+    space = distributions(config.space, {"w": now})
+    source = Suggestions(config, space, ("m",), ("max",))
+    assert source.ask("t0", {"w": published}) == {"w": published}
+    outside = Trial("t0", 0, {"w": published}, status="finished", history=[(9, {"m": 1.0})])
+    source.tell(outside)
+    inside = Trial("t1", 1, source.ask("t1"), status="finished", history=[(9, {"m": 0.5})])
+    assert inside.params["w"] in choices
+    resumed = Suggestions(config, space, ("m",), ("max",), [outside, inside])
+    assert [trial.params for trial in resumed._study.trials] == [inside.params]
+
+
 def test_stopped_and_failed_trials_are_told_as_what_they_are() -> None:
     source = suggestions()
     ended: list[tuple[str, Status, list[tuple[int, dict[str, float]]]]] = [
