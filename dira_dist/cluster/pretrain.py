@@ -1,5 +1,6 @@
 """``kind: pretrain``: from a validated job to a registered model, on whatever Ray is there."""
 
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,7 @@ from rich.console import Console
 from dira_dist.cluster.board import new_board
 from dira_dist.cluster.controller import ControllerWatch
 from dira_dist.cluster.judging import JudgeSetup, Judging, OnJudgement
+from dira_dist.cluster.lease import sole_driver
 from dira_dist.cluster.progress import ProgressView
 from dira_dist.cluster.record import RunRecord, claim
 from dira_dist.cluster.session import gpus_per_worker, ray_session
@@ -98,8 +100,21 @@ def pretrain(
     loaded = replace(loaded, job=loaded.job.located())
     job, facts = loaded.job, preflight(loaded.job)
     check_reachable(job.checkpoint.storage, write=True)
-    store = open_store(job.run_folder)
-    newest = CheckpointFolder(store).newest_manifest()
+    store, console = open_store(job.run_folder), console or Console(file=sys.stderr, soft_wrap=True)
+    with sole_driver(store, console):
+        return _claimed(loaded, facts, store, console, on_judgement, dict(tags or {}))
+
+
+def _claimed(
+    loaded: LoadedJob,
+    facts: Preflight,
+    store: Store,
+    console: Console,
+    on_judgement: OnJudgement | None,
+    tags: Mapping[str, str],
+) -> Outcome:
+    """Begin the run of this name, or go on with it, now that nobody else drives it."""
+    job, newest = loaded.job, CheckpointFolder(store).newest_manifest()
     passed = newest.position.stage if newest else 0
     digests = {name: read_index(address).digest for name, address, _ in job.shard_sets()}
     record = claim(store, RunRecord(loaded.record, digests), passed)
@@ -110,7 +125,7 @@ def pretrain(
         return Outcome(**{**record.outcome, "already_done": True})
     with ray_session(job.resources), signals_interrupt():
         try:
-            return _pretrain(_Session(loaded, facts, store, on_judgement, dict(tags or {})), record, console)
+            return _pretrain(_Session(loaded, facts, store, on_judgement, tags), record, console)
         except StoreError as error:
             raise JobFailedError(f"{job.name} failed: {error}\n{_how_to_go_on(job)}") from error
         except KeyboardInterrupt:
@@ -137,7 +152,7 @@ class _Session:
         return self.job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
 
 
-def _pretrain(session: _Session, record: RunRecord, console: Console | None) -> Outcome:
+def _pretrain(session: _Session, record: RunRecord, console: Console) -> Outcome:
     """Everything from the first thing that is written."""
     run = _open_run(session, record.run_id)
     try:
@@ -172,7 +187,7 @@ def _open_run(session: _Session, run_id: str) -> TrackingRun | NullRun:
     return run
 
 
-def _fit(session: _Session, run_id: str, console: Console | None) -> None:
+def _fit(session: _Session, run_id: str, console: Console) -> None:
     """Train to the end of the plan, with every labelled checkpoint judged.
 
     Raises:
