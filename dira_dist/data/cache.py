@@ -12,6 +12,7 @@ Locks are ``flock``: the kernel drops them with their process, and a part that n
 
 import fcntl
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -25,6 +26,8 @@ from pydantic import Field
 from dira_dist.config import Section
 from dira_dist.data.shards import ShardInfo
 from dira_dist.data.store import Store, StoreError
+
+log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 1 << 20
 _POLL_S = 0.05
@@ -43,6 +46,7 @@ class ShardCache:
     def __init__(self, config: CacheConfig) -> None:
         self._folder = Path(config.dir).expanduser()
         self._max_bytes = config.max_bytes
+        self._has_warned = False
 
     def open(self, store: Store, shard: ShardInfo, cancelled: threading.Event) -> BinaryIO | None:
         """A reader of the whole shard; none where the cache has no room for it, or the disk fails.
@@ -54,7 +58,23 @@ class ShardCache:
         """
         name = hashlib.sha256(f"{store.join(shard.name)}\n{shard.etag or shard.sha256}".encode()).hexdigest()
         entry, part = self._folder / f"{name}.tar", self._folder / f"{name}.part"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return self._open_or_fill(part, entry, store, shard, cancelled)
+        except StoreError:
+            raise
+        except OSError as error:  # this node's disk is full, failing or not ours: the shard can be read without it
+            self._warn(error)
+            return None
+
+    def _warn(self, error: OSError) -> None:
+        if not self._has_warned:
+            log.warning("data.cache.dir: %s cannot be used (%s); shards are read without it", self._folder, error)
+        self._has_warned = True
+
+    def _open_or_fill(
+        self, part: Path, entry: Path, store: Store, shard: ShardInfo, cancelled: threading.Event
+    ) -> BinaryIO | None:
         while not cancelled.is_set():
             found = _open_entry(entry)
             if found is not None:
@@ -80,12 +100,9 @@ class ShardCache:
             part.replace(entry)
             fcntl.flock(file, fcntl.LOCK_SH)
             file.seek(0)
-        except StoreError:
+        except OSError:
             _discard(file, part)
             raise
-        except OSError:  # this node's disk is full or failing: the shard can still be read without it
-            _discard(file, part)
-            return None
         return file
 
     def _make_room(self, file: BinaryIO, size: int) -> bool:
@@ -175,8 +192,8 @@ def _lock_now(file: BinaryIO) -> bool:
 
 
 def _discard(file: BinaryIO, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    file.close()
+    with file:
+        path.unlink(missing_ok=True)
 
 
 def _remove_unused(path: Path) -> bool:

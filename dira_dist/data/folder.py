@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dira_dist.data.patience import ChangedObjectError, MissingObjectError, StoreError
+from dira_dist.data.patience import ChangedObjectError, DeniedObjectError, MissingObjectError, StoreError
 
 _PIECE_BYTES = 1 << 20
 
@@ -110,6 +110,8 @@ class LocalStore:
             file = path.open("rb")
         except FileNotFoundError:
             raise MissingObjectError(f"there is no file {path}") from None
+        except PermissionError as error:
+            raise DeniedObjectError(f"{path} could not be opened: {error}") from error
         except OSError as error:
             raise StoreError(f"{path} could not be opened: {error}") from error
         found = os.fstat(file.fileno()).st_size

@@ -17,6 +17,10 @@ class MissingObjectError(StoreError, FileNotFoundError):
     """There is no such object."""
 
 
+class DeniedObjectError(StoreError):
+    """This user may not read the object, or it lies in an archive tier; its neighbours may be read all the same."""
+
+
 class ChangedObjectError(StoreError):
     """The object is not, or no longer, the one that was meant: another ETag or another length."""
 
@@ -66,6 +70,8 @@ class Trouble:
             raise StoreError(f"could not {self._what}: cancelled") from error
 
 
+# Of one object. Keys and tokens that have run out are refused with 403 too, but under other codes, and for all objects.
+_DENIED_CODES = {"AccessDenied", "InvalidObjectState"}
 _TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
 
@@ -77,6 +83,8 @@ def _final(error: Exception, what: str) -> StoreError | None:
     message = f"could not {what}: {_reason(error)}"
     if status == 404:
         return MissingObjectError(message)
+    if status == 403 and code in _DENIED_CODES:
+        return DeniedObjectError(message)
     if status == 412:
         return ChangedObjectError(f"could not {what}: the object has changed; its ETag is not the one that was meant")
     if status:

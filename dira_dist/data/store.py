@@ -20,6 +20,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.folder import LocalStore, ObjectInfo
 from dira_dist.data.patience import (
     ChangedObjectError,
+    DeniedObjectError,
     MissingObjectError,
     Patience,
     StoreError,
@@ -31,6 +32,7 @@ from dira_dist.data.ranges import RangeReader
 
 __all__ = [
     "ChangedObjectError",
+    "DeniedObjectError",
     "LocalStore",
     "MissingObjectError",
     "ObjectInfo",
@@ -54,7 +56,8 @@ PAGE_OBJECTS = 1000
 class Store(Protocol):
     """A flat space of keys below an address. Safe to use from threads, to pickle and to carry over a fork.
 
-    Methods raise :class:`MissingObjectError`, :class:`ChangedObjectError` or :class:`StoreError`.
+    Methods raise :class:`MissingObjectError`, :class:`DeniedObjectError`, :class:`ChangedObjectError` or
+    :class:`StoreError`.
     """
 
     @property

@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions, shard
+from dira_dist.data.ingest.parts import Part
 from dira_dist.data.phantom import write_archive
 from dira_dist.data.shards import read_index, read_shard, verify
-from dira_dist.data.store import open_store
+from dira_dist.data.store import StoreError, open_store
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,24 @@ def _group_lives(group: int) -> bool:
     return True
 
 
+def test_a_run_that_ended_before_its_index_is_completed(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tars are there and told of, and the process dies before it says so."""
+    monkeypatch.setattr(Part, "finish", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        shard(phantoms / "images", tmp_path / "set", options(phantoms))
+    monkeypatch.undo()
+    assert len(tars(tmp_path / "set")) == 8 and not (tmp_path / "set" / "index.json").exists()
+    report = shard(phantoms / "images", tmp_path / "set", options(phantoms))
+    assert report.files_now == 0 and report.samples == 40 and report.parts["all"].resumed_shards == 8
+    assert verify(str(tmp_path / "set")) == [] and not (tmp_path / "set" / "plan.json").exists()
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_finished_run_is_left_alone(phantoms: Path, tmp_path: Path) -> None:
     shard(phantoms / "images", tmp_path / "set", options(phantoms))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
@@ -232,6 +253,78 @@ def test_strict_refuses_and_leaves_no_set(damaged: Path, phantoms: Path, tmp_pat
         shard(damaged, tmp_path / "set", options(phantoms, strict=True, processes=processes))
     assert not (tmp_path / "set" / "index.json").exists()
     assert shard(damaged, tmp_path / "set", options(phantoms)).samples == 38
+
+
+def test_a_file_that_goes_after_it_was_listed_is_skipped(phantoms: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(phantoms / "images", tmp_path / "images")
+
+    def remove(done: int, total: int) -> None:
+        (images / "000007.png").unlink(missing_ok=True)
+
+    report = shard(images, tmp_path / "set", options(phantoms), remove)
+    assert report.samples == 39
+    assert [(found.file, "there is no file" in found.reason) for found in report.skipped] == [("000007.png", True)]
+
+
+def test_a_source_that_goes_is_not_skipped_file_by_file(phantoms: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(phantoms / "images", tmp_path / "images")
+
+    def remove(done: int, total: int) -> None:
+        if done == 12:
+            images.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(RequestError, match="there is no folder"):
+        shard(images, tmp_path / "set", options(phantoms), remove)
+    (tmp_path / "elsewhere").rename(images)
+    report = shard(images, tmp_path / "set", options(phantoms))
+    assert report.samples == 40 and report.parts["all"].resumed_shards > 0
+
+
+@pytest.fixture
+def as_a_user(phantoms: Path) -> Iterator[Path]:
+    """A copy of the archive that a user without privileges reads, which this process is meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    shutil.copytree(phantoms / "images", folder / "images")
+    shutil.copy(phantoms / "salt", folder / "salt")
+    privileged = os.geteuid() == 0
+    if privileged:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, -1)
+        os.seteuid(65534)
+    yield folder
+    if privileged:
+        os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+def test_a_file_that_may_not_be_read_is_skipped(as_a_user: Path) -> None:
+    shutil.copy(as_a_user / "images" / "000003.png", as_a_user / "images" / "IM0001")  # DICOM? only a look tells
+    for name in ("000003.png", "IM0001"):
+        (as_a_user / "images" / name).chmod(0)
+    report = shard(as_a_user / "images", as_a_user / "set", options(as_a_user))
+    assert report.samples == 39
+    assert [(found.file, "Permission denied" in found.reason) for found in report.skipped] == [
+        ("000003.png", True),
+        ("IM0001", True),
+    ]
+    with pytest.raises(RequestError, match=r"strict: IM0001 cannot go into the set: .*Permission denied"):
+        shard(as_a_user / "images", as_a_user / "other", options(as_a_user, strict=True))
+
+
+def test_names_that_are_no_utf_8_are_sharded_and_shown(tmp_path: Path, phantoms: Path) -> None:
+    source = tmp_path / "images"
+    folder = os.fsencode(source) + b"/m\xfcde"
+    Path(os.fsdecode(folder)).mkdir(parents=True)
+    for number, name in enumerate((b"schw\xe4rzung.png", b"br\xfcche.png", b"IM\xfc")):
+        data = (phantoms / "images" / f"00000{number}.png").read_bytes()
+        Path(os.fsdecode(folder + b"/" + name)).write_bytes(data if number else b"no image")
+    report = shard(source, tmp_path / "set", options(phantoms, labels="folders", report=str(tmp_path / "report.json")))
+    assert report.samples == 1 and report.ignored == 1
+    assert [found.file for found in report.skipped] == [r"m\xfcde/schw\xe4rzung.png"]
+    assert json.loads((tmp_path / "report.json").read_text())["skipped"][0]["file"] == r"m\xfcde/schw\xe4rzung.png"
+    ((_, members),) = samples(tmp_path / "set")
+    assert json.loads(members["json"])["labels"] == {"label": r"m\xfcde"}
+    assert read_index(str(tmp_path / "set")).classes == {"label": (r"m\xfcde",)}
 
 
 def test_an_archive_without_one_readable_image_is_refused(phantoms: Path, tmp_path: Path) -> None:
@@ -405,6 +498,35 @@ def test_from_bucket_to_bucket_with_processes(phantoms: Path, tmp_path: Path, s3
     assert all(part.was_complete for part in again.parts.values())
     with pytest.raises(RequestError, match="holds nothing there"):
         shard(s3.address("typo"), s3.address("sets/other"), ShardOptions(**chosen))
+
+
+def _put(phantoms: Path, address: str) -> None:
+    for path in (phantoms / "images").iterdir():
+        open_store(address).upload(path.name, path)
+
+
+def test_an_object_that_may_not_be_read_is_skipped(phantoms: Path, s3: Any, proxy: Any, fault: Any) -> None:
+    _put(phantoms, s3.address("images"))
+    denied = fault("status", status=403, code="AccessDenied")
+    proxy.plan = lambda request: denied if request.method == "GET" and "000003.png" in request.path else None
+    report = shard(s3.address("images"), s3.address("set"), options(phantoms))
+    assert report.samples == 39
+    assert [(found.file, "AccessDenied" in found.reason) for found in report.skipped] == [("000003.png", True)]
+
+
+def test_keys_that_run_out_end_the_run(phantoms: Path, s3: Any, proxy: Any, fault: Any) -> None:
+    """Were every further file skipped, a set of half the archive would be called whole."""
+    _put(phantoms, s3.address("images"))
+    expired = fault("status", status=403, code="InvalidAccessKeyId")
+
+    def run_out(done: int, total: int) -> None:
+        if done == 12:
+            proxy.plan = lambda request: expired
+
+    with pytest.raises(StoreError, match="InvalidAccessKeyId"):
+        shard(s3.address("images"), s3.address("set"), options(phantoms), run_out)
+    proxy.plan = lambda request: None
+    assert shard(s3.address("images"), s3.address("set"), options(phantoms)).samples == 40
 
 
 # --------------------------------------------------------------------- real archives

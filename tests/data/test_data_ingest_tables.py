@@ -88,6 +88,18 @@ def test_columns_that_may_identify_stay_behind_unless_asked_for(archive: Path) -
         shard(archive / "images", archive / "other", options(archive, labels=str(archive / "odd.csv")))
 
 
+@pytest.mark.parametrize("column", ["PatientName", "label"])
+def test_the_only_column_is_no_label_by_being_the_only_one(archive: Path, column: str) -> None:
+    (archive / "one.csv").write_text(f"image,{column}\ni0.png,Doe^Jane\n")
+    if column == "label":
+        run(archive, labels=str(archive / "one.csv"))
+        assert by_grey(archive / "set")[0]["labels"] == {"label": "Doe^Jane"}
+        return
+    with pytest.raises(RequestError, match=r"not clear which columns are labels.*--label-columns.*'PatientName'"):
+        run(archive, labels=str(archive / "one.csv"))
+    assert not (archive / "set").exists()
+
+
 def test_rows_may_name_path_name_or_stem(archive: Path) -> None:
     (archive / "images" / "deep").mkdir()
     (archive / "images" / "i3.png").rename(archive / "images" / "deep" / "i3.png")
@@ -188,6 +200,24 @@ def test_boxes_and_masks_shrink_with_their_image(archive: Path) -> None:
     small = pixels_of(sample, "mask.png")
     assert small.shape == (10, 20) and set(np.unique(small)) == {0, 200} and (small[3:7, 4:14] == 200).all()
     assert "mask.png" not in by_grey(archive / "set")[5]["members"]
+
+
+def test_a_mask_of_two_images_is_refused_but_paths_tell_them_apart(archive: Path) -> None:
+    mask = Image.fromarray(np.ones((20, 40), np.uint8))
+    for place in ("images/p1", "images/p2", "masks/p1"):
+        (archive / place).mkdir(parents=True)
+    for patient in ("p1", "p2"):
+        Image.fromarray(np.full((20, 40), 250, np.uint8)).save(archive / "images" / patient / "scan.png")
+    mask.save(archive / "masks" / "i4.png")
+    mask.save(archive / "masks" / "scan.png")
+    with pytest.raises(
+        RequestError, match=r"'scan\.png' could be the mask of any of 2 images, 'p[12]/scan\.png' for one"
+    ):
+        run(archive, masks=str(archive / "masks"))
+    assert not (archive / "set").exists()
+    (archive / "masks" / "scan.png").rename(archive / "masks" / "p1" / "scan.png")
+    run(archive, masks=str(archive / "masks"))
+    assert sum("mask.png" in sample["members"] for sample in contents(archive / "set").values()) == 2
 
 
 @settings(deadline=None)

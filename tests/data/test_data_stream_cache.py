@@ -115,6 +115,27 @@ def test_a_set_too_large_for_it_streams_all_the_same(address: str, tmp_path: Pat
     assert held(tmp_path) == 0
 
 
+def test_a_folder_that_cannot_be_made_is_done_without(
+    address: str, index: ShardSetIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = cache_of(tmp_path / "file" / "cache")
+    assert [cache.open(open_store(address), shard, NEVER) for shard in index.shards[:2]] == [None, None]
+    assert caplog.text.count("data.cache.dir") == 1
+    config = CacheConfig(dir=str(tmp_path / "file" / "cache"), max_bytes=1 << 30)
+    with ValidationStream(address, batch_size=60, cache=config) as stream:
+        assert next(stream).sample_ids.tolist() == list(range(60))
+
+
+def test_a_shard_that_cannot_be_begun_is_read_without_it(address: str, index: ShardSetIndex, tmp_path: Path) -> None:
+    cache, store = cache_of(tmp_path), open_store(address)
+    cache.open(store, index.shards[0], NEVER).close()
+    (entry,) = tmp_path.glob("*.tar")
+    entry.unlink()
+    entry.with_suffix(".part").mkdir()  # where the download would be written
+    assert cache.open(store, index.shards[0], NEVER) is None
+
+
 def test_a_disk_that_fails_is_done_without(address: str, index: ShardSetIndex, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(os, "fsync", _no_space)
     assert cache_of(tmp_path).open(open_store(address), index.shards[0], NEVER) is None

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dira_dist.data.ingest import pixels as px
+from dira_dist.data.ingest.listing import one_file_of
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.pixels import PictureMode, Pixels
 from dira_dist.data.ingest.plan import Item
@@ -50,11 +51,18 @@ class Converter:
         self._options, self._mode = options, mode
 
     def fetch(self, task: Task) -> list[bytes]:
-        """The task's files, the mask last. Trouble with the store is not the file's fault and is raised as it is."""
-        files = [self._source.read_bytes(file) for file in task.item.files]
+        """The task's files, the mask last.
+
+        Raises:
+            UnreadableError: one of them has gone, or may not be read.
+            RequestError, StoreError: trouble with the store is not the file's fault, and is raised as it is.
+        """
+        with one_file_of(self._source):
+            files = [self._source.read_bytes(file) for file in task.item.files]
         if task.mask is not None:
             assert self._masks is not None
-            files.append(self._masks.read_bytes(task.mask))
+            with one_file_of(self._masks):
+                files.append(self._masks.read_bytes(task.mask))
         return files
 
     def samples(self, task: Task, files: list[bytes]) -> tuple[list[Sample], bool]:

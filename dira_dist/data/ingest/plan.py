@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest.listing import Header, list_source, read_headers, without_suffix
+from dira_dist.data.ingest.names import printable
 from dira_dist.data.ingest.options import FOLDERS, Content, ShardOptions, check_split
 from dira_dist.data.ingest.readers import FileKind
 from dira_dist.data.ingest.salt import Salt, part_of, read_salt
@@ -32,9 +33,8 @@ class Item:
     @property
     def name(self) -> str:
         """How messages and reports call it."""
-        return (
-            self.files[0] if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more of its series"
-        )
+        first = printable(self.files[0])
+        return first if len(self.files) == 1 else f"{first} and {len(self.files) - 1} more of its series"
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Plan:
     def labels_of(self, item: Item) -> dict[str, Any]:
         """Label values of an item, from the table or its folder."""
         if self.options.labels == FOLDERS:
-            return {"label": PurePosixPath(item.files[0]).parent.name}
+            return {"label": printable(PurePosixPath(item.files[0]).parent.name)}
         if self.labels is None:
             return {}
         return self.labels.of(_named_in(self.labels.table, item))
@@ -155,10 +155,13 @@ def make_plan(source: str, options: ShardOptions) -> Plan:
         ignored=listing.ignored,
         source_digest=listing.digest,
     )
+    for file, reason in listing.unreadable.items():
+        _skip_unreadable(plan, file, reason)
     _read_tables(plan)
     headers = _needed_headers(plan, listing.files)
     items = _items_of(listing.files, headers, plan)
     _check_names(plan, items)
+    _check_masks(plan, items)
     _assign_parts(plan, items, headers)
     plan.unlabelled = sum(1 for part in plan.parts.values() for item in part if not _has_labels(plan, item))
     if plan.labels and plan.unlabelled == plan.items:
@@ -207,7 +210,7 @@ def _needed_headers(plan: Plan, files: Mapping[str, FileKind]) -> dict[str, Head
 def _items_of(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan: Plan) -> list[Item]:
     """Files as items; those that do not fit the content are skipped by name."""
     if plan.content == "images":
-        return list(_image_items(files, plan))
+        return list(_image_items(files, headers, plan))
     series: dict[str, list[str]] = {}
     items: list[Item] = []
     for file, kind in files.items():
@@ -216,17 +219,33 @@ def _items_of(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan
         elif kind != "dicom":
             plan.skipped.append((file, "it is a flat image in a set of volumes"))
         elif headers[file].problem:
-            plan.skipped.append((file, headers[file].problem))
+            _skip_unreadable(plan, file, headers[file].problem)
         else:
             series.setdefault(headers[file].series, []).append(file)
     digest = plan.salt.digest
     return items + [Item(digest("sample", uid), "series", tuple(slices)) for uid, slices in series.items()]
 
 
-def _image_items(files: Mapping[str, FileKind], plan: Plan) -> Iterator[Item]:
+def _skip_unreadable(plan: Plan, file: str, reason: str) -> None:
+    if plan.options.strict:
+        raise strict_refusal(file, reason)
+    plan.skipped.append((file, printable(reason)))
+
+
+def strict_refusal(file: str, reason: str) -> RequestError:
+    """What is raised under ``strict`` for a file that cannot be read."""
+    return RequestError(
+        f"strict: {printable(file)} cannot go into the set: {printable(reason)}. "
+        "Repair or remove it, or go on without --strict, which skips such files and names them in the report."
+    )
+
+
+def _image_items(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan: Plan) -> Iterator[Item]:
     for file, kind in files.items():
         if kind == "nifti":
             plan.skipped.append((file, "it is a volume in a set of images; content volumes stores it whole"))
+        elif file in headers and headers[file].problem:
+            _skip_unreadable(plan, file, headers[file].problem)
         else:
             yield Item(plan.salt.digest("sample", file), kind, (file,))
 
@@ -249,6 +268,21 @@ def _check_names(plan: Plan, items: Iterable[Item]) -> None:
                         f"{table.address}: {name!r} could be any of {counts[name]} files, {file!r} for one; "
                         f"in column {plan.options.image_column!r} write paths within the source."
                     )
+
+
+def _check_masks(plan: Plan, items: Iterable[Item]) -> None:
+    """A mask that two images could mean would lie on the wrong one."""
+    images: dict[str, list[str]] = {}
+    for item in items:
+        mask = plan.mask_of(item)
+        if mask is not None:
+            images.setdefault(mask, []).append(item.name)
+    for mask, names in images.items():
+        if len(names) > 1:
+            raise RequestError(
+                f"masks {plan.options.masks}: {printable(mask)!r} could be the mask of any of {len(names)} images, "
+                f"{names[0]!r} for one; lay each mask under the path of its image within the source."
+            )
 
 
 def _assign_parts(plan: Plan, items: Iterable[Item], headers: Mapping[str, Header]) -> None:

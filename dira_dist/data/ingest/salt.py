@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dira_dist.config import RequestError
+from dira_dist.data.ingest.names import name_bytes
 
 _KEY_BYTES = 10
 
@@ -26,7 +27,7 @@ class Salt:
     def digest(self, purpose: str, text: str, size_bytes: int = _KEY_BYTES) -> str:
         """Keyed BLAKE2b of ``text``, hexadecimal; unlike purposes give unrelated values."""
         person = purpose.encode()
-        return hashlib.blake2b(text.encode(), digest_size=size_bytes, key=self.secret, person=person).hexdigest()
+        return hashlib.blake2b(name_bytes(text), digest_size=size_bytes, key=self.secret, person=person).hexdigest()
 
     def fraction(self, text: str) -> float:
         """A uniform number in [0, 1) that ``text`` always gets."""

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dira_dist.config import RequestError, Section
+from dira_dist.data.ingest.names import printable
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.parts import Part
 from dira_dist.data.ingest.plan import WHOLE, Plan, make_plan
@@ -113,7 +114,7 @@ def shard(
     for part in parts.values():
         part.take_up()
     files_before = sum(len(part.items) if part.index else part.files_done for part in parts.values())
-    if files_before < plan.items:
+    if any(part.index is None for part in parts.values()):
         make_parts(plan, parts, progress)
     report = _report(plan, parts, dest, plan.items - files_before, time.monotonic() - started_s)
     if options.report is not None:
@@ -141,7 +142,7 @@ def _report(plan: Plan, parts: Mapping[str, Part], dest: str, files_now: int, el
         dest=dest,
         parts={name: _part_report(part) for name, part in parts.items()},
         files=plan.items,
-        skipped=tuple(Skipped(file=file, reason=reason) for file, reason in sorted(skipped)),
+        skipped=tuple(Skipped(file=printable(file), reason=reason) for file, reason in sorted(skipped)),
         ignored=plan.ignored,
         unlabelled=plan.unlabelled,
         converted=sum(part.converted() for part in parts.values()),

@@ -117,7 +117,7 @@ def read_labels(address: str, image_column: str, wanted: tuple[str, ...] | None,
     Args:
         address: of the CSV file.
         image_column: names the image's file.
-        wanted: label columns; where none are given, those with a usual name, or the only one that is left.
+        wanted: label columns; where none are given, those with a usual name.
         group_by: a column that is never a label: it names the patient.
 
     Raises:
@@ -143,8 +143,8 @@ def _guess_columns(table: Table, image_column: str, group_by: str | None) -> tup
     """Only what is surely a label: other columns may tell who the patient is."""
     others = [column for column in table.columns if column not in (image_column, group_by, "")]
     usual = tuple(column for column in others if column.lower() in _USUAL_LABELS)
-    if usual or len(others) == 1:
-        return usual or tuple(others)
+    if usual:
+        return usual
     raise RequestError(
         f"{table.address}: it is not clear which columns are labels; name them with --label-columns. "
         f"The columns are {', '.join(repr(column) for column in others)}; those that identify a patient stay behind."

@@ -19,14 +19,16 @@ from typing import Protocol
 from dira_dist.config import RequestError
 from dira_dist.data.cores import usable_cores
 from dira_dist.data.ingest.convert import Converter, Task
+from dira_dist.data.ingest.listing import one_file_of
+from dira_dist.data.ingest.names import printable
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.parts import Part, ShardOutcome, SkippedItem
 from dira_dist.data.ingest.pixels import PictureMode, mode_of
-from dira_dist.data.ingest.plan import Item, Plan
+from dira_dist.data.ingest.plan import Item, Plan, strict_refusal
 from dira_dist.data.ingest.readers import UnreadableError, discreetly, read_pictures
 from dira_dist.data.ingest.tables import boxes_for
 from dira_dist.data.shards import Sample, publish_shard
-from dira_dist.data.store import open_store
+from dira_dist.data.store import StoreError, open_store
 
 _PROBED_FILES = 32
 _POLL_S = 0.2
@@ -87,10 +89,12 @@ def _samples(bench: _Bench, tasks: Sequence[Task], notes: _Notes) -> Iterator[Sa
     for task in tasks:
         if bench.stopped():
             raise _StoppedError
-        files = bench.converter.fetch(task)
         try:
+            files = bench.converter.fetch(task)
             with discreetly():
                 samples, converted = bench.converter.samples(task, files)
+        except (RequestError, StoreError):  # the store is away, and the next file would fare no better
+            raise
         except Exception as error:  # decoders raise whatever a damaged file drives them to
             notes.skipped.append(SkippedItem(key=task.item.key, cause=type(error).__name__, reason=_reason(error)))
             if bench.strict:
@@ -104,7 +108,7 @@ def _samples(bench: _Bench, tasks: Sequence[Task], notes: _Notes) -> Iterator[Sa
 def _reason(error: Exception) -> str:
     """Why a file was skipped. What others say may quote a header, so only the decoders' own failures are repeated."""
     if isinstance(error, UnreadableError):
-        return str(error)
+        return printable(str(error))
     told = str(error).partition("\n")[0][:200] if isinstance(error, OSError | RuntimeError | SyntaxError) else ""
     return f"it cannot be read: {type(error).__name__}{': ' if told else ''}{told}"
 
@@ -131,19 +135,12 @@ def make_parts(plan: Plan, parts: Mapping[str, Part], progress: Progress | None)
     run = _run_here if processes <= 1 else _run_in_processes
     for part, name, outcome in run(plan, mode, jobs, processes, tell):
         if plan.options.strict and outcome.skipped:
-            raise _refusal(part, outcome.skipped[0])
+            raise strict_refusal(part.name_of(outcome.skipped[0].key), outcome.skipped[0].reason)
         part.note(name, outcome)
     for part in parts.values():
         if part.index is None:
             part.finish(mode)
     tell(total - before)
-
-
-def _refusal(part: Part, skipped: SkippedItem) -> RequestError:
-    return RequestError(
-        f"strict: {part.name_of(skipped.key)} cannot go into the set: {skipped.reason}. "
-        "Repair or remove it, or go on without --strict, which skips such files and names them in the report."
-    )
 
 
 def _jobs(plan: Plan, parts: Mapping[str, Part]) -> Iterator[tuple[Part, _Job]]:
@@ -272,9 +269,13 @@ def _sample_of(plan: Plan) -> list[Item]:
 
 def _modes_in(plan: Plan, item: Item) -> set[PictureMode]:
     assert item.kind != "series", "flat images only"
-    data = open_store(plan.source).read_bytes(item.files[0])
+    store = open_store(plan.source)
     try:
+        with one_file_of(store):
+            data = store.read_bytes(item.files[0])
         with discreetly():
             return {mode_of(picture.pixels) for picture in read_pictures(data, item.kind, plan.options.intensity, None)}
+    except (RequestError, StoreError):
+        raise
     except Exception:  # an unreadable file has no mode; it is reported when its turn comes
         return set()
