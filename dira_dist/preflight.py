@@ -77,9 +77,14 @@ def preflight(job: PretrainJob) -> Preflight:
         check_set(job.data.val, _readable_set("data.val", job.data.val))
     _check_shares(job)
     _check_probe(job)
-    plan = job.plan(job.lanes * (index.samples // job.lanes))
+    plan = lay_out(job, index)
     per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
     return Preflight(job, index, plan, per_step, estimate_memory(job))
+
+
+def lay_out(job: PretrainJob, train: ShardSetIndex) -> Plan:
+    """The job's stages in steps; an epoch is what its lanes share out evenly of the training set."""
+    return job.plan(job.lanes * (train.samples // job.lanes))
 
 
 def _readable_set(key: str, address: str) -> ShardSetIndex:

@@ -11,7 +11,7 @@ from dira_dist import preflight as single
 from dira_dist.config import RequestError, flatten
 from dira_dist.evaluation.judge import LOWER_IS_BETTER, reported_metrics
 from dira_dist.job import LoadedJob, LoadedSearch, PretrainJob
-from dira_dist.preflight import Preflight, preflight
+from dira_dist.preflight import Preflight, lay_out, preflight
 from dira_dist.search.config import Dimension, Mode
 from dira_dist.search.ranking import CONFIRMED, Goal
 from dira_dist.search.rungs import Rungs, plan_rungs
@@ -76,6 +76,10 @@ class SearchPlan:
             values["evaluation.every_steps"] = self.rungs.judge_every_steps
         return self.loaded.trial(name, values)
 
+    def steps(self, job: PretrainJob) -> int:
+        """Optimiser steps of a trial; its batch may be another than the base's, and with it its lanes and epochs."""
+        return lay_out(job, self.facts.train).steps
+
     def winner(self, params: Mapping[str, Any]) -> LoadedJob:
         """The base with these values, under its own name: a complete job."""
         return self.loaded.trial(self.loaded.winner_name, params)
@@ -117,18 +121,14 @@ def plan_search(loaded: LoadedSearch) -> SearchPlan:
             none or that no stage takes, values that the job refuses, workers without a fixed number.
     """
     goal = _goal(loaded)
+    check_workers(loaded)
     facts = preflight(loaded.job.located())
-    if not isinstance(loaded.job.resources.workers, int):
-        raise RequestError(
-            f"base.resources.workers: found {list(loaded.job.resources.workers)}; the trials of a search run on a "
-            "fixed number of workers, so that they can be compared and counted: give one number"
-        )
     now = flatten(loaded.job.model_dump(mode="json"))
     for key, dimension in loaded.search.space.items():
         _check_key(key, now, goal)
         _check_kind(key, dimension, now[key])
     jobs = [job for key, dimension in loaded.search.space.items() for job in _ends(loaded, key, dimension)]
-    shortest = min(job.plan(facts.plan.epoch_samples).steps for job in [loaded.job, *jobs])
+    shortest = min(lay_out(job, facts.train).steps for job in [loaded.job, *jobs])
     return SearchPlan(
         loaded=loaded,
         facts=facts,
@@ -137,6 +137,20 @@ def plan_search(loaded: LoadedSearch) -> SearchPlan:
         published=_published(loaded, now),
         rungs=plan_rungs(loaded.search, shortest, loaded.job.evaluation.every_steps),
     )
+
+
+def check_workers(loaded: LoadedSearch) -> None:
+    """Refuse a search over an elastic base.
+
+    Raises:
+        RequestError: ``resources.workers`` is a range.
+    """
+    low, high = loaded.job.resources.worker_range
+    if low != high:
+        raise RequestError(
+            f"base.resources.workers: found {[low, high]}; the trials of a search run on a fixed number of workers, so "
+            "that they can be compared and counted: give one number"
+        )
 
 
 def _goal(loaded: LoadedSearch) -> Goal:

@@ -48,6 +48,7 @@ class Desk:
         self._suggestions: Suggestions | None = None
         self._lock = threading.RLock()
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._picture_failed = False
         self._began_s, self._steps_before = time.monotonic(), {trial.name: trial.step for trial in record.trials}
         self._run: TrackingRun | NullRun = NullRun()
 
@@ -118,12 +119,12 @@ class Desk:
             )
             self._put(trial)
             try:
-                self.plan.trial(trial.name, trial.params, trial.seed)
+                job = self.plan.trial(trial.name, trial.params, trial.seed).job
             except RequestError as error:
                 self.ended(trial.name, status="failed", reason=f"{REFUSED}{error}")
             else:
                 self._handed_out.add(trial.name)
-                return trial
+                return self._change(trial.name, total_steps=self.plan.steps(job))
         return None
 
     def take_back(self, reason: str) -> None:
@@ -154,7 +155,9 @@ class Desk:
         """A trial came to its end by itself, well or badly."""
         self._handed_out.discard(name)
         trial = self._change(name, **how)
-        if trial.status == "failed":
+        if trial.status == "finished":
+            trial = self._change(name, reason=trial.not_judged_at_end)
+        if trial.reason:
             self._console.print(f"trial {name}: {trial.reason}", markup=False, highlight=False)
         self._settle(trial)
 
@@ -176,19 +179,21 @@ class Desk:
         """The end: ranking, table, the winner's job file and the last pictures, in storage and in the parent run.
 
         Raises:
-            JobFailedError: no trial was trained to its end.
+            JobFailedError: no trial was trained to its end and judged there.
         """
         ranking = conclude(self.trials, self.plan.goal)
         if ranking is None:
-            reasons = "\n  ".join(f"{trial.name}: {trial.reason}" for trial in self.trials)
-            raise JobFailedError(f"{self.plan.loaded.job.name}: no trial was trained to its end:\n  {reasons}")
+            reasons = "\n  ".join(f"{trial.name}: {trial.reason or trial.status}" for trial in self.trials)
+            raise JobFailedError(
+                f"{self.plan.loaded.job.name}: no trial was trained to its end and judged there:\n  {reasons}"
+            )
         winner = self.plan.winner(ranking.winner.params)
-        table = "\n".join([*ranking.table(), "", ranking.verdict(), ""])
+        table = "\n".join([*ranking.table(), "", *ranking.notes(), ranking.verdict(), ""])
         for name, text in ((WINNER_FILE, dump_job(winner.record)), (TABLE_FILE, table)):
             self._store.write_bytes(name, text.encode())
             self._run.log_text(text, name)
         self._run.set_tags({"dira.verdict": ranking.verdict(), "dira.winner": ranking.winner.name})
-        self._picture()
+        self._try_picture()
         return ranking
 
     def concluded(self, outcome: Mapping[str, Any]) -> None:
@@ -230,7 +235,17 @@ class Desk:
     def _settle(self, trial: Trial) -> None:
         if self._suggestions is not None and trial.seed is None:
             self._suggestions.tell(trial)
-        self._aside.submit(self._picture)
+        self._aside.submit(self._try_picture)
+
+    def _try_picture(self) -> None:
+        """Nobody looks at what becomes of a thread's work; trouble with pictures is told once, and ends no search."""
+        try:
+            self._picture()
+        except Exception as error:  # whatever a plotting library raises
+            if not self._picture_failed:
+                text = f"warning: the search's figures and pictures in MLflow are not up to date: {error!r}"
+                self._console.print(text, markup=False, highlight=False)
+            self._picture_failed = True
 
     def _picture(self) -> None:
         """The state of the search in the parent run: figures and pictures by the number of trials that ended."""

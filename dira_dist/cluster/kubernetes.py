@@ -19,6 +19,7 @@ import yaml
 
 from dira_dist.config import RequestError
 from dira_dist.job import LoadedJob, LoadedSearch, load_job
+from dira_dist.trials import check_workers
 from dira_dist.version import __version__
 
 DEFAULT_IMAGE = f"dira-dist:{__version__}"
@@ -105,7 +106,8 @@ def fleet(loaded: LoadedJob, *, workers_per_pod: int = 1, memory_gib: int | None
         memory_gib: of one pod; 4 GiB per CPU where left out. ``/dev/shm`` is part of it.
 
     Raises:
-        RequestError: if the workers do not fill whole pods, or nobody said how many trials run side by side.
+        RequestError: if the workers do not fill whole pods, a search's base is elastic, or nobody said how many trials
+            run side by side.
     """
     resources = loaded.job.resources
     trials = _trials_side_by_side(loaded)
@@ -118,15 +120,15 @@ def fleet(loaded: LoadedJob, *, workers_per_pod: int = 1, memory_gib: int | None
     cpus = math.ceil(resources.cpus_per_worker * workers_per_pod)
     gpus = math.ceil((resources.gpus_per_worker or 0) * workers_per_pod)
     size = PodSize(cpus, memory_gib or max(4, _MEMORY_GIB_PER_CPU * cpus), gpus)
-    # a trial of a search is never elastic: it has the workers it began with
-    low = resources.max_workers if isinstance(loaded, LoadedSearch) else resources.min_workers
     head = SEARCH_HEAD_SIZE if isinstance(loaded, LoadedSearch) else HEAD_SIZE
-    return Fleet(head, size, trials * low // workers_per_pod, trials * resources.max_workers // workers_per_pod)
+    fewest, most = (trials * workers // workers_per_pod for workers in resources.worker_range)
+    return Fleet(head, size, fewest, most)
 
 
 def _trials_side_by_side(loaded: LoadedJob) -> int:
     if not isinstance(loaded, LoadedSearch):
         return 1
+    check_workers(loaded)
     if loaded.search.max_concurrent is None:
         raise RequestError(
             "search.max_concurrent: how many trials run side by side is left to the cluster, and the cluster is made "
@@ -155,10 +157,12 @@ def render(
         memory_gib: see :func:`fleet`.
 
     Raises:
-        RequestError: for an invalid job, or one that keeps something in a folder, which pods do not share.
+        RequestError: for an invalid job, or one that keeps something in a folder, which pods do not share, or that
+            begins with weights which no pod has.
     """
     loaded = load_job(Path(job), overrides)
     _refuse_folders(loaded)
+    _refuse_local_weights(loaded.job.model.init, image)
     pods = fleet(loaded, workers_per_pod=workers_per_pod, memory_gib=memory_gib)
     name = object_name(loaded.job.name)
     documents = [
@@ -195,6 +199,17 @@ def _refuse_folders(loaded: LoadedJob) -> None:
             + "\n  ".join(folders)
             + "\ngive addresses in a bucket (s3://bucket/prefix), in the file or with --set; leave tracking.uri out"
         )
+
+
+def _refuse_local_weights(init: str | None, image: str | None) -> None:
+    """Only an image of the user's own may hold a file that every pod has."""
+    if init is None or (image is not None and Path(init).is_absolute()):
+        return
+    raise RequestError(
+        f"model.init: {init} is a file of one machine, and no pod of the job has it; put it into an image of your own "
+        "(FROM dira-dist, COPY), give that with --image, and model.init the file's absolute path there; or leave "
+        "model.init out"
+    )
 
 
 def _metadata(name: str, job: str, component: str) -> Manifest:

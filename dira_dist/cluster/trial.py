@@ -91,7 +91,7 @@ class TrialDriver(tune.Trainable):
     def _train(self) -> _Ended:
         plan, trial = self._setup.plan, self._trial
         loaded = plan.trial(trial["name"], trial["params"], trial["seed"])
-        self._total_steps = loaded.job.plan(plan.facts.plan.epoch_samples).steps
+        self._total_steps = plan.steps(loaded.job)
         tags = {**self._setup.tags, "dira.trial": str(trial["number"])}
         outcome = pretrain(loaded, console=Console(quiet=True), on_judgement=self._judged, tags=tags)
         return _Ended("finished", run_id=outcome.run_id)

@@ -20,6 +20,7 @@ from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.cluster.stopping import JobStoppedError
 from dira_dist.cluster.tuner import scheduler_of, work_off
 from dira_dist.config import RequestError, flatten
+from dira_dist.data.shards import read_index
 from dira_dist.data.store import Store, check_reachable, open_store
 from dira_dist.job import LoadedSearch, ResourcesConfig
 from dira_dist.search.fitting import Share, trials_that_fit
@@ -30,6 +31,22 @@ from dira_dist.trials import SearchPlan, plan_search
 
 MAY_GROW = ("trials", "confirm_seeds")
 MAY_CHANGE = ("max_concurrent",)
+# What of the base may change between two starts of a search: where things are and who computes, never the yardstick.
+BASE_MAY_CHANGE = (
+    "resources",
+    "tracking",
+    "checkpoint",
+    "data.train",  # the digest of the set is compared instead
+    "data.bad_sample_budget",
+    "data.cache",
+    "data.loader_workers",
+    "data.storage_patience_s",
+    "evaluation.threads",
+    "execution.compile",
+    "guards",
+    "model.gradient_checkpointing",
+)
+JUDGED_ON = ("data.val", "probe.train", "probe.val")  # likewise, where the record has their digests
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ class SearchOutcome:
         best: address of the winner's job file.
         verdict: by how much it beats the published weights and how sure that is, in words.
         table: rows in Markdown.
+        notes: what the table leaves out, in words.
         counts: trials and repetitions by how they ended.
         already_done: the search was finished before; nothing was done now.
     """
@@ -55,12 +73,14 @@ class SearchOutcome:
     best: str = ""
     verdict: str = ""
     table: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     already_done: bool = False
 
     def lines(self) -> Iterator[str]:
         """The outcome as a person reads it."""
         yield from self.table
+        yield from self.notes
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         yield f"{self.name}: {'was finished already' if self.already_done else 'finished'}: {counts}"
         yield f"verdict     {self.verdict}"
@@ -87,7 +107,7 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
     located = loaded.job.located()
     check_reachable(located.checkpoint.storage, write=True)
     store = open_store(located.run_folder)
-    record = claim_search(store, SearchRecord(loaded.record, plan.facts.train.digest))
+    record = claim_search(store, _wanted(loaded, plan))
     if record.outcome:
         return SearchOutcome(**{**record.outcome, "already_done": True})
     console = console or Console(file=sys.stderr, soft_wrap=True)
@@ -114,10 +134,17 @@ def _concluded(desk: Desk) -> SearchOutcome:
         best=desk.address(WINNER_FILE),
         verdict=ranking.verdict(),
         table=list(ranking.table()),
+        notes=list(ranking.notes()),
         counts=dict(Counter(trial.status for trial in desk.trials)),
     )
     desk.concluded(asdict(outcome))
     return outcome
+
+
+def _wanted(loaded: LoadedSearch, plan: SearchPlan) -> SearchRecord:
+    sets = loaded.job.located().shard_sets()
+    judged_on = {name: read_index(address).digest for name, address, _ in sets if name != "train"}
+    return SearchRecord(loaded.record, plan.facts.train.digest, judged_on=judged_on)
 
 
 def claim_search(store: Store, wanted: SearchRecord) -> SearchRecord:
@@ -133,24 +160,38 @@ def claim_search(store: Store, wanted: SearchRecord) -> SearchRecord:
                 f"{store.address}: a pretraining run of this name is there; give the search another name"
             )
         return wanted
-    there, here = existing.job, wanted.job
-    differences = [f"base.{line}" for line in differing_keys(there["base"], here["base"])]
-    old, new = flatten(there["search"]), flatten(here["search"])
-    differences += [
-        f"search.{key}: {old.get(key)!r} there, {new.get(key)!r} here"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and key not in MAY_CHANGE and not (key in MAY_GROW and new[key] > old[key])
-    ]
-    if existing.train_digest != wanted.train_digest:
-        differences.append("the training images: another digest there")
-    if differences:
+    if differences := [*_differing_keys(existing, wanted), *_differing_images(existing, wanted)]:
         raise RequestError(
             f"{store.address}: a search of this name with another configuration is there already:\n  "
             + "\n  ".join(differences)
             + "\ngive the search another name, or the same values to go on with it"
         )
-    grew = any(new[key] > old[key] for key in MAY_GROW)
-    return replace(existing, job=here, outcome={} if grew else existing.outcome)
+    there, here = existing.job["search"], wanted.job["search"]
+    outcome = {} if any(here[key] > there[key] for key in MAY_GROW) else existing.outcome
+    return replace(existing, job=wanted.job, outcome=outcome, judged_on=wanted.judged_on)
+
+
+def _differing_keys(existing: SearchRecord, wanted: SearchRecord) -> Iterator[str]:
+    there, here = existing.job["base"], wanted.job["base"]
+    may_change = BASE_MAY_CHANGE + (JUDGED_ON if existing.judged_on else ())
+    # no stage may be made longer: trials that ended have all of them behind them
+    for line in differing_keys(there, here, stages_passed=len(there["stages"]), may_change=may_change):
+        yield f"base.{line}"
+    old, new = flatten(existing.job["search"]), flatten(wanted.job["search"])
+    for key in sorted({*old, *new}):
+        grew = key in MAY_GROW and new[key] > old[key]
+        if old.get(key) != new.get(key) and key not in MAY_CHANGE and not grew:
+            yield f"search.{key}: {old.get(key)!r} there, {new.get(key)!r} here"
+
+
+def _differing_images(existing: SearchRecord, wanted: SearchRecord) -> Iterator[str]:
+    """A set that is judged on may not come or go either; a record without digests is compared by addresses."""
+    if existing.train_digest != wanted.train_digest:
+        yield f"the training images: digest {existing.train_digest[:12]} there, {wanted.train_digest[:12]} here"
+    for name in sorted({*existing.judged_on, *wanted.judged_on}) if existing.judged_on else ():
+        there, here = existing.judged_on.get(name, "none"), wanted.judged_on.get(name, "none")
+        if there != here:
+            yield f"the images that trials are judged on, {name}: digest {there[:12]} there, {here[:12]} here"
 
 
 def trials_at_once(plan: SearchPlan) -> int:

@@ -53,29 +53,41 @@ def scheduler_of(plan: SearchPlan, known: Sequence[Trial]) -> TrialScheduler:
     )
     for trial in known:
         if trial.settled:
-            earlier = _Earlier(trial.name)
-            scheduler.on_trial_add(None, earlier)
             for step, metrics in trial.history:
                 if step < plan.rungs.total_steps and (scores := plan.goal.scores(metrics)):
-                    scheduler.on_trial_result(None, earlier, {RUNG_STEP: step, OBJECTIVE: scores[0]})
+                    scheduler.seen_earlier(trial.name, {RUNG_STEP: step, OBJECTIVE: scores[0]})
     return scheduler
 
 
 class _Asha(ASHAScheduler):
-    """Stops no published weights, though they count at the rungs: a yardstick that was cut off measures nothing."""
+    """Knows trials by their own names, and stops no published weights.
+
+    Tune calls a trial that is begun again by another id, and its judgements come once more: they must not count beside
+    the first ones. The published weights count at the rungs, but a yardstick that was cut off measures nothing.
+    """
+
+    def seen_earlier(self, name: str, result: dict[str, Any]) -> None:
+        """A judgement of a trial that is over."""
+        super().on_trial_add(None, _Named(name))
+        super().on_trial_result(None, _Named(name), result)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _Named(_name(trial)))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = str(super().on_trial_result(tune_controller, trial, result))
-        return TrialScheduler.CONTINUE if _is_published(trial) else decision
+        decision = str(super().on_trial_result(tune_controller, _Named(_name(trial)), result))
+        return TrialScheduler.CONTINUE if trial.config["trial"]["number"] == 0 else decision
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, _Named(_name(trial)), result)
 
-def _is_published(trial: Any) -> bool:
-    return not isinstance(trial, _Earlier) and trial.config["trial"]["number"] == 0
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _Named(_name(trial)))
 
 
 @dataclass(frozen=True)
-class _Earlier:
-    """All that a scheduler wants to know of a trial that is over."""
+class _Named:
+    """All that ASHA wants to know of a trial."""
 
     trial_id: str
 

@@ -25,6 +25,7 @@ class Trial:
         reason: why it stopped or failed, in words.
         history: step and figures of each judgement, in the order of their steps.
         run_id: MLflow run; empty without tracking.
+        total_steps: optimiser steps of the whole training; None in records of versions that did not write them down.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Trial:
     reason: str = ""
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     run_id: str = ""
+    total_steps: int | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -44,6 +46,19 @@ class Trial:
     @property
     def step(self) -> int:
         return self.history[-1][0] if self.history else 0
+
+    @property
+    def judged_at_end(self) -> bool:
+        """Trained to its end and judged there: figures of an earlier step are not what the others are compared by."""
+        return self.status == "finished" and self.total_steps in (None, self.step)
+
+    @property
+    def not_judged_at_end(self) -> str:
+        """That it was trained to its end and not judged there, in words; empty where that is not so."""
+        if self.status != "finished" or self.judged_at_end:
+            return ""
+        last = f"its last judgement is of step {self.step}" if self.history else "it has no judgement"
+        return f"trained for {self.total_steps} steps and not judged at its end ({last})"
 
     @property
     def settled(self) -> bool:
@@ -66,6 +81,8 @@ class SearchRecord:
         run_id: parent run in MLflow; empty without tracking.
         trials: those of the search and the repetitions of the best, in the order in which they were begun.
         outcome: what the finished search reported; empty while it is not.
+        judged_on: digests of the sets that trials are judged on, by the names that a job's ``shard_sets`` gives them;
+            empty in the records of versions that did not write them down.
     """
 
     job: dict[str, Any]
@@ -73,6 +90,7 @@ class SearchRecord:
     run_id: str = ""
     trials: tuple[Trial, ...] = ()
     outcome: dict[str, Any] = field(default_factory=dict)
+    judged_on: dict[str, str] = field(default_factory=dict)
 
     def write(self, store: Store) -> None:
         store.write_bytes(FILE_NAME, json.dumps(asdict(self), indent=1).encode())

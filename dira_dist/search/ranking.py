@@ -37,13 +37,11 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def fronts(trials: Sequence[Trial], goal: Goal) -> Iterator[list[Trial]]:
-    """Finished trials in layers: those that no other dominates, then those that only the first layer dominates, ...
+    """Trials that were judged at their end in layers: what no other dominates, then what only the first layer does, ...
 
     With one metric each layer is one value. The order inside a layer is by the first metric, then by number.
     """
-    scored = {
-        trial.name: (trial, goal.scores(trial.metrics)) for trial in of_search(trials) if trial.status == "finished"
-    }
+    scored = {trial.name: (trial, goal.scores(trial.metrics)) for trial in of_search(trials) if trial.judged_at_end}
     left = {name: (trial, scores) for name, (trial, scores) in scored.items() if scores is not None}
     while left:
         layer = [
@@ -57,7 +55,7 @@ def fronts(trials: Sequence[Trial], goal: Goal) -> Iterator[list[Trial]]:
 
 
 def ranked(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
-    """Finished trials of the search, best first."""
+    """Trials of the search that were judged at their end, best first."""
     return [trial for layer in fronts(trials, goal) for trial in layer]
 
 
@@ -66,7 +64,6 @@ class Comparison:
     """A configuration beside the published weights on the same further seeds, in one figure.
 
     Attributes:
-        mean: of the configuration over the seeds.
         difference: mean of the differences seed by seed; its sign says which is larger, not which is better.
         low: lower end of the 95 % interval of that mean (Student's t over the seeds); NaN for a single seed.
         high: upper end.
@@ -75,7 +72,6 @@ class Comparison:
         mode: whether more of the figure is better.
     """
 
-    mean: float
     difference: float
     low: float
     high: float
@@ -113,7 +109,7 @@ def compare(values: Mapping[int, float], published: Mapping[int, float], mode: M
     if len(seeds) > 1:
         half = float(student.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * stdev(differences) / math.sqrt(len(seeds))
     better = sum(difference > 0 if mode == "max" else difference < 0 for difference in differences)
-    return Comparison(fmean(values[seed] for seed in seeds), mean, mean - half, mean + half, better, len(seeds), mode)
+    return Comparison(mean, mean - half, mean + half, better, len(seeds), mode)
 
 
 @dataclass(frozen=True)
@@ -122,20 +118,26 @@ class Ranking:
 
     Attributes:
         goal: by what it judged.
-        best: finished trials, best first.
+        best: trials that were judged at their end, best first.
         front: names of those that no other dominates.
-        comparisons: by name of a repeated trial and metric.
+        comparisons: by name of a repeated trial and metric, with the published weights.
+        means: by name of a repeated trial, its first metric's mean over the further seeds that all repeated ones have.
+        shared_seeds: how many these are.
         winner: the trial whose weights are kept.
+        unranked: trials that were trained to their end and not judged there.
     """
 
     goal: Goal
     best: list[Trial]
     front: frozenset[str]
     comparisons: dict[str, dict[str, Comparison]]
+    means: dict[str, float]
+    shared_seeds: int
     winner: Trial
+    unranked: list[Trial]
 
     def table(self) -> Iterator[str]:
-        """Markdown: a row for each trial that was trained to its end, the best first."""
+        """Markdown: a row for each trial that was judged at its end, the best first."""
         keys = list(dict.fromkeys(key for trial in self.best for key in trial.params))
         against = [f"{metric} against published" for metric in self.goal.metrics]
         head = ["trial", *keys, *self.goal.metrics, *against, ""]
@@ -164,17 +166,39 @@ class Ranking:
         notes += ["on the front"] if trial.name in self.front and len(self.goal.metrics) > 1 else []
         return ", ".join(notes)
 
+    def notes(self) -> Iterator[str]:
+        """What the table leaves out, in words."""
+        for trial in self.unranked:
+            what = f"trial {trial.number}" + (f" with seed {trial.seed}" if trial.seed is not None else "")
+            yield f"{what}: {trial.not_judged_at_end}; it is not ranked"
+
     def verdict(self) -> str:
         """In one sentence, what the search is worth."""
-        metric = self.goal.metrics[0]
+        metric, name = self.goal.metrics[0], self.winner.name
         if self.winner.number == 0:
             return f"nothing that was tried beats the published weights by {metric}"
-        comparison = self.comparisons.get(self.winner.name, {}).get(metric)
-        what = f"trial {self.winner.number} against the published weights by {metric}"
-        if comparison is None:
-            return f"{what}: one seed each, not confirmed (search.confirm_seeds)"
-        certainty = "sure at 95 %" if comparison.sure else "not sure at 95 %"
-        return f"{what}: {comparison.words()}: {certainty}"
+        comparison = self.comparisons.get(name, {}).get(metric)
+        if comparison is not None:
+            certainty = "sure at 95 %" if comparison.sure else "not sure at 95 %"
+            what = f"trial {self.winner.number} against the published weights by {metric}"
+            return f"{what}: {comparison.words()}: {certainty}"
+        if name in self.means:
+            figure = f"mean {self.means[name]:.4f} over {self.shared_seeds} further seeds"
+        else:
+            figure = f"{self.winner.metrics[metric]:.4f} on one seed, not confirmed (search.confirm_seeds)"
+        return f"trial {self.winner.number} is the best by {metric}: {figure}{self._without_yardstick}"
+
+    @property
+    def _without_yardstick(self) -> str:
+        """That nothing can be said against the published weights, where that is so."""
+        published = next((trial for trial in self.best if trial.number == 0), None)
+        if published is None:
+            return "; the published weights were not judged at their end, so that nothing is compared with them"
+        if self.means and published.name not in self.means:
+            return (
+                "; no repetition of the published weights was judged at its end, so that nothing is compared with them"
+            )
+        return ""
 
 
 def candidates(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
@@ -186,16 +210,33 @@ def candidates(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
 
 
 def conclude(trials: Sequence[Trial], goal: Goal) -> Ranking | None:
-    """The ranking of all that is known, or none where no trial finished.
+    """The ranking of all that is known, or none where no trial was judged at its end.
 
-    The winner is the one with the best mean over the further seeds; without them, the first of the ranking.
+    The winner is the one with the best mean over the further seeds that all repeated trials have; without such seeds,
+    the first of the ranking. Whether the published weights are among the repeated does not matter to that.
     """
     best = ranked(trials, goal)
     if not best:
         return None
     by_seed = {trial.name: _by_seed(trials, trial.number) for trial in candidates(trials, goal)}
+    means, shared_seeds = _means({name: _one(runs, goal.metrics[0]) for name, runs in by_seed.items()})
+    return Ranking(
+        goal=goal,
+        best=best,
+        front=frozenset(trial.name for trial in next(fronts(trials, goal))),
+        comparisons=_with_published(by_seed, best, goal),
+        means=means,
+        shared_seeds=shared_seeds,
+        winner=_winner(best, goal, means),
+        unranked=[trial for trial in trials if trial.not_judged_at_end],
+    )
+
+
+def _with_published(
+    by_seed: Mapping[str, Mapping[int, dict[str, float]]], best: Sequence[Trial], goal: Goal
+) -> dict[str, dict[str, Comparison]]:
     published = next((by_seed[trial.name] for trial in best if trial.number == 0), {})
-    comparisons = {
+    return {
         name: {
             metric: comparison
             for metric, mode in zip(goal.metrics, goal.modes, strict=True)
@@ -203,22 +244,26 @@ def conclude(trials: Sequence[Trial], goal: Goal) -> Ranking | None:
         }
         for name, runs in by_seed.items()
     }
-    front = frozenset(trial.name for trial in next(fronts(trials, goal)))
-    return Ranking(goal, best, front, comparisons, _winner(best, goal, comparisons))
 
 
-def _winner(best: Sequence[Trial], goal: Goal, comparisons: Mapping[str, Mapping[str, Comparison]]) -> Trial:
+def _means(by_seed: Mapping[str, Mapping[int, float]]) -> tuple[dict[str, float], int]:
+    """Means over the seeds that all have who have any, and how many these are; no means where they share none."""
+    repeated = {name: values for name, values in by_seed.items() if values}
+    shared = set.intersection(*(set(values) for values in repeated.values())) if repeated else set()
+    if not shared:
+        return {}, 0
+    return {name: fmean(values[seed] for seed in shared) for name, values in repeated.items()}, len(shared)
+
+
+def _winner(best: Sequence[Trial], goal: Goal, means: Mapping[str, float]) -> Trial:
     """Among the repeated, by the first metric; ties to the better one of the search."""
     sign = 1 if goal.modes[0] == "max" else -1
-    means = {
-        name: sign * found[goal.metrics[0]].mean for name, found in comparisons.items() if goal.metrics[0] in found
-    }
     repeated = [trial for trial in best if trial.name in means]
-    return max(repeated, key=lambda trial: means[trial.name]) if repeated else best[0]
+    return max(repeated, key=lambda trial: sign * means[trial.name]) if repeated else best[0]
 
 
 def _by_seed(trials: Sequence[Trial], number: int) -> dict[int, dict[str, float]]:
-    repeats = (trial for trial in trials if trial.number == number and trial.status == "finished")
+    repeats = (trial for trial in trials if trial.number == number and trial.judged_at_end)
     return {trial.seed: trial.metrics for trial in repeats if trial.seed is not None}
 
 

@@ -42,8 +42,8 @@ def _distribution(dimension: Dimension, now: Any) -> BaseDistribution:
 class Suggestions:
     """Optuna's sampler, asked for one configuration at a time and told what came of it.
 
-    A trial that was stopped early is told as pruned at its step, not as one that ended with a low value. Trials of an
-    earlier start of the search are told first, so that nothing learned is lost.
+    A trial that was stopped early, or not judged at its end, is told as pruned at its last step, not as one that ended
+    with that value. Trials of an earlier start of the search are told first, so that nothing learned is lost.
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class Suggestions:
         values = [trial.metrics[metric] for metric in self._metrics if metric in trial.metrics]
         whole = len(values) == len(self._metrics)
         state = optuna.trial.TrialState.FAIL
-        if whole and trial.status == "finished":
+        if whole and trial.judged_at_end:
             state = optuna.trial.TrialState.COMPLETE
-        elif whole and trial.status == "stopped" and len(values) == 1:
+        elif whole and trial.settled and len(values) == 1:
             state = optuna.trial.TrialState.PRUNED
         (first, *_) = self._metrics
         pruned = state == optuna.trial.TrialState.PRUNED

@@ -1,9 +1,12 @@
 """Which search a folder goes on with, and which trials ASHA stops, without a cluster."""
 
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -20,18 +23,19 @@ from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.phantom import write_archive
 from dira_dist.data.store import Store, open_store
 from dira_dist.job import LoadedSearch, load_job
-from dira_dist.search.ledger import SearchRecord, Trial, read_search
+from dira_dist.search.ledger import FILE_NAME, SearchRecord, Trial, read_search
 from dira_dist.search.ranking import Goal
 from dira_dist.search.rungs import Rungs
 from dira_dist.search.suggestions import Suggestions
-from dira_dist.trials import plan_search
+from dira_dist.trials import SearchPlan, plan_search
 
 SPACE = {"loss_weights.restorative": {"low": 1, "high": 100}}
 
 
 def wanted(*overrides: str) -> SearchRecord:
-    values: dict[str, Any] = {"kind": "tune", "name": "s", "search": {"space": SPACE}, "base": {"data": {"train": "a"}}}
-    return SearchRecord(load_job(values, overrides).record, "digest")
+    values: dict[str, Any] = {"kind": "tune", "name": "s", "search": {"space": SPACE}}
+    values["base"] = {"data": {"train": "a"}, "stages": [{"objective": "dir", "epochs": 200}]}
+    return SearchRecord(load_job(values, overrides).record, "digest", judged_on={"val": "v", "probe-val": "p"})
 
 
 @pytest.fixture
@@ -44,7 +48,8 @@ def store(tmp_path: Path) -> Store:
 
 def test_the_same_search_is_gone_on_with_and_a_finished_one_told(store: Store, tmp_path: Path) -> None:
     assert claim_search(open_store(str(tmp_path / "new")), wanted()) == wanted()
-    found = claim_search(store, wanted("search.max_concurrent=3", "base.resources.cpus_per_worker=2"))
+    moved = ["base.data.train=b", "base.data.val=c", "base.tracking.experiment=other", "base.evaluation.threads=1"]
+    found = claim_search(store, wanted("search.max_concurrent=3", "base.resources.cpus_per_worker=2", *moved))
     assert (found.run_id, found.outcome, len(found.trials)) == ("run", {"name": "s"}, 1)
 
 
@@ -62,6 +67,8 @@ def test_a_finished_search_may_grow(store: Store, override: str) -> None:
         ("search.sampler=random", "search.sampler: 'optuna' there"),
         ("search.space={optimizer.lr: {low: 0.1, high: 1}}", "search.space.optimizer.lr.low: None there"),
         ("base.seed=1", "base.seed: 0 there, 1 here"),
+        ("base.evaluation.every_steps=7", "base.evaluation.every_steps: None there, 7 here"),
+        ("base.stages.0.epochs=300", "base.stages.0.epochs: 200.0 there, 300.0 here"),
     ],
 )
 def test_another_search_of_the_name_is_refused(store: Store, override: str, words: str) -> None:
@@ -73,10 +80,23 @@ def test_another_search_of_the_name_is_refused(store: Store, override: str, word
 def test_other_images_and_a_pretraining_of_the_name_are_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="training images"):
         claim_search(store, replace(wanted(), train_digest="other"))
+    with pytest.raises(RequestError, match="judged on, val: digest v there, other here"):
+        claim_search(store, replace(wanted(), judged_on={"val": "other", "probe-val": "p"}))
+    with pytest.raises(RequestError, match="judged on, probe-val: digest p there, none here"):
+        claim_search(store, replace(wanted(), judged_on={"val": "v"}))
     taken = open_store(str(tmp_path / "taken"))
-    RunRecord({"name": "s"}, "digest").write(taken)
+    RunRecord({"name": "s"}, {}).write(taken)
     with pytest.raises(RequestError, match="a pretraining run of this name is there"):
         claim_search(taken, wanted())
+
+
+def test_a_record_without_digests_is_read_and_held_to_its_addresses(store: Store) -> None:
+    values = json.loads(store.read_bytes(FILE_NAME))
+    del values["judged_on"]
+    store.write_bytes(FILE_NAME, json.dumps(values).encode())
+    assert claim_search(store, wanted()).judged_on == wanted().judged_on
+    with pytest.raises(RequestError, match=r"base\.data\.val: None there, 'c' here"):
+        claim_search(store, wanted("base.data.val=c"))
 
 
 def plan(rungs: Rungs | None) -> Any:
@@ -84,7 +104,8 @@ def plan(rungs: Rungs | None) -> Any:
 
 
 def at(scheduler: TrialScheduler, number: int, step: int, objective: float) -> str:
-    trial = SimpleNamespace(trial_id=f"new-{number}", config={"trial": {"number": number}})
+    """What becomes of a trial, which Tune calls by a new id whenever it is begun."""
+    trial = SimpleNamespace(trial_id=uuid4().hex, config={"trial": {"name": f"t{number}", "number": number}})
     scheduler.on_trial_add(None, trial)
     return str(scheduler.on_trial_result(None, trial, {RUNG_STEP: step, OBJECTIVE: objective}))
 
@@ -104,6 +125,19 @@ def test_asha_compares_with_the_trials_of_an_earlier_start() -> None:
     assert at(scheduler, 0, 10, -99.0) == TrialScheduler.CONTINUE, "the published weights go to the end"
     alone = scheduler_of(plan(Rungs(10, 3, 10, 90)), [])
     assert at(alone, 4, 10, -2.5) == TrialScheduler.CONTINUE, "it knew from earlier"
+
+
+def test_a_trial_that_is_begun_again_counts_once_at_a_rung() -> None:
+    scheduler = scheduler_of(plan(Rungs(10, 3, 10, 90)), [])
+    for number, objective in enumerate((-1.0, -2.0, -3.0), start=1):
+        at(scheduler, number, 10, objective)
+    for _ in range(5):  # its driving process is lost, and it tells its judgements again
+        assert at(scheduler, 1, 10, -1.0) == TrialScheduler.CONTINUE
+    assert at(scheduler, 4, 10, -1.2) == TrialScheduler.CONTINUE, "the best third of four begins below the best one"
+    lost = SimpleNamespace(trial_id="any", config={"trial": {"name": "t4", "number": 4}})
+    scheduler.on_trial_complete(None, lost, {RUNG_STEP: 10, OBJECTIVE: -1.2})
+    assert at(scheduler, 4, 10, -1.2) == TrialScheduler.CONTINUE
+    scheduler.on_trial_remove(None, lost)
 
 
 def test_without_rungs_nothing_stops() -> None:
@@ -144,7 +178,8 @@ def test_tune_is_begun_again_as_often_as_workers_may_fail(failures: int, monkeyp
     assert desk.taken_back == ["RuntimeError: Caught unexpected exception: out of memory"] * failures
 
 
-def test_what_tune_had_begun_is_handed_out_again(tmp_path: Path) -> None:
+@pytest.fixture
+def found(tmp_path: Path) -> SearchPlan:
     shards = tmp_path / "shards"
     write_archive(tmp_path / "archive", 16, size_px=48)
     dira_dist.shard(tmp_path / "archive" / "images", shards, dira_dist.ShardOptions(image_size=None, processes=1))
@@ -152,14 +187,18 @@ def test_what_tune_had_begun_is_handed_out_again(tmp_path: Path) -> None:
     base = {"data": data, "model": {"encoder": "tu-test_resnet"}, "checkpoint": {"storage": str(tmp_path / "runs")}}
     loaded = load_job({"kind": "tune", "name": "s", "search": {"space": SPACE, "trials": 3}, "base": base})
     assert isinstance(loaded, LoadedSearch)
-    found = plan_search(loaded)
-    store = open_store(str(tmp_path / "runs" / "s"))
+    return plan_search(loaded)
+
+
+def test_what_tune_had_begun_is_handed_out_again(found: SearchPlan) -> None:
+    loaded, store = found.loaded, open_store(found.loaded.job.run_folder)
     with desk_module.Desk(found, store, SearchRecord(loaded.record, "digest"), Console(quiet=True)) as desk:
         suggestions = Suggestions(loaded.search, found.space, found.goal.metrics, found.goal.modes)
         desk.begin([Trial("s-000", 0, dict(found.published))], 2, suggestions)
         first, second = desk.next_trial(), desk.next_trial()
         assert first is not None
         assert second is not None
+        assert first.total_steps == second.total_steps == found.facts.plan.steps
         desk.ended(first.name, status="finished", run_id="")
         desk.started(second.name)
         desk.take_back("lost")
@@ -173,6 +212,26 @@ def test_what_tune_had_begun_is_handed_out_again(tmp_path: Path) -> None:
     assert [trial.status for trial in kept.trials] == ["finished", "waiting", "running"]
     with desk_module.Desk(found, store, kept, Console(quiet=True)) as desk:
         assert desk.line().startswith("trials: 0 running, 1 done"), "nobody runs what a lost driver had begun"
+
+
+def test_what_goes_wrong_beside_the_trials_is_told(found: SearchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no fonts")
+
+    monkeypatch.setattr(desk_module, "search_pictures", broken)
+    console = Console(file=io.StringIO(), width=500)
+    store = open_store(found.loaded.job.run_folder)
+    with desk_module.Desk(found, store, SearchRecord(found.loaded.record, "digest"), console) as desk:
+        desk.begin([Trial("s-000", 0, {}), Trial("s-001", 1, {})])
+        for trial in filter(None, (desk.next_trial(), desk.next_trial())):
+            desk.judged(trial.name, 3, {"val/rankme": 2.0})
+            desk.ended(trial.name, status="finished", run_id="")
+        with pytest.raises(JobFailedError, match=r"s-001: trained for .* and not judged at its end"):
+            desk.conclude()
+    assert isinstance(console.file, io.StringIO)
+    told = console.file.getvalue()
+    assert told.count("pictures in MLflow are not up to date: ValueError('no fonts')") == 1, "once, not for each trial"
+    assert "trial s-000: trained for" in told
 
 
 @pytest.mark.parametrize(("asked", "trials", "at_once"), [(3, 20, 3), (30, 20, 20)])

@@ -113,6 +113,15 @@ def test_files_of_one_machine_are_refused() -> None:
         render(JOB, ["tracking.uri=sqlite:///x.db"])
 
 
+def test_weights_that_no_pod_has_are_refused() -> None:
+    for init, image in (("weights.pth", None), ("/weights/w.pth", None), ("weights.pth", "registry/x:1.0")):
+        with pytest.raises(
+            RequestError, match=r"model\.init: .*weights/?.*no pod of the job has it; put it into an image"
+        ):
+            render(JOB, [f"model.init={init}"], image=image)
+    assert "model.init=/weights/w.pth" in render(JOB, ["model.init=/weights/w.pth"], image="registry/x:1.0")
+
+
 def test_no_secret_of_the_environment_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACE", "https://user:hunter2@mlflow")
     assert "hunter2" not in render(JOB, ["tracking.uri=${env:PLACE}"])
@@ -129,7 +138,7 @@ def test_the_command_prints_what_the_function_returns() -> None:
 
 def test_a_search_gets_the_workers_of_its_trials(tmp_path: Path) -> None:
     file = tmp_path / "search.yaml"
-    base = "{data: {train: s3://b/train}, resources: {workers: [2, 4]}, checkpoint: {storage: s3://b/runs}}"
+    base = "{data: {train: s3://b/train}, resources: {workers: 4}, checkpoint: {storage: s3://b/runs}}"
     space = "{loss_weights.restorative: {low: 1, high: 100, scale: log}}"
     file.write_text(f"kind: tune\nname: weights\nsearch: {{space: {space}, metric: val/rankme}}\nbase: {base}\n")
     with pytest.raises(RequestError, match=r"search\.max_concurrent"):
@@ -138,4 +147,7 @@ def test_a_search_gets_the_workers_of_its_trials(tmp_path: Path) -> None:
     (job,) = (each for each in documents if each["kind"] == "RayJob")
     group = workers(job)
     assert (group["minReplicas"], group["maxReplicas"]) == (12, 12)  # three trials of four workers each
+    assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
     assert job["metadata"]["name"] == "weights"
+    with pytest.raises(RequestError, match=r"base\.resources\.workers: found \[2, 4\]; .* give one number"):
+        render(file, ["search.max_concurrent=3", "base.resources.workers=[2, 4]"])

@@ -145,6 +145,14 @@ def test_rungs_fit_the_shortest_trial(folder: Path) -> None:
     assert "none would be stopped after 90" in refusal(folder, {"grace_steps": 90})
 
 
+def test_a_trial_with_another_batch_has_steps_of_its_own(folder: Path) -> None:
+    found = plan(
+        folder, {"space": {"data.global_batch": {"choices": [8, 7]}}}, stages=[{"objective": "di", "epochs": 7}]
+    )
+    assert found.steps(found.loaded.job) == 21, "7 epochs of 24 images by 8"
+    assert found.steps(found.trial("s-001", {"data.global_batch": 7}).job) == 21, "24 images by 7 are 21 in 7 lanes"
+
+
 def test_a_range_of_workers_is_refused(folder: Path) -> None:
     assert "fixed number of workers" in refusal(folder, resources={"workers": [1, 2]})
 

@@ -35,6 +35,24 @@ def test_the_last_judgement_ranks_and_only_of_trials_that_were_trained_to_the_en
     assert [each.number for each in ranked(trials, Goal(("auroc",), ("min",)))] == [0, 2, 1]
 
 
+def test_a_trial_that_was_not_judged_at_its_end_is_not_ranked_by_an_earlier_figure() -> None:
+    early = trial(1, 0.9, history=[(5, {"auroc": 0.9})], total_steps=9)
+    never = trial(2, 0.9, history=[], total_steps=9)
+    trials = [trial(0, 0.6, total_steps=9), early, never, trial(3, 0.7)]
+    assert [each.number for each in ranked(trials, AUROC)] == [3, 0], "one of an older record is taken as it is"
+    ranking = conclude(trials, AUROC)
+    assert ranking is not None
+    assert list(ranking.notes()) == [
+        "trial 1: trained for 9 steps and not judged at its end (its last judgement is of step 5); it is not ranked",
+        "trial 2: trained for 9 steps and not judged at its end (it has no judgement); it is not ranked",
+    ]
+    repeated = [*trials, *repeats(3, 0.7), trial(0, 0.99, name="late", seed=1, total_steps=10)]
+    found = conclude(repeated, AUROC)
+    assert found is not None
+    assert found.winner.number == 3, "nor does a repetition count that was not judged at its end"
+    assert conclude([early, never], AUROC) is None
+
+
 def test_the_front_is_what_nothing_dominates() -> None:
     generator = np.random.default_rng(0)
     points = generator.uniform(size=(40, 2))
@@ -90,6 +108,35 @@ def test_the_best_three_and_the_published_weights_are_repeated_and_the_mean_wins
     assert len(table) == 2 + 5, "repetitions are no rows"
     assert "**winner**" in next(row for row in table if row.startswith("| 2 |"))
     assert "published weights" in next(row for row in table if row.startswith("| 0 |"))
+
+
+def test_further_seeds_decide_also_where_the_published_weights_failed() -> None:
+    failed = trial(0, math.nan, status="failed", history=[])
+    trials = [failed, trial(1, 0.9), trial(2, 0.8), *repeats(1, 0.1, 0.1, 0.1), *repeats(2, 0.85, 0.85, 0.85)]
+    ranking = conclude(trials, AUROC)
+    assert ranking is not None
+    assert ranking.winner.number == 2
+    assert ranking.verdict() == (
+        "trial 2 is the best by auroc: mean 0.8500 over 3 further seeds; the published weights were not judged at "
+        "their end, so that nothing is compared with them"
+    )
+    once = conclude([failed, trial(1, 0.9)], AUROC)
+    assert once is not None
+    assert "0.9000 on one seed, not confirmed (search.confirm_seeds); the published weights were not" in once.verdict()
+    unrepeated = conclude([trial(0, 0.6), *trials[1:]], AUROC)
+    assert unrepeated is not None
+    assert "no repetition of the published weights was judged at its end" in unrepeated.verdict()
+
+
+def test_means_are_over_the_seeds_that_all_leaders_have() -> None:
+    trials = [trial(0, 0.6), trial(1, 0.9), trial(2, 0.8), *repeats(0, 0.5, 0.5), *repeats(2, 0.7, 0.7)]
+    lucky = [trial(1, value, name=f"t1-seed{seed}", seed=seed) for seed, value in ((2, 0.6), (3, 0.99))]
+    ranking = conclude([*trials, *lucky], AUROC)
+    assert ranking is not None
+    assert (ranking.winner.number, ranking.shared_seeds) == (2, 1), "an easy seed that the others lack decides nothing"
+    apart = conclude([trial(1, 0.9), trial(2, 0.8), repeats(1, 0.1)[0], repeats(2, 0.5, 0.6)[1]], AUROC)
+    assert apart is not None
+    assert (apart.winner.number, apart.means) == (1, {})
 
 
 def test_where_nothing_beats_them_the_published_weights_win() -> None:

@@ -116,14 +116,16 @@ def test_stopped_and_failed_trials_are_told_as_what_they_are() -> None:
         ("c", "failed", []),
         ("d", "finished", [(9, {})]),
         ("e", "stopped", []),
+        ("f", "finished", [(3, {"m": 0.3})]),
     ]
     for name, status, history in ended:
         params = source.ask(name)
-        source.tell(Trial(name, 0, params, status=status, history=history))
+        source.tell(Trial(name, 0, params, status=status, history=history, total_steps=9))
     told = [(trial.state.name, trial.value, trial.intermediate_values) for trial in source._study.trials]
     assert told[0] == ("COMPLETE", 0.9, {})
     assert told[1] == ("PRUNED", 0.2, {3: 0.2})
-    assert [state for state, _, _ in told[2:]] == ["FAIL", "FAIL", "FAIL"]
+    assert [state for state, _, _ in told[2:5]] == ["FAIL", "FAIL", "FAIL"]
+    assert told[5] == ("PRUNED", 0.3, {3: 0.3}), "it was not judged at its end"
 
 
 def test_several_figures_are_several_goals() -> None:
