@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +59,14 @@ class ImportReport:
                 yield f"  not in the file: {len(names)} of the {part}, which keep their own start, such as {names[0]}"
 
 
-def starting_weights(config: UNetConfig, seed: int) -> dict[str, Tensor] | None:
+class Start(NamedTuple):
+    """What a U-Net starts from: its whole state, and which of it came from where."""
+
+    weights: dict[str, Tensor]
+    report: ImportReport
+
+
+def starting_weights(config: UNetConfig, seed: int) -> Start | None:
     """What the whole U-Net starts from where ``model.init`` names a file, whoever made it; else none.
 
     Parts that the file does not have are drawn from ``seed``, as they would have been without it.
@@ -71,8 +79,8 @@ def starting_weights(config: UNetConfig, seed: int) -> dict[str, Tensor] | None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = UNet(config)
-    import_weights(network, config.init)
-    return network.state_dict()
+    report = import_weights(network, config.init)
+    return Start(network.state_dict(), report)
 
 
 def import_weights(network: UNet, path: Path | str) -> ImportReport:

@@ -9,6 +9,7 @@ from dira_dist.cluster.board import JudgementRequest
 from dira_dist.cluster.metrics import JobMetrics
 from dira_dist.data.store import Store
 from dira_dist.evaluation.record import best, read_judgements
+from dira_dist.foreign import ImportReport
 from dira_dist.job import LoadedJob, PretrainJob
 from dira_dist.tracking.run import NullRun, TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
@@ -60,11 +61,19 @@ class Journal:
         """A line for the person in front of the driver."""
         self._board.warn.remote(warning)
 
+    def started_from(self, report: ImportReport) -> None:
+        """Tell which weights came from ``model.init``, and which did not."""
+        for line in report.lines():
+            self.warn(line)
+        self._run.log_text("\n".join(report.lines()), "init.txt")
+
     def due(self, position: Position) -> bool:
         return _checkpoint_due(self._job, position)
 
     def save(self, position: Position, tensors: Mapping[str, Any], label: str = "") -> None:
-        if not label and _every(self._job.evaluation.every_steps, position):
+        if not self._job.is_judged:
+            label = ""  # nobody waits for it, so it gives way to newer ones like any other
+        elif not label and _every(self._job.evaluation.every_steps, position):
             label = f"step-{position.step}"
         pending = self._run.pending()
         self._writer.put(Checkpoint(position, self._record, self._run.run_id, label, pending, tensors))
@@ -92,7 +101,7 @@ class Journal:
         step = checkpoint.position.step
         self._run.log_checkpoint(self._folder.address(name), step)
         self._metrics.checkpointed(step)
-        if checkpoint.label and self._job.is_judged:
+        if checkpoint.label:
             self._labelled[checkpoint.label] = name
             ray.get(self._board.request_judgement.remote(JudgementRequest(checkpoint.label, step, name)))
 
@@ -117,6 +126,8 @@ class Silence:
         self._job, self._run = loaded.job, run
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def started_from(self, report: ImportReport) -> None: ...
 
     def due(self, position: Position) -> bool:
         return _checkpoint_due(self._job, position)

@@ -85,10 +85,13 @@ def _train(setup: WorkerSetup, device: torch.device, lifeline: Lifeline) -> None
     """Train from the newest whole checkpoint, or from the start."""
     job = setup.loaded.job
     resumed = _newest_checkpoint(setup, device)
-    weights = starting_weights(job.model, job.seed) if resumed is None else None
+    start = starting_weights(job.model, job.seed) if resumed is None else None
+    weights = start.weights if start else None
     model = job.model.model_copy(update={"init": None})
     networks = build_networks(model, job.method, job.adversarial, seed=job.seed, weights=weights).to(device)
     journal = _open_journal(setup, resumed, device)
+    if start:
+        journal.started_from(start.report)
     training = Training(
         plan=setup.plan,
         device=device,

@@ -8,9 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
+import timm
 from chaos import ChaosJob
+from mlflow import MlflowClient
+from safetensors.torch import save_file
 
 from dira_dist.config import JobFailedError
 
@@ -95,12 +99,16 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_loses_nothing(
 
 def test_what_a_restart_cannot_mend_ends_the_job_with_its_reason(make_job: Callable[..., ChaosJob]) -> None:
     job = make_job("hopeless", more="guards: {max_nonfinite_steps: 3}\noptimizer: {lr: 1.0e+30}")
+    encoder = job.folder / "encoder.safetensors"
+    save_file(timm.create_model("test_resnet", in_chans=1).state_dict(), encoder)
     with pytest.raises(JobFailedError, match="3 steps in a row had a loss or gradient that was not finite") as caught:
-        job.run()
+        job.run(f"model.init={encoder}")
     assert "NonFiniteError" in str(caught.value)
     named = str(caught.value).split("Samples in these steps:")[1]
     assert named.count("step ") >= 6, "the samples of both workers at each of three steps"
     run = job.mlflow_run()
+    report = Path(MlflowClient(job.database).download_artifacts(run.info.run_id, "init.txt"))
+    assert "of the decoder, which keep their own start" in report.read_text(), "no key is left out in silence"
     assert run.info.status == "FAILED"
     assert "not finite" in run.data.tags["dira.status_reason"]
     # one try: a second would have measured the first steps again

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 OBJECT_STORE_BYTES = 80 * 2**20
 DEADLINE_S = 60
-SLOW_S = 4.0
+SLOW_S = 3.0
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def steps_done_again(job: ChaosJob) -> list[float]:
 
 def test_a_drained_node_costs_no_step(slow_storage: str, cluster: Cluster, make_job: Callable[..., ChaosJob]) -> None:
     nodes = [add_node(cluster) for _ in range(3)]
-    job = make_job("drained", workers="2", steps=120, every_steps=1000, storage=slow_storage)
+    job = make_job("drained", workers="2", steps=200, every_steps=1000, storage=slow_storage)
     busy: list[str] = []
 
     def drain_a_busy_node() -> None:
@@ -67,7 +67,7 @@ def test_a_drained_node_costs_no_step(slow_storage: str, cluster: Cluster, make_
         busy.extend(node.node_id for node in nodes if available[node.node_id].get("CPU", 0) < 1)
         drain(cluster, busy[0])
 
-    with when(lambda: job.has_reached(10), drain_a_busy_node):
+    with when(lambda: job.has_measured(20), drain_a_busy_node):
         job.run("resources.max_failures=0")  # a preemption is no failure
     job.assert_whole()
     assert steps_done_again(job) == [0], "no checkpoint was due: what was saved, was saved for the drain"
