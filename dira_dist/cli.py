@@ -1,6 +1,7 @@
 """The command line: one thin function for each verb. Everything a verb does is a Python call of the package too.
 
-Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one message, nothing started or overwritten).
+Exit codes: 0 done, 1 the work failed, or storage in the middle of it, 2 the request was wrong (one message, nothing
+started or overwritten).
 """
 
 import json
@@ -17,6 +18,7 @@ from rich.progress import Progress
 
 import dira_dist
 from dira_dist.config import Document, JobFailedError, RequestError, validate
+from dira_dist.data.patience import StoreError
 
 if TYPE_CHECKING:
     from dira_dist.data.ingest import Progress as ShardProgress
@@ -57,7 +59,7 @@ def main() -> None:
     except RequestError as error:
         _err.print(f"dira-dist: {error}", markup=False)
         sys.exit(2)
-    except JobFailedError as error:
+    except (JobFailedError, StoreError) as error:
         _err.print(f"dira-dist: {error}", markup=False)
         sys.exit(1)
 

@@ -23,6 +23,13 @@ KeyPath = tuple[str | int, ...]
 SectionT = TypeVar("SectionT", bound="Section")
 
 _ENV_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
+# What MLflow, SQLAlchemy and stores take as a secret behind the ?; its value goes as far as the next &.
+_SECRET_PARAMETER = re.compile(
+    r"(?i:.*(?:password|passwd|passphrase|token|secret|signature|credentials?|api_?key)|pass|pwd|sig|user(?:name)?|uid"
+    r"|odbc_connect)"
+)
+# Up to the end of the word or of the JSON string, without the punctuation of the sentence that it stands in.
+_URL_QUERY = re.compile(r"""(?<=://)([^\s?"]*)\?((?:\\.|[^\s"\\])*?)(?=['),;:.]*(?:[\s"]|$))""")
 # user:password@, where the password may hold / or @ though it should not, and host:5000/path@x is none; or token@
 _URL_USERINFO = re.compile(r"(?<=://)(?:[^\s/:@]+:(?!\d+(?:/|$))\S*@|[^\s/]*@)")
 
@@ -38,7 +45,9 @@ class JobFailedError(RuntimeError):
 class Section(BaseModel):
     """Base of every section of the job file: immutable, no unknown keys, no infinities."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True, hide_input_in_errors=True
+    )
 
 
 @dataclass(frozen=True)
@@ -143,8 +152,14 @@ def recorded(section: Section, document: Document) -> dict[str, Any]:
 
 
 def without_credentials(text: str) -> str:
-    """``scheme://user:password@host`` as ``scheme://host``, anywhere in a text."""
-    return _URL_USERINFO.sub("", text)
+    """``scheme://user:password@host/?token=x&a=b`` as ``scheme://host/?a=b``, anywhere in a text."""
+    return _URL_QUERY.sub(_without_secret_parameters, _URL_USERINFO.sub("", text))
+
+
+def _without_secret_parameters(address: re.Match[str]) -> str:
+    place, query = address.groups()
+    kept = [pair for pair in query.split("&") if not _SECRET_PARAMETER.fullmatch(pair.partition("=")[0])]
+    return f"{place}?{'&'.join(kept)}" if kept else str(place)
 
 
 def flatten(values: Any, path: KeyPath = ()) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 from PIL import Image
@@ -125,14 +127,72 @@ def test_bucket_that_does_not_exist(
     assert "no-such-bucket" in message
 
 
-def test_s3_without_credentials(
-    s3: S3Server, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def forget_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+WAITING: list[tuple[str, ...]] = [
+    ("shard", "--verify", "SET"),
+    ("pull", "SET", "weights"),
+    ("register", "SET", "--name", "a", "--tracking-uri", "sqlite:///mlflow.db"),
+]
+
+
+@pytest.mark.parametrize("words", WAITING, ids=lambda words: words[0])
+def test_storage_that_does_not_answer_is_told_in_seconds(
+    words: tuple[str, ...],
+    s3: S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = tuple(s3.address("set") if word == "SET" else word for word in words)
+    began_s = time.monotonic()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        assert "http://127.0.0.1:9 cannot be reached" in refusal(elsewhere, capsys, *words)
+    forget_credentials(monkeypatch, tmp_path)
+    assert "set AWS_ACCESS_KEY_ID" in refusal(monkeypatch, capsys, *words)
+    assert time.monotonic() - began_s < 60
+
+
+def test_storage_that_fails_in_the_middle_is_exit_code_1(
+    archive: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dira_dist(monkeypatch, "shard", archive, s3.address("set"), "--processes", "1") == 0
+    boto3.client("s3").put_object(Bucket=s3.bucket, Key="set/index.json", Body=b"", StorageClass="GLACIER")
+    capsys.readouterr()
+    assert dira_dist(monkeypatch, "shard", "--verify", s3.address("set")) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert "InvalidObjectState" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("pull", "models:/a@best", "weights", "--tracking-uri", "localhost:5000"), "found 'localhost:5000'"),
+        (("pull", "models:/a@best", "weights", "--tracking-uri", "ftp://anna:sesame@h"), "found 'ftp://h'"),
+        (("register", "runs:/x", "--name", "a/b"), "found 'a/b'; a model name"),
+    ],
+)
+def test_registries_and_names_that_cannot_be_are_refused(
+    words: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(monkeypatch, capsys, *words)
+    assert told in message
+    assert "sesame" not in message
+
+
+def test_s3_without_credentials(
+    s3: S3Server, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget_credentials(monkeypatch, tmp_path)
     message = refusal(monkeypatch, capsys, "check", job, "--set", f"data.train={s3.address('set')}")
     assert "credentials" in message
     assert "AWS_ACCESS_KEY_ID" in message

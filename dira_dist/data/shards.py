@@ -26,7 +26,7 @@ from typing import IO, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError
 
 from dira_dist.config import RequestError, Section
-from dira_dist.data.store import Store, open_store
+from dira_dist.data.store import Store, check_reachable, open_store
 
 INDEX_NAME = "index.json"
 ImageMode = Literal["L", "I;16", "RGB", "volume"]
@@ -399,8 +399,10 @@ def verify(address: str) -> list[str]:
     """Reads a whole set and compares it with its index; a line for each problem, none for a sound set.
 
     Raises:
-        RequestError: there is no index to compare with.
+        RequestError: the address cannot be read, or there is no index to compare with.
+        StoreError: reading failed for longer than patience lasts.
     """
+    check_reachable(address)
     index = read_index(address)
     store = open_store(address)
     problems = [problem for shard in index.shards for problem in _problems_of(store, shard)]

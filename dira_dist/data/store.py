@@ -40,6 +40,7 @@ __all__ = [
     "S3Store",
     "Store",
     "StoreError",
+    "asking",
     "check_reachable",
     "open_store",
 ]
@@ -311,11 +312,28 @@ def check_reachable(address: str, *, write: bool = False) -> None:
     Raises:
         RequestError: with the remedy: no credentials, bucket missing, endpoint unreachable, access denied, no folder.
     """
+    with asking(address) as store:
+        if isinstance(store, S3Store):
+            _check_s3(store, write)
+        else:
+            _check_folder(Path(store.join("")), write)
+
+
+@contextlib.contextmanager
+def asking(address: str) -> Iterator[Store]:
+    """A store for the first questions of somebody who waits for the answer: it gives up in seconds.
+
+    Raises:
+        RequestError: with the remedy, where a bucket does not answer what is asked.
+    """
     store = open_store(address, Patience(give_up_s=0.0, connect_timeout_s=5.0, read_timeout_s=10.0))
-    if isinstance(store, S3Store):
-        _check_s3(store, write)
-    else:
-        _check_folder(Path(store.join("")), write)
+    try:
+        yield store
+    except StoreError as error:
+        if not isinstance(store, S3Store):
+            raise
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise RequestError(f"{store.address}: {_remedy(cause, store)}") from error
 
 
 def _check_folder(folder: Path, write: bool) -> None:
@@ -331,15 +349,11 @@ def _check_folder(folder: Path, write: bool) -> None:
 
 
 def _check_s3(store: S3Store, write: bool) -> None:
-    try:
-        found = next(iter(store.list()), None)
-        if write:
-            probe = f".write-check-{uuid.uuid4().hex}"
-            store.write_bytes(probe, b"")
-            store.delete(probe)
-    except StoreError as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise RequestError(f"{store.address}: {_remedy(cause, store)}") from error
+    found = next(iter(store.list()), None)
+    if write:
+        probe = f".write-check-{uuid.uuid4().hex}"
+        store.write_bytes(probe, b"")
+        store.delete(probe)
     if found is None and not write:
         raise RequestError(f"{store.address}: the bucket answers, but holds nothing there; check the prefix.")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dira_dist.config import RequestError
-from dira_dist.data.store import StoreError, open_store
+from dira_dist.data.store import StoreError, asking, open_store
 from dira_dist.evaluation.record import read_judgements
 from dira_dist.tracking.lookup import ADDRESS_FORMS
 from dira_dist.tracking.transfer import Progress, StoreSource, bring, bring_unchecked
@@ -36,10 +36,10 @@ def bring_checkpoint(address: str, folder: Path, progress: Progress | None = Non
         progress: called with the bytes that are here and the bytes in all.
 
     Raises:
-        RequestError: there is no checkpoint, or it is damaged.
+        RequestError: there is no checkpoint, it is damaged, or its storage does not answer.
     """
+    place = _place(address.rstrip("/"))
     try:
-        place = _place(address.rstrip("/"))
         source = StoreSource(place)
         manifest = json.loads(bring_unchecked(source, MANIFEST, folder).read_text())
         bring(source, {name: facts["sha256"] for name, facts in manifest["files"].items()}, folder, progress)
@@ -49,15 +49,21 @@ def bring_checkpoint(address: str, folder: Path, progress: Progress | None = Non
 
 
 def is_checkpoint(address: str) -> bool:
-    """Whether a finished checkpoint lies there."""
-    return open_store(address).stat(MANIFEST) is not None
+    """Whether a finished checkpoint lies there.
+
+    Raises:
+        RequestError: with the remedy, where the storage does not answer in seconds.
+    """
+    with asking(address) as store:
+        return store.stat(MANIFEST) is not None
 
 
 def _place(address: str) -> str:
     if is_checkpoint(address):
         return address
-    folder = CheckpointFolder(open_store(address))
-    names = folder.names()
+    with asking(address) as store:
+        folder = CheckpointFolder(store)
+        names = folder.names()
     if not names:
         raise RequestError(f"{address}: neither a model ({ADDRESS_FORMS}) nor a checkpoint, nor a run's folder of them")
     return folder.address(names[-1])

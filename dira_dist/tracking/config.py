@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from dira_dist.config import Section, without_credentials
+from dira_dist.config import Document, Section, validate, without_credentials
 
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -53,6 +53,15 @@ class TrackingConfig(Section):
         """
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         return self.model_copy(update={"uri": absolute(uri) if uri else None})
+
+
+def tracking_at(uri: str | None, register_as: str | None = None) -> TrackingConfig:
+    """What a person gave by hand, in place of a job file's section.
+
+    Raises:
+        RequestError: for an address or a name that cannot be.
+    """
+    return validate(TrackingConfig, Document({"uri": uri, "register_as": register_as}, "tracking"))
 
 
 def absolute(uri: str) -> str:

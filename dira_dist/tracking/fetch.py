@@ -3,12 +3,15 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from dira_dist.config import RequestError
+from mlflow.exceptions import MlflowException
+
+from dira_dist.config import RequestError, without_credentials
+from dira_dist.data.store import check_reachable
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.lookup import find_version
 from dira_dist.tracking.model_files import CHECKSUMS, read_checksums
 from dira_dist.tracking.server import connect
-from dira_dist.tracking.transfer import Progress, bring, bring_unchecked, source_of
+from dira_dist.tracking.transfer import Progress, StoreSource, bring, bring_unchecked, source_of
 
 FOLDER_IN_VERSION = "data/model"  # where MLflow's pyfunc flavour keeps the folder it was given
 
@@ -40,10 +43,16 @@ def fetch(
     if config.uri is None:
         raise RequestError(f"{address}: no registry is known; give tracking.uri or set MLFLOW_TRACKING_URI")
     client = connect(config.uri)
-    version = find_version(client, config.uri, address)
-    place = client.get_model_version_download_uri(version.name, version.version)
     try:
-        source = source_of(f"{place.rstrip('/')}/{FOLDER_IN_VERSION}", config.uri)
+        version = find_version(client, config.uri, address)
+        place = client.get_model_version_download_uri(version.name, version.version)
+    except MlflowException as error:  # such as a version that was deleted between two questions
+        raise RequestError(f"{address}: {without_credentials(str(error))[:300]}") from error
+    try:
+        folder = f"{place.rstrip('/')}/{FOLDER_IN_VERSION}"
+        source = source_of(folder, config.uri)
+        if isinstance(source, StoreSource):
+            check_reachable(folder)
         bring_unchecked(source, CHECKSUMS, dest)
         checksums = read_checksums(dest)
         wanted = {name: digest for name, digest in checksums.items() if only is None or name in only}

@@ -38,6 +38,8 @@ def find_version(client: MlflowClient, uri: str, address: str) -> ModelVersion:
         raise RequestError(f"{address}: there is no model {name!r}; {_nearest(name, known)}") from None
     aliases = {alias: str(version) for alias, version in model.aliases.items()}
     if LATEST in (of_model["alias"], of_model["version"]):
+        if not client.search_model_versions(f"name = '{name}'", max_results=1):
+            raise RequestError(f"{address}: {name} has no version yet; register one with dira-dist register")
         return client.get_model_version_by_alias(name, LATEST)
     if alias := of_model["alias"]:
         if alias not in aliases:

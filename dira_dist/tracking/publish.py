@@ -15,7 +15,7 @@ from torch import Tensor
 from dira_dist.config import RequestError, flatten, without_credentials
 from dira_dist.evaluation.record import ranked_by
 from dira_dist.tracking.checkpoint import FoundCheckpoint, bring_checkpoint, is_checkpoint
-from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.config import TrackingConfig, tracking_at
 from dira_dist.tracking.history import newest_pictures
 from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.lookup import RUN_ADDRESS
@@ -87,9 +87,9 @@ def register_model(
         progress: called with the bytes that are here and the bytes in all.
 
     Raises:
-        RequestError: no such run or checkpoint, no name, no server, or the registry refuses.
+        RequestError: no such run or checkpoint, no name, no server, no answer from storage, or the registry refuses.
     """
-    config = TrackingConfig(uri=tracking_uri, register_as=name).located()
+    config = tracking_at(tracking_uri, register_as=name).located()
     if config.uri is None:
         raise RequestError(f"{source}: no registry is known; give --tracking-uri or set MLFLOW_TRACKING_URI")
     uri, client = config.uri, connect(config.uri)

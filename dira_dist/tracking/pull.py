@@ -12,7 +12,7 @@ from torch import Tensor
 from dira_dist.config import RequestError
 from dira_dist.export import Format, export, save_weights
 from dira_dist.tracking.checkpoint import bring_checkpoint
-from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.config import TrackingConfig, tracking_at
 from dira_dist.tracking.fetch import fetch
 from dira_dist.tracking.model_files import FACTS, read_facts
 from dira_dist.tracking.publish import network_state
@@ -63,7 +63,8 @@ def pull(
 
     Raises:
         RequestError: for an unknown model, version, alias or format, an encoder that the library does not have, damaged
-            files, and a registry that is away or refuses the credentials.
+            files, an address that cannot be, and a registry or storage that is away or refuses the credentials.
+        StoreError: storage failed in the middle.
     """
     chosen, channels = _known_format(format), _known_channels(in_channels)
     if file_format not in FILE_FORMATS:
@@ -72,7 +73,7 @@ def pull(
     if dest.exists() and not dest.is_dir():
         raise RequestError(f"{dest}: is a file; give a folder")
     work = dest / f".pulling-{hashlib.sha256(model.encode()).hexdigest()[:12]}"
-    state, facts = _fetch(model, work, TrackingConfig(uri=tracking_uri), progress)
+    state, facts = _fetch(model, work, tracking_at(tracking_uri), progress)
     own: Channels = facts["in_channels"]
     try:
         exported = export(state, facts["encoder"], chosen, channels or own)

@@ -12,12 +12,13 @@ from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.utils.rest_utils import http_request
 
 from dira_dist.config import RequestError, without_credentials
-from dira_dist.data.store import open_store
+from dira_dist.data.store import Patience, StoreError, open_store
 from dira_dist.export import sha256_of
 from dira_dist.tracking.server import credentials_advice, is_unauthorised
 
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
 ATTEMPTS = 3
+PATIENCE = Patience(give_up_s=30.0)  # somebody waits for the files, and can say the same command again
 BLOCK_BYTES = 1 << 20
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
@@ -55,7 +56,8 @@ def bring(source: Source, checksums: Mapping[str, str], dest: Path, progress: Pr
     Raises:
         RequestError: a file is damaged where it is stored, cannot be fetched, or the credentials are refused.
     """
-    sizes = source.sizes()
+    sizes: dict[str, int] = {}
+    _with_attempts("the list of files", lambda: sizes.update(source.sizes()))
     before, total = 0, sum(sizes.get(name, 0) for name in checksums)
     for name, digest in checksums.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -123,7 +125,7 @@ def _with_attempts(name: str, action: Callable[[], None]) -> None:
         except Exception as error:
             if is_unauthorised(error):
                 raise RequestError(f"{name}: {credentials_advice(error)}") from error
-            if attempt == ATTEMPTS - 1:
+            if attempt == ATTEMPTS - 1 or isinstance(error, StoreError):  # a store has tried again itself
                 raise RequestError(
                     f"{name} cannot be fetched: {without_credentials(str(error))[:300]}; "
                     "the same command goes on where it broke off"
@@ -134,7 +136,7 @@ class StoreSource:
     """A folder or a prefix of a bucket, read by this package's own client, from any byte."""
 
     def __init__(self, address: str) -> None:
-        self._store = open_store(address)
+        self._store = open_store(address, PATIENCE)
 
     def sizes(self) -> dict[str, int]:
         """See :class:`Source`."""

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from dira_dist.models.unet import UNet, UNetConfig
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.fetch import fetch
 from dira_dist.tracking.model_files import ModelFacts, damaged_files, read_facts, write_checksums, write_model_folder
+from dira_dist.tracking.publish import register_model
 from dira_dist.tracking.registry import Metric, Registered, register
 from dira_dist.tracking.run import TrackingRun
 
@@ -272,6 +274,10 @@ def test_unknown_addresses_name_the_nearest(
             fetch(address, tmp_path / "got", server_config)
         assert words in str(refused.value)
         assert address in str(refused.value)
+    MlflowClient(str(server_config.uri)).create_registered_model(f"{done.name}-empty")
+    for address in (f"models:/{done.name}-empty@latest", f"models:/{done.name}-empty/latest"):
+        with pytest.raises(RequestError, match="has no version yet"):
+            fetch(address, tmp_path / "got", server_config)
     assert fetch(f"models:/{done.name}/latest", tmp_path / "a", server_config).is_dir()
     assert fetch(f"models:/{done.name}@latest", tmp_path / "b", server_config).is_dir()
 
@@ -284,6 +290,18 @@ def test_a_run_without_a_model_and_a_registry_without_an_address_say_so(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(RequestError, match="MLFLOW_TRACKING_URI"):
         fetch("models:/a@best", tmp_path, TrackingConfig())
+
+
+def test_a_run_whose_storage_is_out_of_reach_is_told_in_seconds(
+    server_config: TrackingConfig, run: TrackingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.log_checkpoint("s3://bucket/runs/a/000000001", 1)
+    run.finish("FINISHED")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    began_s = time.monotonic()
+    with pytest.raises(RequestError, match=r"s3://bucket/runs/a/000000001: .*cannot be reached|no credentials"):
+        register_model(f"runs:/{run.run_id}", name="a", tracking_uri=server_config.uri)
+    assert time.monotonic() - began_s < 60
 
 
 def test_a_sqlite_registry_works_like_a_server(
