@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dira_dist.cluster.board import new_board
 from dira_dist.cluster.controller import ControllerWatch
+from dira_dist.cluster.folders import check_shared
 from dira_dist.cluster.judging import JudgeSetup, Judging, OnJudgement
 from dira_dist.cluster.lease import sole_driver
 from dira_dist.cluster.progress import ProgressView
@@ -159,6 +160,7 @@ def _pretrain(session: _Session, record: RunRecord, console: Console) -> Outcome
         record = replace(record, run_id=run.run_id)
         record.write(session.store)
         run.claimed()
+        check_shared(session.job)
         _fit(session, run.run_id, console)
         _draw_losses(session, run)
         outcome = _outcome(session, run)
