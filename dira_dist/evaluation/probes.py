@@ -66,14 +66,14 @@ def encode_labels(train: Sequence[Any], val: Sequence[Any], label: str = "label"
         label: the label's name, for messages.
 
     Raises:
-        RequestError: with fewer than two classes, or where no class can be judged.
+        RequestError: with fewer than two classes, or where no class can be judged; see :func:`shared_classes`.
     """
     absent = sum(value is None for value in (*train, *val))
     if absent:
         raise RequestError(
             f"probe.label: {absent} samples of probe.train and probe.val have no {label!r}; leave them out"
         )
-    several = any(isinstance(value, list | tuple) or SEPARATOR in str(value) for value in (*train, *val))
+    several = _several_at_once(train, val)
     train_sets, val_sets = [_words(value) for value in train], [_words(value) for value in val]
     classes = tuple(sorted(set().union(*train_sets, *val_sets)))
     matrices = [np.array([[name in words for name in classes] for words in sets]) for sets in (train_sets, val_sets)]
@@ -95,6 +95,40 @@ def encode_labels(train: Sequence[Any], val: Sequence[Any], label: str = "label"
     kind: Kind = "multilabel" if several else "binary" if len(classes) == 2 else "multiclass"
     kept = [matrix[:, judged] for matrix in matrices]
     return Targets(kind, tuple(classes[column] for column in judged), kept[0], kept[1])
+
+
+def shared_classes(
+    train: Sequence[Any], val: Sequence[Any], label: str = "label"
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which samples a probe learns from and is judged on: those of classes that both sets hold.
+
+    A class that one of the sets lacks, as a rare one easily does after a split by patient, can be judged by nobody. Its
+    samples are left out of both sets, so that accuracy and AUROC are those of a label that has the other classes only.
+    Labels with several classes at once keep all samples; there :func:`encode_labels` leaves the class itself out.
+
+    Args:
+        train: per sample a word, number or truth value (one class), or a list of words or ``a|b`` (several).
+        val: likewise.
+        label: the label's name, for messages.
+
+    Returns:
+        Indices of the samples that are kept, rising, of ``train`` and of ``val``.
+
+    Raises:
+        RequestError: both sets hold samples, and fewer than two classes that they share.
+    """
+    if _several_at_once(train, val):
+        return np.arange(len(train)), np.arange(len(val))
+    train_sets, val_sets = [_words(value) for value in train], [_words(value) for value in val]
+    in_train, in_val = set().union(*train_sets), set().union(*val_sets)
+    shared = in_train & in_val
+    if len(shared) < 2:
+        raise RequestError(
+            f"probe.label: {label!r}: probe.train holds {_listed(in_train)} and probe.val {_listed(in_val)}; a probe "
+            "needs two classes that both hold: give sets that have them, for example by another split"
+        )
+    kept_train, kept_val = (np.flatnonzero([bool(words & shared) for words in sets]) for sets in (train_sets, val_sets))
+    return kept_train, kept_val
 
 
 def knn_probe(
@@ -244,9 +278,11 @@ def probe_metrics(
         val_labels: M labels.
 
     Raises:
-        RequestError: see :func:`encode_labels`.
+        RequestError: see :func:`shared_classes` and :func:`encode_labels`.
     """
-    targets = encode_labels(train_labels, val_labels, config.label)
+    train, val = shared_classes(train_labels, val_labels, config.label)
+    train_x, val_x = train_x[torch.from_numpy(train)], val_x[torch.from_numpy(val)]
+    targets = encode_labels([train_labels[i] for i in train], [val_labels[i] for i in val], config.label)
     neighbours = knn_probe(train_x, val_x, targets, k=config.k, temperature=config.temperature)
     metrics = {"probe/knn_accuracy": neighbours.accuracy, "probe/knn_auroc": neighbours.auroc}
     for fraction, suffix in _fractions(config):
@@ -280,6 +316,14 @@ def _fractions(config: ProbeConfig) -> list[tuple[float, str]]:
 def _words(value: Any) -> set[str]:
     values: Iterable[Any] = value if isinstance(value, list | tuple) else str(value).split(SEPARATOR)
     return {str(word).strip() for word in values if str(word).strip()}
+
+
+def _several_at_once(train: Sequence[Any], val: Sequence[Any]) -> bool:
+    return any(isinstance(value, list | tuple) or SEPARATOR in str(value) for value in (*train, *val))
+
+
+def _listed(classes: Iterable[str]) -> str:
+    return ", ".join(sorted(classes)) or "none"
 
 
 def _sklearn(module: str) -> Any:

@@ -6,9 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from itertools import product
+from typing import Any
 
 log = logging.getLogger(__name__)
 Record = Callable[[Mapping[str, float], int], None]
+Probe = Callable[[], dict[str, float]]
 
 
 class SystemMonitor:
@@ -28,6 +31,7 @@ class SystemMonitor:
         self._every_s = every_s
         self._node = node or socket.gethostname()
         self._stopped = threading.Event()
+        self._in_trouble: set[Probe] = set()
 
     def start(self) -> None:
         """Begin to measure, on a thread that ends with the process."""
@@ -42,13 +46,23 @@ class SystemMonitor:
         try:
             probes = [probe for probe in (_processor_probe(), _gpu_probe()) if probe is not None]
             while probes and not self._stopped.wait(self._every_s):
-                numbers = [item for probe in probes for item in probe().items()]
+                numbers = [item for probe in probes for item in self._read(probe).items()]
                 self._record({f"system/{self._node}/{name}": value for name, value in numbers}, int(time.time()))
         except Exception as error:
             log.warning("system metrics end here: %s", error)
 
+    def _read(self, probe: Probe) -> dict[str, float]:
+        """What a probe measures; its trouble is said once, and takes nothing from the others."""
+        try:
+            return probe()
+        except Exception as error:  # whatever drivers and /proc have in store: figures of the machine end no training
+            if probe not in self._in_trouble:
+                log.warning("some system metrics are missing: %s", error)
+            self._in_trouble.add(probe)
+            return {}
 
-def _processor_probe() -> Callable[[], dict[str, float]] | None:
+
+def _processor_probe() -> Probe | None:
     try:
         psutil = importlib.import_module("psutil")
     except ImportError:
@@ -70,21 +84,29 @@ def _processor_probe() -> Callable[[], dict[str, float]] | None:
     return measure
 
 
-def _gpu_probe() -> Callable[[], dict[str, float]] | None:
+def _gpu_probe() -> Probe | None:
     try:
         pynvml = importlib.import_module("pynvml")
         pynvml.nvmlInit()
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
     except Exception:  # no package, no driver and no device are the same to a machine without GPU
         return None
-    devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+
+    def memory(device: Any) -> dict[str, float]:
+        found = pynvml.nvmlDeviceGetMemoryInfo(device)
+        used, total = found.used, found.total
+        return {"memory_usage_megabytes": used / 1e6, "memory_usage_percentage": 100 * used / total}
+
+    def load(device: Any) -> dict[str, float]:
+        return {"utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(device).gpu}
 
     def measure() -> dict[str, float]:
         numbers: dict[str, float] = {}
-        for index, device in enumerate(devices):
-            memory = pynvml.nvmlDeviceGetMemoryInfo(device)
-            numbers[f"gpu_{index}_memory_usage_megabytes"] = memory.used / 1e6
-            numbers[f"gpu_{index}_memory_usage_percentage"] = 100 * memory.used / memory.total
-            numbers[f"gpu_{index}_utilization_percentage"] = pynvml.nvmlDeviceGetUtilizationRates(device).gpu
+        for (index, device), reading in product(enumerate(devices), (memory, load)):
+            try:
+                numbers |= {f"gpu_{index}_{name}": value for name, value in reading(device).items()}
+            except pynvml.NVMLError as error:  # under MIG a GPU has no utilisation, and some have no memory figure
+                log.debug("GPU %d: %s", index, error)
         return numbers
 
     return measure

@@ -21,6 +21,7 @@ from dira_dist.evaluation.probes import (
     linear_probe,
     probe_metric_names,
     probe_metrics,
+    shared_classes,
     weighted_auroc,
 )
 
@@ -73,6 +74,35 @@ def test_a_label_that_cannot_be_judged_is_left_out_of_many_and_refused_alone() -
         encode_labels(["a", "b", "c"], ["a", "b", "b"])
     with pytest.raises(RequestError, match="2 samples"):
         encode_labels(["a", None], ["b", None])
+
+
+def test_samples_of_classes_that_one_set_lacks_are_left_out() -> None:
+    train, val = shared_classes(["a", "b", "c", "a", "d"], ["b", "e", "a", "c"])
+    assert (train.tolist(), val.tolist()) == ([0, 1, 2, 3], [0, 2, 3])
+    kept = shared_classes(["a|b", "b", ""], ["a", "", "a"])
+    assert [places.tolist() for places in kept] == [[0, 1, 2], [0, 1, 2]], "with several at once no sample goes"
+    with pytest.raises(RequestError, match=r"'finding': probe.train holds ill, well and probe.val ill; .*two classes"):
+        shared_classes(["ill", "well"], ["ill"], "finding")
+
+
+def test_a_class_that_the_val_set_lacks_leaves_the_figures_of_the_others() -> None:
+    """A rare class that a split by patient has put into one part; scikit-learn on the rest says the same."""
+    names = ["a", "b", "c", "rare", "late"]
+    train_x, train_y = labelled(names, 200, 0)
+    val_x, val_y = labelled(names, 120, 1)
+    train = [place for place, name in enumerate(train_y) if name != "late"]
+    val = [place for place, name in enumerate(val_y) if name != "rare"]
+    config = ProbeConfig(train="a", val="b", label="f", label_fractions=(1.0,), bootstrap=20)
+    found = probe_metrics(config, train_x[train], [train_y[i] for i in train], val_x[val], [val_y[i] for i in val])
+    assert list(found) == probe_metric_names(config)
+    ours, theirs = ([i for i, name in enumerate(labels) if name in "abc"] for labels in (train_y, val_y))
+    scaler = StandardScaler().fit(train_x[ours].numpy())
+    model = LogisticRegression(max_iter=1000)
+    model.fit(scaler.transform(train_x[ours].numpy()), [train_y[i] for i in ours])
+    inputs, truth = scaler.transform(val_x[theirs].numpy()), [val_y[i] for i in theirs]
+    area = roc_auc_score(truth, model.predict_proba(inputs), multi_class="ovr", average="macro")
+    assert found["probe/auroc"] == pytest.approx(area, rel=1e-4)
+    assert found["probe/accuracy"] == pytest.approx(accuracy_score(truth, model.predict(inputs)))
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass"])

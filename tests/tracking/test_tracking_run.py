@@ -2,11 +2,15 @@
 
 import json
 import logging
+import queue
 import re
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,7 @@ from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.provenance import git_commit, host_row
 from dira_dist.tracking.run import NullRun, TrackingRun, open_run
 from dira_dist.tracking.server import ask
+from dira_dist.tracking.system import SystemMonitor
 
 WAIT_S = 60
 
@@ -301,6 +306,52 @@ def test_every_node_is_measured_where_it_is_asked_for(server_config: TrackingCon
     assert found[0.0] == []
     assert f"system/{socket.gethostname()}/cpu_utilization_percentage" in found[0.05]
     assert f"system/{socket.gethostname()}/network_receive_megabytes" in found[0.05]
+
+
+def test_a_gpu_that_cannot_say_how_busy_it_is_keeps_its_other_figures(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As under MIG. No machine of the tests has a GPU: this is NVML's interface, answering as it does there."""
+
+    class NVMLError(Exception):
+        pass
+
+    def utilisation(device: int) -> Any:
+        if device == 0:
+            raise NVMLError("Not Supported")
+        return SimpleNamespace(gpu=70)
+
+    nvml = ModuleType("pynvml")
+    vars(nvml).update(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(used=2e9, total=8e9),
+        nvmlDeviceGetUtilizationRates=utilisation,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    figures: queue.Queue[Mapping[str, float]] = queue.Queue()
+    monitor = SystemMonitor(lambda numbers, _: figures.put(numbers), every_s=0.02, node="n")
+    monitor.start()
+    seen = [figures.get(timeout=WAIT_S) for _ in range(2)][-1]
+    assert "system/n/cpu_utilization_percentage" in seen
+    gpus = {name.removeprefix("system/n/"): value for name, value in seen.items() if "gpu" in name}
+    assert gpus == {
+        "gpu_0_memory_usage_megabytes": 2000,
+        "gpu_0_memory_usage_percentage": 25,
+        "gpu_1_memory_usage_megabytes": 2000,
+        "gpu_1_memory_usage_percentage": 25,
+        "gpu_1_utilization_percentage": 70,
+    }
+    assert not caplog.records, "what a GPU does not have is no trouble"
+    vars(nvml)["nvmlDeviceGetMemoryInfo"] = lambda device: 1 / 0
+    while any("gpu" in name for name in seen):
+        seen = figures.get(timeout=WAIT_S)
+    assert "system/n/cpu_utilization_percentage" in seen, "the processor is measured on"
+    figures.get(timeout=WAIT_S)
+    monitor.stop()
+    assert caplog.text.count("some system metrics are missing") == 1
 
 
 def test_a_run_says_what_it_was_made_with(server_config: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
