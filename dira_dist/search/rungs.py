@@ -51,6 +51,11 @@ def plan_rungs(config: SearchConfig, total_steps: int, judge_every_steps: int | 
         return None
     every = judge_every_steps or 1
     grace = config.grace_steps or every * max(1, round(total_steps / config.reduction_factor**2 / every))
+    if every >= total_steps and config.grace_steps is None:
+        raise RequestError(
+            f"base.evaluation.every_steps: a trial has {total_steps} steps, and would be judged every {every}, so that "
+            f"none could be stopped early; give fewer than {total_steps}, leave it out, or take search.scheduler: fifo"
+        )
     if grace >= total_steps:
         raise RequestError(
             f"search.grace_steps: a trial has {total_steps} steps, and none would be stopped after {grace}; "

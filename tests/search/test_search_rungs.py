@@ -44,6 +44,8 @@ def test_rungs_that_cannot_be_are_refused() -> None:
         plan_rungs(section(grace_steps=200), 90, None)
     with pytest.raises(RequestError, match=r"no multiple of base\.evaluation\.every_steps, 4"):
         plan_rungs(section(grace_steps=10), 90, 4)
+    with pytest.raises(RequestError, match=r"base\.evaluation\.every_steps: a trial has 90 steps, .* judged every 500"):
+        plan_rungs(section(), 90, 500)
     assert plan_rungs(section(metric=["a", "b"]), 90, None) is None, "several figures: nothing is stopped"
 
 
