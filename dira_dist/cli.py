@@ -40,6 +40,12 @@ Overrides = Annotated[
 Address = Annotated[str | None, typer.Option(help="the cluster's dashboard; RAY_ADDRESS where left out")]
 
 
+def _write_now(text: str) -> None:
+    """A log that is followed is read line by line, also through a pipe."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 @contextmanager
 def _progress_bar(title: str) -> Iterator["ShardProgress"]:
     """A live bar on a terminal, nothing elsewhere; yields the function that moves it."""
@@ -174,7 +180,7 @@ def submit(
     submission = dira_dist.submit(job, overrides or [], address=address, env=env or [])
     _err.print(f"submitted as {submission.job_id}", markup=False)
     if wait:
-        sys.exit(submission.follow(sys.stdout.write))
+        sys.exit(submission.follow(_write_now))
 
 
 @app.command()
@@ -199,7 +205,7 @@ def logs(
     """What a submitted job has written."""
     found = dira_dist.submission(job_id, address=address)
     if follow:
-        sys.exit(found.follow(sys.stdout.write))
+        sys.exit(found.follow(_write_now))
     sys.stdout.write(found.log())
 
 

@@ -110,7 +110,8 @@ def talking_to(address: str | None) -> Iterator[JobSubmissionClient]:
             _check_answers(address)
         with _without_variables(_ADDRESS_VARIABLES if address is not None else ()):  # Ray prefers them
             client = JobSubmissionClient(address)
-        yield client
+        with _answering(place):
+            yield client
     except AuthenticationError as error:
         raise RequestError(
             f"the Ray cluster at {place} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
@@ -120,6 +121,17 @@ def talking_to(address: str | None) -> Iterator[JobSubmissionClient]:
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"no Ray cluster takes jobs at {place}: {error}") from error
+
+
+@contextmanager
+def _answering(place: str) -> Iterator[None]:
+    """Trouble with a cluster that is there, such as a working directory beyond Ray's limit."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"the Ray cluster at {place} is there, but does not do what was asked: {error}") from error
 
 
 def _check_answers(address: str) -> None:

@@ -2,6 +2,9 @@
 server and an MLflow server beside them, the servers set up by the same variables as in the manifests.
 """
 
+import http.server
+import io
+import json
 import os
 import secrets
 import shutil
@@ -9,14 +12,19 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import boto3
 import pytest
+import ray
 from mlflow import MlflowClient
 
 import dira_dist
@@ -298,6 +306,109 @@ def test_a_wrong_token_or_none_is_named_as_such(site: Site) -> None:
         assert refused.returncode == 2, refused.stderr
         assert f"the Ray cluster at {site.dashboard} refuses the token" in refused.stderr
         assert site.environment["RAY_AUTH_TOKEN"] not in refused.stderr
+
+
+class Dashboard(http.server.BaseHTTPRequestHandler):
+    """The few answers of Ray's dashboard that are needed to see what no small cluster shows: its limit, the package."""
+
+    packages: ClassVar[list[bytes]] = []
+    status: ClassVar[str] = "RUNNING"
+    limit_bytes: ClassVar[int] = 1 << 30
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            self._answer(200, json.dumps({"version": "4", "ray_version": ray.__version__}).encode())
+        elif self.path.startswith("/api/jobs/"):
+            job = {"type": "SUBMISSION", "submission_id": "a", "status": self.status, "entrypoint": ""}
+            answers = {"/api/jobs/": [job], "/api/jobs/a": job, "/api/jobs/a/logs": {"logs": "one\n"}}
+            self._answer(200, json.dumps(answers[self.path]).encode())
+        else:
+            self._answer(404, b"no such package")
+
+    def do_PUT(self) -> None:
+        package = self.rfile.read(int(self.headers["Content-Length"]))
+        if len(package) > self.limit_bytes:
+            self._answer(500, f"Package size ({len(package)} B) exceeds the maximum size of 1 KiB.".encode())
+            return
+        self.packages.append(package)
+        self._answer(200, b"")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, b'{"job_id": "a", "submission_id": "a"}')
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *words: object) -> None: ...  # noqa: A002
+
+
+@pytest.fixture
+def dashboard() -> Iterator[tuple[str, type[Dashboard]]]:
+    """The address of a dashboard, and what it has taken."""
+    handler = type("Own", (Dashboard,), {"packages": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A working tree with a job, two shard sets made beside it, and a folder that merely holds an ``index.json``."""
+    for place in ("shards/train", "old [1]/set"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "index.json").write_text("{}")
+        (tmp_path / place / "000000.tar").write_bytes(secrets.token_bytes(5000))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.json").write_text("{}")
+    (tmp_path / "secret.db").write_text("")
+    (tmp_path / ".gitignore").write_text("*.db\n/shards/\n")
+    shutil.copy(ROOT / JOB, tmp_path / "job.yaml")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("train", "sets"),
+    [("s3://bucket/train", set()), ("shards/train", {"shards/train"}), ("./old [1]/set/", {"old [1]/set"})],
+)
+def test_shard_sets_travel_only_where_the_job_names_them(
+    dashboard: tuple[str, type[Dashboard]], tree: Path, train: str, sets: set[str]
+) -> None:
+    address, taken = dashboard
+    dira_dist.submit(tree / "job.yaml", [f"data.train={train!r}"], address=address, working_dir=tree)
+    (package,) = taken.packages
+    names = {name for name in zipfile.ZipFile(io.BytesIO(package)).namelist() if not name.endswith("/")}
+    expected = {f"{found}/{name}" for found in sets for name in ("index.json", "000000.tar")}
+    assert names - {".gitignore"} == {"job.yaml", "site/index.json"} | expected
+    assert "RAY_RUNTIME_ENV_IGNORE_GITIGNORE" not in os.environ
+
+
+def test_a_tree_beyond_the_limit_is_no_lost_cluster(
+    dashboard: tuple[str, type[Dashboard]], tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, taken = dashboard
+    monkeypatch.setattr(taken, "limit_bytes", 100)
+    with pytest.raises(RequestError, match=f"{address} is there, but does not do .*exceeds the maximum size"):
+        dira_dist.submit(tree / "job.yaml", address=address, working_dir=tree)
+
+
+def test_a_log_that_is_followed_comes_while_the_job_runs(dashboard: tuple[str, type[Dashboard]]) -> None:
+    address, taken = dashboard
+    words = [BIN / "dira-dist", "logs", "a", "--follow", "--address", address]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=buffered) as following:
+        assert following.stdout is not None
+        line = ThreadPoolExecutor(1).submit(following.stdout.readline)
+        try:
+            assert line.result(30) == "one\n"
+        finally:
+            taken.status = "SUCCEEDED"
+        assert following.wait(60) == 0
 
 
 def test_invalid_jobs_and_lost_addresses_are_refused_here(monkeypatch: pytest.MonkeyPatch) -> None:
