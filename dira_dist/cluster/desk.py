@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -48,7 +48,7 @@ class Desk:
         self._suggestions: Suggestions | None = None
         self._lock = threading.RLock()
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="search")
-        self._picture_failed = False
+        self._in_trouble: set[str] = set()
         self._began_s, self._steps_before = time.monotonic(), {trial.name: trial.step for trial in record.trials}
         self._run: TrackingRun | NullRun = NullRun()
 
@@ -66,7 +66,7 @@ class Desk:
                 self._change(trial.name, status="waiting")
         for trial in self._record.trials:
             if trial.status == "stopped" and not trial.run_id:  # a driver was lost between the two
-                self._aside.submit(self._close_run, trial, trial.reason)
+                self._beside(self._close_run, trial, trial.reason)
         return self
 
     def __exit__(
@@ -75,7 +75,7 @@ class Desk:
         if error is not None:
             for trial in self.trials:
                 if trial.status == "running":
-                    self._aside.submit(self._close_run, trial, "the search was interrupted")
+                    self._beside(self._close_run, trial, "the search was interrupted")
         self._aside.shutdown(wait=True)
         if error is None:
             self._run.finish("FINISHED")
@@ -172,7 +172,7 @@ class Desk:
             f"the best 1/{self.plan.loaded.search.reduction_factor} of the {len(others)} trials seen there"
         )
         trial = self._change(name, status="stopped", reason=reason)
-        self._aside.submit(self._close_run, trial, reason)
+        self._beside(self._close_run, trial, reason)
         self._settle(trial)
 
     def conclude(self) -> Ranking:
@@ -193,7 +193,7 @@ class Desk:
             self._store.write_bytes(name, text.encode())
             self._run.log_text(text, name)
         self._run.set_tags({"dira.verdict": ranking.verdict(), "dira.winner": ranking.winner.name})
-        self._try_picture()
+        self._guarded(self._picture)
         return ranking
 
     def concluded(self, outcome: Mapping[str, Any]) -> None:
@@ -235,17 +235,20 @@ class Desk:
     def _settle(self, trial: Trial) -> None:
         if self._suggestions is not None and trial.seed is None:
             self._suggestions.tell(trial)
-        self._aside.submit(self._try_picture)
+        self._beside(self._picture)
 
-    def _try_picture(self) -> None:
-        """Nobody looks at what becomes of a thread's work; trouble with pictures is told once, and ends no search."""
+    def _beside(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._aside.submit(self._guarded, work, *arguments)
+
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Nobody looks at what becomes of a thread's work: trouble is told once for each kind, and ends no search."""
         try:
-            self._picture()
-        except Exception as error:  # whatever a plotting library raises
-            if not self._picture_failed:
-                text = f"warning: the search's figures and pictures in MLflow are not up to date: {error!r}"
+            work(*arguments)
+        except Exception as error:  # whatever a plotting library or MLflow raises
+            if work.__name__ not in self._in_trouble:
+                text = f"warning: the search's page in MLflow is not up to date: {error!r}"
                 self._console.print(text, markup=False, highlight=False)
-            self._picture_failed = True
+            self._in_trouble.add(work.__name__)
 
     def _picture(self) -> None:
         """The state of the search in the parent run: figures and pictures by the number of trials that ended."""

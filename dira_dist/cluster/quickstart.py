@@ -53,8 +53,9 @@ class QuickstartReport:
         yield "\nload them:"
         yield from (f"    {line}" for line in self.pulled.loading_lines.splitlines())
         yield "\nwith your own images:"
+        yield "    . .venv/bin/activate                                         # or wherever you installed this"
         yield "    dira-dist shard IMAGES/ SHARDS/ --split train=0.9,val=0.1    # folders, or s3://bucket/prefix"
-        yield "    cp jobs/pretrain.yaml my-job.yaml                            # set data.train and checkpoint.storage"
+        yield "    cp jobs/pretrain.yaml my-job.yaml    # set data.train, data.val, checkpoint.storage"
         yield "    dira-dist check my-job.yaml && dira-dist run my-job.yaml"
 
     def _last_restorations(self) -> Path:

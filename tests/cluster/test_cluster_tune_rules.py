@@ -230,7 +230,7 @@ def test_what_goes_wrong_beside_the_trials_is_told(found: SearchPlan, monkeypatc
             desk.conclude()
     assert isinstance(console.file, io.StringIO)
     told = console.file.getvalue()
-    assert told.count("pictures in MLflow are not up to date: ValueError('no fonts')") == 1, "once, not for each trial"
+    assert told.count("page in MLflow is not up to date: ValueError('no fonts')") == 1, "once, not for each trial"
     assert "trial s-000: trained for" in told
 
 
