@@ -59,7 +59,7 @@ def parallel_coordinates(trials: Sequence[Trial], goal: Goal, space: Mapping[str
             if published
             else {"color": _colour(leading[place]), "linewidth": 1.2}
         )
-        axes.plot(heights[:, place], linestyle="-" if trial.status == "finished" else ":", **style)
+        axes.plot(heights[:, place], linestyle="-" if trial.judged_at_end else ":", **style)
     for column, name in enumerate(columns):
         axes.axvline(column, color="grey", linewidth=0.8)
         for height, text in places[name][1]:
@@ -67,12 +67,12 @@ def parallel_coordinates(trials: Sequence[Trial], goal: Goal, space: Mapping[str
     axes.set_xticks(range(len(columns)), list(columns), fontsize=8, rotation=15)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.6)
-    axes.set_title("red: published weights; dotted: not trained to the end", fontsize=8)
+    axes.set_title("red: published weights; dotted: not judged at their end", fontsize=8)
     return _drawn(figure)
 
 
 def against_each_key(trials: Sequence[Trial], metric: str, space: Mapping[str, Dimension]) -> Picture:
-    """A scatter plot for each key; trials that were stopped early are hollow."""
+    """A scatter plot for each key; trials that were not judged at their end are hollow."""
     figure = Figure(figsize=(3.4 * len(space), 3.4), layout="constrained")
     row = figure.subplots(1, len(space), squeeze=False)[0]
     for axes, (key, dimension) in zip(row, space.items(), strict=True):
@@ -108,7 +108,7 @@ def pareto_front(trials: Sequence[Trial], goal: Goal) -> Picture:
 def _scatter(axes: Axes, points: Sequence[tuple[Any, float, Trial]], published: bool) -> None:
     for x, y, trial in points:
         x = x if isinstance(x, int | float) and not isinstance(x, bool) else str(x)
-        face = "C0" if trial.status == "finished" else "none"
+        face = "C0" if trial.judged_at_end else "none"
         style: dict[str, Any] = PUBLISHED if published else {"s": 36, "facecolors": face, "edgecolors": "C0"}
         axes.scatter([x], [y], **style)
         axes.annotate(str(trial.number), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
