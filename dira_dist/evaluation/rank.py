@@ -89,38 +89,30 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
 
 @dataclass(frozen=True)
 class RepresentationHealth:
-    """Label-free figures of a set of features.
+    """Label-free figures of a set of features, of one view of each image.
 
     Attributes:
         rankme: see :func:`rankme`.
         feature_std: see :func:`feature_std`.
         uniformity: see :func:`uniformity`.
-        alignment: see :func:`alignment`; None without a second view.
         collapsed: 1.0 when rank or spread say that the encoder tells its inputs apart no longer, else 0.0.
     """
 
     rankme: float
     feature_std: float
     uniformity: float
-    alignment: float | None
     collapsed: float
 
     def as_metrics(self, prefix: str = "val/") -> dict[str, float]:
-        """For a tracker, without what was not measured."""
-        return {f"{prefix}{name}": value for name, value in asdict(self).items() if value is not None}
+        """For a tracker."""
+        return {f"{prefix}{name}": value for name, value in asdict(self).items()}
 
 
-def representation_health(features: Tensor, second_view: Tensor | None = None) -> RepresentationHealth:
-    """All label-free figures at once.
-
-    Args:
-        features: ``(N, C)``.
-        second_view: ``(N, C)``, of another view of the same images.
-    """
+def representation_health(features: Tensor) -> RepresentationHealth:
+    """All figures that features ``(N, C)`` of one view of each image give without labels."""
     rank, spread = rankme(features), feature_std(features)
     collapsed = float(rank < COLLAPSED_RANK or spread < COLLAPSED_STD_SHARE)
-    agreement = None if second_view is None else alignment(features, second_view)
-    return RepresentationHealth(rank, spread, uniformity(features), agreement, collapsed)
+    return RepresentationHealth(rank, spread, uniformity(features), collapsed)
 
 
 def _check(features: Tensor) -> None:

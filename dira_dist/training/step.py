@@ -23,7 +23,6 @@ from dira_dist.training.optimizer import NamedOptimizer, OptimizerConfig, build_
 from dira_dist.views import Views
 
 __all__ = [
-    "Evaluation",
     "ExecutionConfig",
     "LossWeights",
     "Networks",
@@ -76,14 +75,6 @@ class StepResult:
     finite: bool
     restoration: Tensor | None
     learning_rate: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the networks do on views they do not learn from; fields as in :class:`StepResult`."""
-
-    losses: dict[str, Tensor]
-    restoration: Tensor | None
 
 
 class TrainStep:
@@ -147,18 +138,6 @@ class TrainStep:
         self.networks.zero_grad()
         return StepResult(figures, grad_norm, finite, restoration, rate)
 
-    @torch.no_grad()
-    def evaluate(self, views: Views) -> Evaluation:
-        """Losses and restoration with the networks in evaluation mode; a collective, which learns nothing."""
-        batch = self._share(views)
-        self._statistics.agree()
-        self.networks.eval()
-        try:
-            losses, restoration = self._unet_losses(_Objectives(self.networks, self.weights), views, batch)
-        finally:
-            self.networks.train()
-        return Evaluation(self._figures(losses), restoration)
-
     def state_dict(self) -> dict[str, Any]:
         """Networks and optimisers, as tensors, numbers and text; not copies. Independent of the number of workers.
 
@@ -221,7 +200,7 @@ class TrainStep:
     def _backward(self, views: Views, batch: GlobalBatch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Gradients of both networks; losses as this worker's terms, see :mod:`dira_dist.objectives.collectives`."""
         with _frozen(self.networks.discriminator):
-            losses, restoration = self._unet_losses(self._objectives, views, batch)
+            losses, restoration = self._unet_losses(views, batch)
             weighted = [getattr(self.weights, name) * loss for name, loss in losses.items()]
             torch.autograd.backward(torch.stack(weighted).sum())
         if self._plays:
@@ -230,12 +209,11 @@ class TrainStep:
             torch.autograd.backward(losses["discriminator"])
         return {name: loss.detach() for name, loss in losses.items()}, _detached(restoration)
 
-    def _unet_losses(
-        self, objectives: nn.Module, views: Views, batch: GlobalBatch
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _unet_losses(self, views: Views, batch: GlobalBatch) -> tuple[dict[str, Tensor], Tensor | None]:
         """What the U-Net and the method minimise, unweighted, and the restoration."""
         with self._autocast():
-            discriminative, restoration = objectives(self._laid_out(views.view_1), self._laid_out(views.view_2), batch)
+            view_1, view_2 = self._laid_out(views.view_1), self._laid_out(views.view_2)
+            discriminative, restoration = self._objectives(view_1, view_2, batch)
             scores = self.networks.discriminator(restoration) if self._plays else None
         losses = {} if discriminative is None else {"discriminative": discriminative}
         if self.weights.restorative > 0:

@@ -58,11 +58,10 @@ def test_a_collapsed_encoder_has_rank_one_and_raises_the_alarm(collapsed: Tensor
     assert representation_health(collapsed).collapsed == 1.0
 
 
-def test_a_healthy_encoder_raises_no_alarm_and_reports_what_was_measured() -> None:
+def test_a_healthy_encoder_raises_no_alarm() -> None:
     health = representation_health(gaussian())
     assert health.collapsed == 0.0
     assert set(health.as_metrics()) == {"val/rankme", "val/feature_std", "val/uniformity", "val/collapsed"}
-    assert "a/alignment" in representation_health(gaussian(), gaussian(seed=1)).as_metrics("a/")
 
 
 def test_features_that_cannot_be_judged_are_refused() -> None:

@@ -215,17 +215,6 @@ def test_optimizers_start_anew_by_choice_or_when_of_another_kind() -> None:
     assert other.state_dict()["optimizers"]["discriminator"]["state"] != {}
 
 
-def test_evaluation_learns_nothing() -> None:
-    step = _step()
-    step(_views(), 0)
-    before = _flat(step.state_dict())
-    evaluation = step.evaluate(_views(seed=3))
-    assert evaluation.losses.keys() == {"discriminative", "restorative", "adversarial", "total"}
-    assert evaluation.restoration is not None and evaluation.restoration.shape == (2, 1, 32, 32)
-    _assert_same(step.state_dict(), before)
-    assert step.networks.training
-
-
 def test_networks_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = _networks().state_dict()

@@ -99,7 +99,9 @@ def shuffled_samples(batch: GlobalBatch) -> dict[str, Any]:
     views = share(batch.samples, batch)
     step(views, 0)
     step(views, 1)
-    step.evaluate(views)
+    unet, method = step.networks.unet.eval(), step.networks.method.eval()
+    with torch.no_grad():
+        method(unet(views.view_1, False)[0], views.view_2, lambda view: unet(view, False)[0], batch)
     return {"own": views.view_2.mean((1, 2, 3)).tolist(), "seen": seen}
 
 
