@@ -25,6 +25,7 @@ from dira_dist.data.store import MissingObjectError, Store
 FILE_NAME = "driver.json"
 BEAT_S = 10.0
 GONE_AFTER_S = 3.5 * BEAT_S
+ENDS_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ class Driver:
         if self.host != socket.gethostname():
             return None
         try:
-            began_s: float = psutil.Process(self.pid).create_time()
+            process = psutil.Process(self.pid)
+            there = process.create_time() == self.began_s and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
-        return began_s == self.began_s
+        return bool(there)
 
 
 @contextmanager
@@ -126,9 +128,15 @@ class Lease:
             pass  # the next driver sees that this process is gone
 
     def _lives(self, other: Driver) -> bool:
-        known = other.is_alive
-        if known is not None:
-            return known
+        if other.is_alive is None:
+            return self._beats(other)
+        until_s = time.monotonic() + ENDS_WITHIN_S  # one that was killed a moment ago may be ending still
+        while other.is_alive and time.monotonic() < until_s:
+            time.sleep(0.1)
+        return bool(other.is_alive)
+
+    def _beats(self, other: Driver) -> bool:
+        """Whether a driver elsewhere gives another sign of life."""
         who = f"process {other.pid} on {other.host}"
         self._say(f"{who} drove this run and may do so still; watching for {GONE_AFTER_S:g} s")
         until_s = time.monotonic() + GONE_AFTER_S

@@ -1,13 +1,9 @@
 """``kind: tune``: Ray Tune over a pretraining job, each trial a Ray Train run with workers of its own."""
 
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from types import FrameType
 
 import ray
 from ray.tune.schedulers import FIFOScheduler
@@ -15,13 +11,14 @@ from rich.console import Console
 
 from dira_dist.cluster.capacity import cluster_grows
 from dira_dist.cluster.desk import WINNER_FILE, Desk, DeskView, trial_name
+from dira_dist.cluster.lease import sole_driver
 from dira_dist.cluster.record import differing_keys, read_record
 from dira_dist.cluster.session import gpus_per_worker, ray_session
-from dira_dist.cluster.stopping import JobStoppedError
+from dira_dist.cluster.stopping import JobStoppedError, signals_interrupt
 from dira_dist.cluster.tuner import scheduler_of, work_off
-from dira_dist.config import RequestError, flatten
+from dira_dist.config import JobFailedError, RequestError, flatten
 from dira_dist.data.shards import read_index
-from dira_dist.data.store import Store, check_reachable, open_store
+from dira_dist.data.store import Store, StoreError, check_reachable, open_store
 from dira_dist.job import LoadedSearch, ResourcesConfig
 from dira_dist.search.fitting import Share, trials_that_fit
 from dira_dist.search.ledger import REFUSED, SearchRecord, Trial, of_search, read_search
@@ -107,21 +104,27 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
     located = loaded.job.located()
     check_reachable(located.checkpoint.storage, write=True)
     store = open_store(located.run_folder)
-    record = claim_search(store, _wanted(loaded, plan))
-    if record.outcome:
-        return SearchOutcome(**{**record.outcome, "already_done": True})
     console = console or Console(file=sys.stderr, soft_wrap=True)
-    with ray_session(located.resources), _terminated_as_interrupted():
-        side_by_side = trials_at_once(plan)
-        try:
-            with Desk(plan, store, record, console) as desk, DeskView(desk, console):
-                _search(desk, side_by_side)
-                _confirm(desk, side_by_side)
-                return _concluded(desk)
-        except KeyboardInterrupt:
-            raise JobStoppedError(
-                f"{plan.loaded.job.name} was stopped; what it found is in {store.address}, and the same command goes on"
-            ) from None
+    with sole_driver(store, console):
+        record = claim_search(store, _wanted(loaded, plan))
+        if record.outcome:
+            return SearchOutcome(**{**record.outcome, "already_done": True})
+        with ray_session(located.resources), signals_interrupt():
+            return _searched(plan, store, record, console)
+
+
+def _searched(plan: SearchPlan, store: Store, record: SearchRecord, console: Console) -> SearchOutcome:
+    side_by_side = trials_at_once(plan)
+    name, way_on = plan.loaded.job.name, f"what it found is in {store.address}, and the same command goes on"
+    try:
+        with Desk(plan, store, record, console) as desk, DeskView(desk, console):
+            _search(desk, side_by_side)
+            _confirm(desk, side_by_side)
+            return _concluded(desk)
+    except StoreError as error:
+        raise JobFailedError(f"{name} failed: {error}\n{way_on}") from error
+    except KeyboardInterrupt:
+        raise JobStoppedError(f"{name} was stopped; {way_on}") from None
 
 
 def _concluded(desk: Desk) -> SearchOutcome:
@@ -270,20 +273,3 @@ def _worth_another_try(trials: Iterable[Trial]) -> list[Trial]:
 
 def _left_over(trials: Iterable[Trial]) -> list[Trial]:
     return [trial for trial in trials if not trial.settled]
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends a search like Ctrl-C does; only a main thread can hear it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
