@@ -79,15 +79,26 @@ class LocalStore:
         return ""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        files = (path for path in self._folder.rglob("*") if path.is_file() and not _is_temporary(path))
-        keys = sorted(path.relative_to(self._folder).as_posix() for path in files)
-        for key in keys:
+        for key in sorted(path.relative_to(self._folder).as_posix() for path in self._files()):
             if key.startswith(prefix) and (info := self.stat(key)):
                 yield info
 
+    def _files(self) -> Iterator[Path]:
+        """All files below the folder. A part of it that may not be read is an error, and not a part without files."""
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # a folder that is not there, or gone since, holds none
+                raise StoreError(f"{error.filename} could not be listed: {error}") from error
+
+        for folder, _, names in os.walk(self._folder, onerror=refuse):
+            yield from (path for name in names if not _is_temporary(path := Path(folder) / name))
+
     def stat(self, key: str) -> ObjectInfo | None:
         path = self._path(key)
-        return ObjectInfo(key, path.stat().st_size) if path.is_file() else None
+        try:
+            return ObjectInfo(key, path.stat().st_size) if path.is_file() else None
+        except PermissionError as error:
+            raise DeniedObjectError(f"{path} could not be looked at: {error}") from error
 
     def delete(self, key: str) -> None:
         path = self._path(key)

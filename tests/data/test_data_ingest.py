@@ -311,6 +311,19 @@ def test_a_file_that_may_not_be_read_is_skipped(as_a_user: Path) -> None:
         shard(as_a_user / "images", as_a_user / "other", options(as_a_user, strict=True))
 
 
+@pytest.mark.parametrize("mode", [0, 0o400])
+def test_a_folder_that_may_not_be_read_makes_no_smaller_set(as_a_user: Path, mode: int) -> None:
+    closed = as_a_user / "images" / "ward"
+    closed.mkdir()
+    shutil.copy(as_a_user / "images" / "000003.png", closed / "x.png")
+    closed.chmod(mode)
+    try:
+        with pytest.raises(StoreError, match=r"ward.*Permission denied"):
+            shard(as_a_user / "images", as_a_user / "set", options(as_a_user))
+    finally:
+        closed.chmod(0o700)
+
+
 def test_names_that_are_no_utf_8_are_sharded_and_shown(tmp_path: Path, phantoms: Path) -> None:
     source = tmp_path / "images"
     folder = os.fsencode(source) + b"/m\xfcde"
