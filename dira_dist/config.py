@@ -209,6 +209,12 @@ def _assign(values: Any, path: KeyPath, value: Any) -> None:
     """Set the leaf at ``path``, making mappings on the way where there is nothing yet."""
     for depth, part in enumerate(path[:-1]):
         if isinstance(values, dict) and values.get(part) is None:
+            if isinstance(path[depth + 1], int):
+                missing = dotted(path[: depth + 1])
+                raise RequestError(
+                    f"--set {dotted(path)}: the job file has no list {missing}; write it there, or set all of it "
+                    f"(--set '{missing}=[...]')"
+                )
             values[part] = {}
         values = _child(values, part, path[: depth + 1])
     if isinstance(values, dict):

@@ -95,6 +95,11 @@ def test_overrides_set_make_and_replace_keys() -> None:
     )
 
 
+def test_a_part_of_a_list_that_is_not_written_cannot_be_set() -> None:
+    with pytest.raises(RequestError, match=r"parts\.0\.queue_size: the job file has no list parts; write it there"):
+        parse_document("title: a\n").with_overrides(["parts.0.queue_size=1"])
+
+
 @pytest.mark.parametrize("override", ["title", "=3", "parts.4.queue_size=1", "title.inner.deep=1"])
 def test_overrides_that_lead_nowhere_are_refused(override: str) -> None:
     with pytest.raises(RequestError, match="--set"):
