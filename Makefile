@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CHECKOV := 3.3.30
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 
 .PHONY: quickstart test lint install clean image-test lint-k8s
 

@@ -102,31 +102,16 @@ def pretrain(
     job, facts = loaded.job, preflight(loaded.job)
     check_reachable(job.checkpoint.storage, write=True)
     store, console = open_store(job.run_folder), console or Console(file=sys.stderr, soft_wrap=True)
-    with sole_driver(store, console):
-        return _claimed(loaded, facts, store, console, on_judgement, dict(tags or {}))
-
-
-def _claimed(
-    loaded: LoadedJob,
-    facts: Preflight,
-    store: Store,
-    console: Console,
-    on_judgement: OnJudgement | None,
-    tags: Mapping[str, str],
-) -> Outcome:
-    """Begin the run of this name, or go on with it, now that nobody else drives it."""
-    job, newest = loaded.job, CheckpointFolder(store).newest_manifest()
-    passed = newest.position.stage if newest else 0
-    digests = {name: read_index(address).digest for name, address, _ in job.shard_sets()}
-    record = claim(store, RunRecord(loaded.record, digests), passed)
+    session = _Session(loaded, facts, store, on_judgement, dict(tags or {}))
+    record = _claim(session)
     if on_judgement is not None:
         for judged in read_judgements(store):
             on_judgement(judged.label, judged.step, judged.metrics)
     if record.status == "finished":
         return Outcome(**{**record.outcome, "already_done": True})
-    with ray_session(job.resources), signals_interrupt():
+    with ray_session(job.resources), signals_interrupt(), sole_driver(store, console):
         try:
-            return _pretrain(_Session(loaded, facts, store, on_judgement, tags), record, console)
+            return _pretrain(session, _claim(session), console)  # another driver may have ended only now
         except StoreError as error:
             raise JobFailedError(f"{job.name} failed: {error}\n{_how_to_go_on(job)}") from error
         except KeyboardInterrupt:
@@ -151,6 +136,14 @@ class _Session:
     def tracking(self) -> TrackingConfig:
         """Tracking without measuring the machine, which the first worker does."""
         return self.job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
+
+
+def _claim(session: _Session) -> RunRecord:
+    """The run that is begun or gone on with."""
+    newest = CheckpointFolder(session.store).newest_manifest()
+    digests = {name: read_index(address).digest for name, address, _ in session.job.shard_sets()}
+    wanted = RunRecord(session.loaded.record, digests)
+    return claim(session.store, wanted, newest.position.stage if newest else 0)
 
 
 def _pretrain(session: _Session, record: RunRecord, console: Console) -> Outcome:

@@ -105,16 +105,19 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
     check_reachable(located.checkpoint.storage, write=True)
     store = open_store(located.run_folder)
     console = console or Console(file=sys.stderr, soft_wrap=True)
-    with sole_driver(store, console):
-        record = claim_search(store, _wanted(loaded, plan))
-        if record.outcome:
-            return SearchOutcome(**{**record.outcome, "already_done": True})
-        with ray_session(located.resources), signals_interrupt():
-            return _searched(plan, store, record, console)
+    wanted = _wanted(loaded, plan)
+    record = claim_search(store, wanted)
+    if record.outcome:
+        return SearchOutcome(**{**record.outcome, "already_done": True})
+    with ray_session(located.resources), signals_interrupt():
+        side_by_side = trials_at_once(plan)
+        with sole_driver(store, console):  # another driver may have ended only now
+            return _searched(plan, store, claim_search(store, wanted), console, side_by_side)
 
 
-def _searched(plan: SearchPlan, store: Store, record: SearchRecord, console: Console) -> SearchOutcome:
-    side_by_side = trials_at_once(plan)
+def _searched(
+    plan: SearchPlan, store: Store, record: SearchRecord, console: Console, side_by_side: int
+) -> SearchOutcome:
     name, way_on = plan.loaded.job.name, f"what it found is in {store.address}, and the same command goes on"
     try:
         with Desk(plan, store, record, console) as desk, DeskView(desk, console):
