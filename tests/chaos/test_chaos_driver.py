@@ -1,18 +1,13 @@
 """Drivers that are killed, stopped, or come back to damage, and jobs beyond help."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
-from chaos import ChaosJob
+from chaos import ChaosJob, driver_of
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
@@ -21,30 +16,6 @@ from dira_dist.config import JobFailedError
 pytestmark = pytest.mark.timeout(1500)
 
 STEPS = 80
-
-
-@contextmanager
-def driver_of(job: ChaosJob, ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
-    """A driver in a process group of its own, once the job is ready; nothing of it is left afterwards."""
-    command = [sys.executable, "-m", "dira_dist", "run", str(job.file)]
-    log = job.folder / f"{job.name}.log"
-    with log.open("ab") as output:
-        driver = subprocess.Popen(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            while not ready():
-                assert driver.poll() is None, log.read_text()
-                time.sleep(0.1)
-            yield driver
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(driver.pid, signal.SIGKILL)
-            driver.wait()
 
 
 @pytest.fixture(scope="module")

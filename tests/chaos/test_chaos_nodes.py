@@ -1,4 +1,4 @@
-"""Nodes that are lost, taken away with notice, or added, under an elastic run on several Ray nodes of this machine."""
+"""Nodes that are lost, taken away with notice, or added, and a driver that is lost, on several Ray nodes here."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import ray
-from chaos import ChaosJob, when, worker_processes
+from chaos import ChaosJob, driver_of, when, worker_processes
 from flaky_s3 import flaky_s3
 from ray.cluster_utils import Cluster
 
@@ -94,6 +94,21 @@ def test_a_run_shrinks_with_lost_nodes_and_grows_with_new_ones(
     assert resized and set(resized) == {0}, "a planned resize costs nothing"
     counts = [int(value) for _, value in job.history("train/workers")]
     assert counts[0] == 4 and 2 in counts and counts[-1] == 4, counts
+
+
+def test_a_killed_driver_leaves_the_cluster_to_the_next(
+    cluster: Cluster, make_job: Callable[..., ChaosJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        add_node(cluster)
+    job = make_job("left-alone", steps=60)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    with driver_of(job, lambda: job.has_reached(14)) as driver:
+        driver.kill()
+        driver.wait()
+        job.run()  # at once, on the cluster that lives on
+    job.assert_whole()
+    assert job.mlflow_run().info.status == "FINISHED"
 
 
 @contextmanager

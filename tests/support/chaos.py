@@ -1,9 +1,13 @@
 """A small real job on several workers, what it leaves behind, and ways to hurt it while it runs."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +129,30 @@ def worker_processes(under: psutil.Process | None = None) -> list[psutil.Process
         except psutil.Error:
             continue
     return found
+
+
+@contextmanager
+def driver_of(job: ChaosJob, ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver in a process group of its own, once the job is ready; nothing of it is left afterwards."""
+    command = [sys.executable, "-m", "dira_dist", "run", str(job.file)]
+    log = job.folder / f"{job.name}.log"
+    with log.open("ab") as output:
+        driver = subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while not ready():
+                assert driver.poll() is None, log.read_text()
+                time.sleep(0.1)
+            yield driver
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
 
 
 @contextmanager
