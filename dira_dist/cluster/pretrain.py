@@ -103,15 +103,16 @@ def pretrain(
     check_reachable(job.checkpoint.storage, write=True)
     store, console = open_store(job.run_folder), console or Console(file=sys.stderr, soft_wrap=True)
     session = _Session(loaded, facts, store, on_judgement, dict(tags or {}))
-    record = _claim(session)
+    finished = _finished(_claim(session))
     if on_judgement is not None:
         for judged in read_judgements(store):
             on_judgement(judged.label, judged.step, judged.metrics)
-    if record.status == "finished":
-        return Outcome(**{**record.outcome, "already_done": True})
+    if finished:
+        return finished
     with ray_session(job.resources), signals_interrupt(), sole_driver(store, console):
+        record = _claim(session)  # once more, for another driver may have ended only now
         try:
-            return _pretrain(session, _claim(session), console)  # another driver may have ended only now
+            return _finished(record) or _pretrain(session, record, console)
         except StoreError as error:
             raise JobFailedError(f"{job.name} failed: {error}\n{_how_to_go_on(job)}") from error
         except KeyboardInterrupt:
@@ -144,6 +145,10 @@ def _claim(session: _Session) -> RunRecord:
     digests = {name: read_index(address).digest for name, address, _ in session.job.shard_sets()}
     wanted = RunRecord(session.loaded.record, digests)
     return claim(session.store, wanted, newest.position.stage if newest else 0)
+
+
+def _finished(record: RunRecord) -> Outcome | None:
+    return Outcome(**{**record.outcome, "already_done": True}) if record.status == "finished" else None
 
 
 def _pretrain(session: _Session, record: RunRecord, console: Console) -> Outcome:
