@@ -3,7 +3,7 @@
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from dira_dist.cluster.board import JudgementRequest
 from dira_dist.config import RequestError
-from dira_dist.data.store import open_store
+from dira_dist.data.store import Store, open_store
 from dira_dist.evaluation.judge import Judge, Judgement
 from dira_dist.evaluation.record import Judged, add_judgement, read_judgements
 from dira_dist.job import PretrainJob
@@ -44,11 +44,23 @@ class JudgeSetup:
     run_id: str
 
 
-def judge_checkpoint(setup: JudgeSetup, request: JudgementRequest) -> dict[str, float] | str:
-    """Judge the networks of a checkpoint, and record figures and pictures in the MLflow run.
+@dataclass(frozen=True)
+class Answer:
+    """What came of judging a checkpoint.
 
-    Returns:
-        Figures by name; or, in words, why there never will be any: trouble with a probe set ends no training.
+    Attributes:
+        metrics: figures by name.
+        refusal: in words, why there never will be any: trouble with a probe set ends no training.
+        told: whether the tracking server has taken them.
+    """
+
+    metrics: dict[str, float]
+    refusal: str = ""
+    told: bool = True
+
+
+def judge_checkpoint(setup: JudgeSetup, request: JudgementRequest) -> Answer:
+    """Judge the networks of a checkpoint, and record figures and pictures in the MLflow run.
 
     Raises:
         OSError: the storage is away.
@@ -59,11 +71,10 @@ def judge_checkpoint(setup: JudgeSetup, request: JudgementRequest) -> dict[str, 
     try:
         judgement = _judge(setup.job, checkpoint)
     except (RequestError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
+        return Answer({}, f"{type(error).__name__}: {error}")
     run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
     _record(run, setup.job, request, judgement)
-    run.flush(setup.job.checkpoint.patience_s)
-    return judgement.metrics
+    return Answer(judgement.metrics, told=run.flush(setup.job.checkpoint.patience_s))
 
 
 def _judge(job: PretrainJob, checkpoint: Checkpoint) -> Judgement:
@@ -77,9 +88,24 @@ def _judge(job: PretrainJob, checkpoint: Checkpoint) -> Judgement:
     return judge.judge(networks.unet, torch.device("cpu"), networks.discriminator.eval() if plays else None)
 
 
+def tell_late(run: TrackingRun | NullRun, store: Store) -> None:
+    """Record in the MLflow run what did not reach it when it was judged; the pictures of that are lost."""
+    folder = CheckpointFolder(store)
+    there = folder.names()
+    for judged in read_judgements(store):
+        if not judged.told:
+            run.log_checkpoint(folder.address(judged.checkpoint), judged.step, _numbers(judged.metrics))
+            if judged.checkpoint not in there:
+                run.log_removal(judged.step)
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
 def _record(run: TrackingRun | NullRun, job: PretrainJob, request: JudgementRequest, judgement: Judgement) -> None:
-    metrics = {name: value for name, value in judgement.metrics.items() if not math.isnan(value)}
-    run.log_checkpoint(CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint), request.step, metrics)
+    address = CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint)
+    run.log_checkpoint(address, request.step, _numbers(judgement.metrics))
     title = f"{job.name}: {request.label}"
     for name, picture in judgement_pictures(judgement, job.adversarial.loss, title).items():
         run.log_picture(name, picture, request.step)
@@ -147,18 +173,18 @@ class Judging:
             return
         if answer is None:
             return
-        metrics = {} if isinstance(answer, str) else answer
+        judged = Judged(request.label, request.step, request.checkpoint, answer.metrics, answer.told)
         try:
-            add_judgement(self._store, Judged(request.label, request.step, request.checkpoint, metrics))
+            add_judgement(self._store, judged)
         except OSError as error:
             self._board.warn.remote(f"the judgement of {request.label} is not kept: {error}")
-        if isinstance(answer, str):
-            self._board.warn.remote(f"{request.label} was not judged: {answer}")
+        if answer.refusal:
+            self._board.warn.remote(f"{request.label} was not judged: {answer.refusal}")
             return
-        if answer.get("val/collapsed") and request.step > 0:
-            self._board.warn.remote(f"at {request.label} the encoder hardly tells its inputs apart: {answer}")
+        if answer.metrics.get("val/collapsed") and request.step > 0:
+            self._board.warn.remote(f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}")
         if self._heard is not None:
-            self._heard(request.label, request.step, answer)
+            self._heard(request.label, request.step, answer.metrics)
 
     def _try_later(self, request: JudgementRequest, error: ray.exceptions.RayError) -> None:
         """After what may pass, such as a storage that is away; in this session, or in the next one."""
@@ -170,7 +196,7 @@ class Judging:
         reason = f"{type(cause).__name__}: {cause}"
         self._board.warn.remote(f"{request.label} was not judged; the next start of this job tries again: {reason}")
 
-    def _ask(self, request: JudgementRequest) -> dict[str, float] | str | None:
+    def _ask(self, request: JudgementRequest) -> Answer | None:
         """The task's answer, or none where the run has failed meanwhile.
 
         Raises:
@@ -180,7 +206,7 @@ class Judging:
         while not self._cancelled.is_set():
             ready, _ = ray.wait([task], timeout=_POLL_S)
             if ready:
-                answer: dict[str, float] | str = ray.get(task)
+                answer: Answer = ray.get(task)
                 return answer
         ray.cancel(task, force=True)
         return None

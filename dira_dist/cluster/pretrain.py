@@ -16,7 +16,7 @@ from rich.console import Console
 from dira_dist.cluster.board import new_board
 from dira_dist.cluster.controller import ControllerWatch
 from dira_dist.cluster.folders import check_shared
-from dira_dist.cluster.judging import JudgeSetup, Judging, OnJudgement
+from dira_dist.cluster.judging import JudgeSetup, Judging, OnJudgement, tell_late
 from dira_dist.cluster.lease import sole_driver
 from dira_dist.cluster.progress import ProgressView
 from dira_dist.cluster.record import RunRecord, claim
@@ -284,6 +284,7 @@ def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
         late = TrackingRun.attach(session.tracking, run.run_id, checkpoint.pending_metrics)
         if not late.flush():
             raise _undelivered(job)
+    tell_late(run, session.store)
     judgements = read_judgements(session.store)
     best_one = best(judgements, job.checkpoint.best)
     for gone in folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else []):

@@ -20,12 +20,14 @@ class Judged:
         step: optimiser steps before it.
         checkpoint: name of the checkpoint that was judged.
         metrics: figures by name; empty where judging failed.
+        told: whether they have reached the tracking server.
     """
 
     label: str
     step: int
     checkpoint: str
     metrics: dict[str, float] = field(default_factory=dict)
+    told: bool = True
 
 
 def read_judgements(store: Store) -> list[Judged]:

@@ -31,8 +31,11 @@ def record_checkpoint(client: MlflowClient, run_id: str, checkpoint: LoggedCheck
     outputs = client.get_run(run_id).outputs
     if not outputs or model.model_id not in {output.model_id for output in outputs.model_outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, checkpoint.step)])
+    known = {metric.key for metric in model.metrics or ()}
     entries = [
-        Metric(key, value, timestamp_ms, checkpoint.step, model.model_id) for key, value in checkpoint.metrics.items()
+        Metric(key, value, timestamp_ms, checkpoint.step, model.model_id)
+        for key, value in checkpoint.metrics.items()
+        if key not in known
     ]
     if entries:
         client.log_batch(run_id, metrics=entries)

@@ -285,6 +285,7 @@ def test_datasets_and_checkpoints_are_tied_to_the_run(server_config: TrackingCon
         "s3://bucket/run/step-9",
     ]
     assert {metric.value for model in models for metric in model.metrics or []} == {21.0, 23.0}
+    assert [metric.step for metric in client.get_metric_history(run.run_id, "val/psnr")] == [5, 9], "each once"
     assert [checkpoint.step for checkpoint in checkpoints_of(client, run.run_id)] == [9, 5]
     run.log_removal(5)
     run.log_removal(77)  # never recorded
