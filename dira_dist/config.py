@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 KeyPath = tuple[str | int, ...]
 SectionT = TypeVar("SectionT", bound="Section")
 
-_ENV_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
+ENV_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
 # What MLflow, SQLAlchemy and stores take as a secret behind the ?; its value goes as far as the next &.
 _SECRET_PARAMETER = re.compile(
     r"(?i:.*(?:password|passwd|passphrase|token|secret|signature|credentials?|api_?key)|pass|pwd|sig|user(?:name)?|uid"
@@ -144,7 +144,7 @@ def recorded(section: Section, document: Document) -> dict[str, Any]:
     """
     values = section.model_dump(mode="json")
     for path, text in _strings(document.values, ()):
-        if _ENV_REFERENCE.search(text):
+        if ENV_REFERENCE.search(text):
             _assign(values, path, text)
     for path, text in list(_strings(values, ())):
         _assign(values, path, without_credentials(text))
@@ -255,7 +255,7 @@ def _resolve_environment(values: Any, document: Document, path: KeyPath) -> Any:
             raise RequestError(f"{document.place(path)}: the environment variable {name!r} is not set; export it first")
         return os.environ[name]
 
-    return _ENV_REFERENCE.sub(look_up, values)
+    return ENV_REFERENCE.sub(look_up, values)
 
 
 def _explain(
@@ -290,7 +290,7 @@ def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Sectio
 def _as_written(document: Document, path: KeyPath, found: Any) -> Any:
     """What a message may show: an environment reference by its name, for its value may be a secret."""
     written = dict(_strings(document.values, ())).get(path, "")
-    return written if _ENV_REFERENCE.search(written) else found
+    return written if ENV_REFERENCE.search(written) else found
 
 
 def _path_in_document(location: tuple[int | str, ...], values: Any) -> KeyPath:

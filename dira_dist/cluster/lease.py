@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 
@@ -121,11 +121,9 @@ class Lease:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        try:
+        with suppress(OSError):  # the next driver sees that this process is gone
             if self._is_own(self._read()):
                 self._store.delete(FILE_NAME)
-        except OSError:
-            pass  # the next driver sees that this process is gone
 
     def _lives(self, other: Driver) -> bool:
         if other.is_alive is None:

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from dira_dist.cluster.desk import Desk
 from dira_dist.cluster.orphans import remove_orphaned_groups
 from dira_dist.cluster.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialSetup
-from dira_dist.config import JobFailedError, without_credentials
+from dira_dist.config import ENV_REFERENCE, JobFailedError, without_credentials
 from dira_dist.environment import environment
 from dira_dist.search.ledger import Trial
 from dira_dist.trials import SearchPlan
@@ -29,7 +29,6 @@ TRIAL_SHARE = 0.001
 TRIALS_END_WITHIN_S = 60.0
 SWEEP_EVERY_S = 2.0
 _HANDED_ON = re.compile(r"AWS_|MLFLOW_")
-_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search, not only Tune's loop
@@ -226,6 +225,6 @@ def _name(trial: Any) -> str:
 def _setup(desk: Desk) -> TrialSetup:
     job = desk.plan.loaded.job
     tags = {"dira.search": job.name} | ({"mlflow.parentRunId": desk.run_id} if desk.run_id else {})
-    wanted = set(_REFERENCE.findall(str(desk.plan.loaded.base)))
+    wanted = set(ENV_REFERENCE.findall(str(desk.plan.loaded.base)))
     handed_on = {name: value for name, value in os.environ.items() if name in wanted or _HANDED_ON.match(name)}
     return TrialSetup(desk.plan, tags, str(Path.cwd()), handed_on)
