@@ -11,7 +11,6 @@ a CPU it is the peak of all living tensors, counted operation by operation in tw
 """
 
 import argparse
-import copy
 import platform
 import statistics
 import time
@@ -19,10 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import segmentation_models_pytorch as smp
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from published import PublishedStep
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -33,82 +31,9 @@ from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.step import Precision, TrainStep, build_networks
 from dira_dist.views import Views
 
-QUEUE, OUTPUTS, TEMPERATURE, MOMENTUM = 65_536, 128, 0.2, 0.999
-WEIGHTS = {"discriminative": 1.0, "restorative": 10.0, "adversarial": 0.001}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Step = Callable[[Views, int], object]
-
-
-class PublishedNetwork(nn.Module):
-    """U-Net and projection head in one forward pass, as the recipe has them for queries and for keys."""
-
-    def __init__(self, encoder: str, in_channels: int) -> None:
-        super().__init__()
-        self.backbone = smp.Unet(encoder, encoder_weights=None, in_channels=in_channels, activation="sigmoid")
-        features = self.backbone.encoder.out_channels[-1]
-        self.fc = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, OUTPUTS))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.backbone.encoder(image)
-        restored = self.backbone.segmentation_head(self.backbone.decoder(features))
-        return F.normalize(self.fc(features[-1].mean(dim=(2, 3))), dim=1), restored
-
-
-class PublishedStep:
-    """The recipe from its description: eager, float32, and with its waste.
-
-    The key encoder runs its decoder for nothing; the U-Net's step leaves gradients on the discriminator that are
-    cleared unused; the discriminator looks at real and restored images in two passes.
-    """
-
-    def __init__(self, encoder: str, in_channels: int, device: str) -> None:
-        self.query = PublishedNetwork(encoder, in_channels).to(device)
-        self.key = copy.deepcopy(self.query).requires_grad_(False)
-        self.discriminator = _published_discriminator().to(device)
-        self.queue = F.normalize(torch.randn(OUTPUTS, QUEUE, device=device), dim=0)
-        self.position = 0
-        self.optimizer = torch.optim.SGD(self.query.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
-        self.player = torch.optim.Adam(self.discriminator.parameters(), 2e-4, betas=(0.5, 0.999))
-
-    def __call__(self, views: Views, step_in_stage: int) -> None:
-        queries, restored = self.query(views.view_1)
-        with torch.no_grad():
-            for slow, fast in zip(self.key.parameters(), self.query.parameters(), strict=True):
-                slow.data = slow.data * MOMENTUM + fast.data * (1 - MOMENTUM)
-            keys, _ = self.key(views.view_2)
-        own = torch.einsum("nc,nc->n", queries, keys)[:, None]
-        logits = torch.cat([own, torch.einsum("nc,ck->nk", queries, self.queue.clone().detach())], dim=1) / TEMPERATURE
-        discriminative = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
-        self._enqueue(keys)
-        fooled = (self.discriminator(restored) - 1).square().mean()
-        losses = {
-            "discriminative": discriminative,
-            "restorative": F.mse_loss(restored, views.target),
-            "adversarial": fooled,
-        }
-        self.optimizer.zero_grad()
-        sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
-        self.optimizer.step()
-        self._play(views.target, restored.detach())
-
-    def _play(self, target: Tensor, restored: Tensor) -> None:
-        self.player.zero_grad()
-        real = (self.discriminator(target) - 1).square().mean()
-        (0.5 * (real + self.discriminator(restored).square().mean())).backward()
-        self.player.step()
-
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor) -> None:
-        self.queue[:, self.position : self.position + len(keys)] = keys.T
-        self.position = (self.position + len(keys)) % QUEUE
-
-
-def _published_discriminator() -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(1, 64, 3, 2, 1), nn.LeakyReLU(0.2, True)]
-    for inputs, outputs, stride in ((64, 128, 2), (128, 256, 2), (256, 512, 1)):
-        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.InstanceNorm2d(outputs), nn.LeakyReLU(0.2, True)]
-    return nn.Sequential(*layers, nn.Conv2d(512, 1, 3, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -130,14 +55,15 @@ def build(variant: str, setting: Setting) -> Step:
     """The step of one variant: `published`, `project` or `checkpointing`."""
     torch.manual_seed(0)
     if variant == "published":
-        return PublishedStep(setting.encoder, setting.in_channels, setting.device)
+        published = PublishedStep(setting.encoder, setting.in_channels, setting.device)
+        return lambda views, step_in_stage: published(views.view_1, views.view_2, views.target)
     model = UNetConfig(
         encoder=setting.encoder,
         in_channels=3 if setting.in_channels == 3 else 1,
         gradient_checkpointing=variant == "checkpointing",
     )
     return TrainStep(
-        build_networks(model, MoCoV2Config(queue_size=QUEUE), seed=0),
+        build_networks(model, MoCoV2Config(), seed=0),
         "dira",
         execution=ExecutionConfig(compile=setting.compile),
         precision=setting.precision,
