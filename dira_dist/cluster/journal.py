@@ -47,13 +47,11 @@ class Journal:
             removed=run.log_removal,
             warn=self.warn,
         )
-
-        again = ray.get(board.resumed.remote(start.step)) if start.step else None
-        if again is not None:
-            run.log_metrics({"train/steps_done_again": again}, start.step)
+        losses = ray.get(board.resumed.remote(start.step))
+        self._losses = {f"train/{name}": count for name, count in losses._asdict().items()}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._run.log_metrics(metrics, step)
+        self._run.log_metrics({**metrics, **self._losses}, step)
         self._metrics.update(metrics, step)
         self._board.post.remote(step, dict(metrics))
 

@@ -34,7 +34,8 @@ def test_a_killed_worker_costs_nothing_that_can_be_seen(make_job: Callable[..., 
         broken.run()
     broken.assert_whole()
     broken.assert_same_end(unbroken)
-    assert len(broken.history("train/steps_done_again")) == 1
+    restarts, done_again = broken.losses()
+    assert restarts == 1 and done_again < 20
 
 
 def test_a_worker_that_hangs_is_named(make_job: Callable[..., ChaosJob]) -> None:

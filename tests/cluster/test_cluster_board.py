@@ -63,12 +63,14 @@ def test_a_stall_is_told_once_in_a_while(clock: list[float]) -> None:
 
 def test_steps_done_again_are_those_after_the_checkpoint(clock: list[float]) -> None:
     board = Board(stall_s=60)
-    assert board.resumed(20) is None, "what another session had done beyond it is not known"
+    assert board.resumed(20) == (0, 0), "what another session had done beyond it is not known"
     assert board.read().warnings == []
     board.post(24, {})
     board.sign(0, "a", "computing", 27, 0.1)
-    assert board.resumed(25) == 2, "steps that were done and not reported yet count too"
-    assert board.resumed(27) == 0
+    assert board.resumed(25) == (1, 2), "steps that were done and not reported yet count too"
+    board.sign(0, "a", "computing", 26, 0.1)
+    assert board.resumed(25) == (2, 3), "a second loss before the next checkpoint"
+    assert board.resumed(25) == (3, 3)
     assert "go on from step 25; steps done again: 2" in board.read().warnings[0]
 
 
