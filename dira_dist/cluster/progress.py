@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -43,12 +44,7 @@ class _TimeLeft(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         left = task.fields["left_s"]
-        return Text("-:--:-- left" if left is None else f"{_hours(left)} left")
-
-
-def _hours(seconds: float) -> str:
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        return Text("-:--:-- left" if left is None else f"{timedelta(seconds=int(left))} left")
 
 
 class ProgressView:
@@ -116,7 +112,7 @@ class ProgressView:
             due = stage != shown_stage or time.monotonic() - shown_at >= _LINE_EVERY_S
             if step != shown_step and due:
                 left = self._left_s(step)
-                tail = f", {_hours(left)} left" if left is not None else ""
+                tail = f", {timedelta(seconds=int(left))} left" if left is not None else ""
                 line = describe(self._plan, step, figures) + tail if step else _BEFORE_THE_FIRST_STEP
                 self._console.print(line, highlight=False)
                 shown_step, shown_stage, shown_at = step, stage, time.monotonic()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 
 from dira_dist.search.ledger import Trial, of_search
 from dira_dist.search.ranking import Goal, ranked
@@ -26,7 +27,7 @@ def describe(trials: Sequence[Trial], planned: int, goal: Goal, left_s: float | 
     elif judged := [trial for trial in of_search(trials) if goal.scores(trial.metrics)]:
         sofar = max(judged, key=lambda trial: goal.scores(trial.metrics) or ())
         line += f"; best so far {metric} {sofar.metrics[metric]:.4g} (trial {sofar.number}, step {sofar.step})"
-    return line + (f"; {_hours(left_s)} left" if left_s is not None else "")
+    return line + (f"; {timedelta(seconds=int(left_s))} left" if left_s is not None else "")
 
 
 def seconds_left(
@@ -50,8 +51,3 @@ def seconds_left(
     running = sum(max(0.0, usual - trial.step) for trial in trials if trial.status == "running")
     to_come = max(0, planned - sum(trial.status != "waiting" for trial in trials)) * usual
     return elapsed_s / steps_done * (running + to_come)
-
-
-def _hours(seconds: float) -> str:
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
