@@ -11,6 +11,7 @@ a CPU it is the peak of all living tensors, counted operation by operation in tw
 """
 
 import argparse
+import gc
 import platform
 import statistics
 import time
@@ -108,18 +109,18 @@ def peak_bytes(variant: str, setting: Setting) -> int:
     """The most memory that tensors take at one moment of a step, weights and optimiser included."""
     batch = views(setting)
     if setting.device == "cuda":
+        gc.collect()  # compiled modules of the variant before hold on to themselves
+        before = torch.cuda.memory_allocated()
+        step = build(variant, setting)
+        step(batch, 0)  # kernels are looked for and compiled in it
         torch.cuda.reset_peak_memory_stats()
-        _two_steps(build(variant, setting), batch)
-        return torch.cuda.max_memory_allocated()
+        step(batch, 1)
+        return torch.cuda.max_memory_allocated() - before
     with LiveTensors() as live:
-        _two_steps(build(variant, setting), batch)
+        step = build(variant, setting)
+        for number in range(2):  # the second has the optimiser's state from its start
+            step(batch, number)
     return live.peak_bytes
-
-
-def _two_steps(step: Step, batch: Views) -> None:
-    """The second has the optimiser's state from its start."""
-    for number in range(2):
-        step(batch, number)
 
 
 class LiveTensors(TorchDispatchMode):
@@ -180,6 +181,7 @@ def setting_of(options: argparse.Namespace, precision: Precision) -> Setting:
 def main() -> None:
     """Measures and prints one line per variant and precision; ratios are to the published recipe of the same run."""
     options = arguments()
+    torch.backends.cudnn.benchmark = True  # for the recipe too, as whoever runs it on images of one size would
     settings = {precision: setting_of(options, precision) for precision in options.precision}
     plain = next(iter(settings.values()))
     runs = {("published", "fp32"): plain}
@@ -188,6 +190,8 @@ def main() -> None:
     steps = {} if options.only == "memory" else {run: build(run[0], each) for run, each in runs.items()}
     times = interleaved(steps, views(plain), plain)
     machine = torch.cuda.get_device_name() if plain.device == "cuda" else platform.machine()
+    if torch.backends.cudnn.allow_tf32 and plain.device == "cuda":
+        machine += ", fp32 convolutions in TF32"
     print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} threads, {plain}")
     for run in runs:
         report(run, times, peaks, plain.batch)

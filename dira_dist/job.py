@@ -23,7 +23,7 @@ from dira_dist.data.order import choose_lanes
 from dira_dist.data.stream import DataConfig
 from dira_dist.evaluation.config import EvaluationConfig, ProbeConfig
 from dira_dist.models.unet import UNetConfig, check_image_size
-from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
+from dira_dist.objectives import METHODS, AdversarialConfig, MethodConfig, default_method
 from dira_dist.search.config import SearchConfig
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.loop import GuardConfig
@@ -272,10 +272,13 @@ def job_schema() -> dict[str, Any]:
 
 
 def _inherit(document: Document) -> Document:
-    """Complete each stage with what the job says of batch, optimiser and loss weights."""
+    """Complete the optimiser with the method's own, and each stage with the job's batch, optimiser and loss weights."""
     values = json.loads(json.dumps({"stages": DEFAULT_STAGES} | document.values))
     if isinstance(values.get("method"), dict):
-        values["method"].setdefault("name", default_method().name)
+        method = METHODS.get(values["method"].setdefault("name", default_method().name))
+        common = values.setdefault("optimizer", {})
+        if method is not None and isinstance(common, dict) and "name" not in common:
+            values["optimizer"] = {**method.own_optimizer, **common}
     inherited: set[KeyPath] = set()
     for position, stage in enumerate(values["stages"] if isinstance(values["stages"], list) else []):
         if isinstance(stage, dict):

@@ -202,4 +202,4 @@ def _make_step(job: PretrainJob, networks: Networks, span: StageSpan, device: to
 
 
 def _precision_of(device: torch.device) -> Precision:
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -3,6 +3,7 @@
 Zbontar et al., *Barlow Twins: Self-Supervised Learning via Redundancy Reduction* (ICML 2021).
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -19,9 +20,19 @@ EPSILON = 1e-5
 
 
 class BarlowTwinsConfig(MethodSection):
-    """Barlow Twins, with its paper's settings."""
+    """Barlow Twins, with its paper's settings.
+
+    Its loss adds up the square of the width; the first gradients are thousands of times MoCo's, which plain SGD would
+    have the encoder follow out of all bounds.
+    """
 
     smallest_share: ClassVar[int] = 2
+    own_optimizer: ClassVar[Mapping[str, object]] = {
+        "name": "lars",
+        "lr": 0.2,
+        "weight_decay": 1e-6,
+        "warmup_epochs": 10,
+    }
 
     name: Literal["barlow_twins"] = "barlow_twins"
     projector_width: int = Field(default=8192, ge=1, description="width of the three layers of the projector")

@@ -1,10 +1,11 @@
 """What losses need from the other workers. Without a process group one worker is the whole batch and nothing is sent.
 
-Workers hold shares of one global batch, in rank order; the shares may differ by some samples and from step to step.
+Workers hold shares of one global batch, in rank order; the shares may differ by some samples.
 The convention everywhere above: **a loss on a worker is scaled so that its mean over the workers is the loss over the
 global batch**. The mean over workers is what :class:`torch.nn.parallel.DistributedDataParallel` takes of gradients.
 """
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,12 +125,17 @@ class RowExchange:
 
     @classmethod
     def draw(cls, batch: GlobalBatch, seed: int, device: torch.device) -> "RowExchange":
-        """The exchange of one step: the same for the same seed, which must differ from step to step."""
+        """The exchange of one step: the same for the same seed, which must differ from step to step.
+
+        What does not divide evenly goes to other workers, at each step to other ones: all rows do where a share is
+        smaller than the number of workers.
+        """
         generator = torch.Generator().manual_seed(seed * batch.world_size + batch.rank)
         order = torch.randperm(batch.local_size, generator=generator).to(device, non_blocking=True)
-        ranks = range(batch.world_size)
-        sent = tuple(_dealt(batch, batch.rank, receiver) for receiver in ranks)
-        return cls(order, sent, tuple(_dealt(batch, sender, batch.rank) for sender in ranks))
+        ranks, left_over = range(batch.world_size), max(size % batch.world_size for size in batch.sizes)
+        shift = 1 + random.Random(seed).randrange(batch.world_size - left_over)
+        sent = tuple(_dealt(batch, batch.rank, receiver, shift) for receiver in ranks)
+        return cls(order, sent, tuple(_dealt(batch, sender, batch.rank, shift) for sender in ranks))
 
     def there(self, rows: Tensor) -> Tensor:
         """The rows dealt to this worker."""
@@ -143,13 +149,13 @@ class RowExchange:
         return own
 
 
-def _dealt(batch: GlobalBatch, sender: int, receiver: int) -> int:
-    """Rows from sender to receiver: an even part each, what is left over from the sender's own place on, in turn.
+def _dealt(batch: GlobalBatch, sender: int, receiver: int, shift: int) -> int:
+    """Rows from sender to receiver: an even part each, what is left over in turn from ``shift`` places on.
 
-    No worker is left without rows: its own first left-over row stays with it.
+    No worker is left without rows, for each is the first in turn of one sender.
     """
     even, left_over = divmod(batch.sizes[sender], batch.world_size)
-    return even + ((receiver - sender) % batch.world_size < left_over)
+    return even + ((receiver - sender - shift) % batch.world_size < left_over)
 
 
 def _all_to_all(rows: Tensor, sent: tuple[int, ...], received: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,6 @@
 """What a discriminative method is. Each lives in one file of this package, found by its section's name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class MethodSection(Section):
 
     smallest_share: ClassVar[int] = 1
     """Samples that each worker must have: 2 where a batch norm over samples has to find a variance."""
+
+    own_optimizer: ClassVar[Mapping[str, object]] = {}
+    """Settings of the section `optimizer` that take the place of its defaults, unless a job names an optimiser."""
 
     name: str
 

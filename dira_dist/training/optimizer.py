@@ -9,32 +9,51 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from dira_dist.config import Section
 
 NamedState = dict[str, dict[str, Any]]
+RATE_SHARE = "rate_share"
+"""Key of a parameter group whose rate is a share of the schedule's."""
 
 
 class OptimizerConfig(Section):
     """How the U-Net and the discriminative method learn. The defaults are the published MoCo-v2 run's."""
 
-    name: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd with momentum, or adamw")
+    name: Literal["sgd", "adamw", "lars"] = Field(
+        default="sgd", description="sgd with momentum, adamw, or lars (each layer's rate follows its weights' norm)"
+    )
     lr: float = Field(default=0.03, gt=0, description="learning rate at its highest, for the whole global batch")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; the first beta of adamw")
-    weight_decay: float = Field(default=1e-4, ge=0, description="on all weights")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd and lars; the first beta of adamw")
+    weight_decay: float = Field(default=1e-4, ge=0, description="on all weights; of lars on matrices and kernels alone")
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="of the rate, over the stage")
     warmup_epochs: float = Field(default=0, ge=0, description="epochs in which the rate rises from 0, in each stage")
 
 
+LARS_VECTOR_RATE = 0.024
+"""The rate of biases and norms under LARS, as a share of the others': 0.0048 to 0.2 (Zbontar et al. 2021, 2.2)."""
+
+
 def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser, in its fused form: one kernel for all weights."""
+    """The optimiser, in its fused form where it has one: one kernel for all weights."""
     if config.name == "adamw":
         betas = (config.momentum, 0.999)
         return torch.optim.AdamW(parameters, config.lr, betas, weight_decay=config.weight_decay, fused=True)
+    if config.name == "lars":
+        return Lars(_lars_groups(parameters), config.lr, config.momentum, weight_decay=config.weight_decay)
     return torch.optim.SGD(
         parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
+
+
+def _lars_groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Biases and norms are neither adapted nor decayed (You et al., *Large Batch Training of ConvNets*, 2017)."""
+    matrices = [weight for weight in parameters if weight.ndim > 1]
+    vectors = [weight for weight in parameters if weight.ndim <= 1]
+    slow = {"weight_decay": 0.0, RATE_SHARE: LARS_VECTOR_RATE}
+    return [{"params": matrices, "always_adapt": True}, {"params": vectors, **slow}]
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int, steps_per_epoch: float) -> float:
@@ -77,7 +96,7 @@ class NamedOptimizer:
         if self._optimizer is None:
             return
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(RATE_SHARE, 1.0)
         self._optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -116,9 +116,10 @@ class TrainStep:
         self._player = distribute(networks.discriminator, execution) if self._plays else networks.discriminator
         self._optimizers = self._build_optimizers(optimizer)
         self._statistics = _Statistics(networks)
+        self._batch: GlobalBatch | None = None
 
     def __call__(self, views: Views, step_in_stage: int) -> StepResult:
-        """One step on this worker's share of a global batch; a collective of all workers.
+        """One step on this worker's share of a global batch, as large at every step; a collective of all workers.
 
         The published order updates the U-Net first, then the discriminator on the same, detached restoration. Neither
         gradient depends on the other's update, so both are computed before either is applied, and one decision holds
@@ -127,7 +128,7 @@ class TrainStep:
         Raises:
             RequestError: a worker has fewer samples than the method needs.
         """
-        batch, rate = self._share(views), self._rate(step_in_stage)
+        batch, rate = self._share(len(views.view_1)), self._rate(step_in_stage)
         self._statistics.keep()
         losses, restoration = self._backward(views, batch)
         figures, grad_norm, finite = self._judge(losses)
@@ -187,14 +188,19 @@ class TrainStep:
             "discriminator": NamedOptimizer("adam", adam, played),
         }
 
-    def _share(self, views: Views) -> GlobalBatch:
-        batch = GlobalBatch.of(len(views.view_1), self.device)
+    def _share(self, samples: int) -> GlobalBatch:
+        """Workers are asked for their sizes at the stage's first step alone, for the answer is waited for."""
+        if self._batch is not None:
+            assert samples == self._batch.local_size, "a stage's share is the same at every step"
+            return self._batch
+        batch = GlobalBatch.of(samples, self.device)
         smallest = self.networks.smallest_share if self.weights.discriminative > 0 else 1
         if min(batch.sizes) < smallest:
             raise RequestError(
                 f"found a global batch of {batch.samples} on {batch.world_size} workers, shares of {batch.sizes}: the "
                 f"method needs at least {smallest} samples on each; take a larger global batch or fewer workers"
             )
+        self._batch = batch
         return batch
 
     def _backward(self, views: Views, batch: GlobalBatch) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -301,27 +307,29 @@ class _Statistics:
 
     def __init__(self, networks: Networks) -> None:
         norms = [module for module in networks.modules() if isinstance(module, _NormBase)]
-        self._buffers = [buffer for norm in norms for buffer in norm.buffers()]
-        self._kept = [buffer.clone() for buffer in self._buffers]
+        buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        self._floating = [buffer for buffer in buffers if buffer.is_floating_point()]
+        counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        # Apart by kind of number, for a GPU copies a list in one kernel only where all of it is of one kind.
+        self._pairs = [(same, [buffer.clone() for buffer in same]) for same in (self._floating, counters) if same]
 
     @torch.no_grad()
     def keep(self) -> None:
         """Remembers the statistics as they are."""
-        if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+        for buffers, kept in self._pairs:
+            torch._foreach_copy_(kept, buffers)
 
     def agree(self) -> None:
         """Averages them over the workers, whose batches each saw only a share of the samples."""
-        floating = [buffer for buffer in self._buffers if buffer.is_floating_point()]
-        if floating and is_distributed():
-            mean = mean_over_workers(torch.cat(floating))
-            torch._foreach_copy_(floating, list(torch.split(mean, [len(buffer) for buffer in floating])))
+        if self._floating and is_distributed():
+            mean = mean_over_workers(torch.cat(self._floating))
+            torch._foreach_copy_(self._floating, list(torch.split(mean, [len(each) for each in self._floating])))
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Makes them what they were when last kept."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._kept)
+        for buffers, kept in self._pairs:
+            torch._foreach_copy_(buffers, kept)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_an_outage_of_the_storage_costs_a_warning(
     assert any(trouble in said for trouble in troubles), "which of them depends on what the outage hit"
     names = job.checkpoints.names()
     assert len(names) == 3
-    assert len(list_keys()) == 2 * len(names) + 1, "state and manifest of each, and run.json"
+    assert len(list_keys("here/outage/")) == 2 * len(names) + 1, "state and manifest of each, and run.json"
 
 
 def test_an_outage_of_the_tracking_server_delays_figures_and_loses_none(make_job: Callable[..., ChaosJob]) -> None:
@@ -78,8 +78,8 @@ def test_an_outage_of_the_tracking_server_delays_figures_and_loses_none(make_job
     assert job.mlflow_run().info.status == "FINISHED"
 
 
-def list_keys() -> list[str]:
-    return [each["Key"] for each in boto3.client("s3").list_objects_v2(Bucket="runs")["Contents"]]
+def list_keys(prefix: str) -> list[str]:
+    return [each["Key"] for each in boto3.client("s3").list_objects_v2(Bucket="runs", Prefix=prefix)["Contents"]]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import dira_dist
 from dira_dist.objectives import METHODS, GlobalBatch, MethodConfig, default_method
-from dira_dist.objectives.collectives import _dealt
+from dira_dist.objectives.collectives import RowExchange
 from dira_dist.objectives.moco_v2 import MoCoV2, MoCoV2Config
 
 
@@ -140,14 +140,23 @@ def test_losses_are_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("sizes", [(4, 4), (8, 8, 8, 8), (22, 21, 21), (1, 1, 1), (3, 1), (5, 7, 2, 9)])
 def test_rows_are_dealt_evenly_and_all_of_them(sizes: tuple[int, ...]) -> None:
-    batch = GlobalBatch(sizes)
     ranks = range(len(sizes))
-    for sender in ranks:
-        assert sum(_dealt(batch, sender, receiver) for receiver in ranks) == sizes[sender]
-    received = [sum(_dealt(batch, sender, receiver) for sender in ranks) for receiver in ranks]
-    assert min(received) >= 1 and sum(received) == sum(sizes)
-    if len(set(sizes)) == 1:
-        assert received == list(sizes), "equal shares stay equal"
+    for seed in range(20):
+        drawn = [RowExchange.draw(GlobalBatch(sizes, rank), seed, torch.device("cpu")) for rank in ranks]
+        assert [sum(each.sent) for each in drawn] == list(sizes)
+        assert [[each.sent[rank] for each in drawn] for rank in ranks] == [list(each.received) for each in drawn]
+        received = [sum(each.received) for each in drawn]
+        assert min(received) >= 1 and sum(received) == sum(sizes)
+        if len(set(sizes)) == 1:
+            assert received == list(sizes), "equal shares stay equal"
+
+
+@pytest.mark.parametrize("share", [1, 2, 3])
+def test_few_rows_leave_home_for_other_places_at_each_step(share: int) -> None:
+    batch = GlobalBatch((share,) * 8, rank=5)
+    sent = [RowExchange.draw(batch, seed, torch.device("cpu")).sent for seed in range(50)]
+    assert all(each[5] == 0 for each in sent)
+    assert all(sum(each[rank] for each in sent) for rank in range(8) if rank != 5), "every other worker gets some"
 
 
 def test_share_weights_average_to_one() -> None:

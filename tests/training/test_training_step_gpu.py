@@ -72,7 +72,8 @@ def _no_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[GlobalBatch]:
     """The shares of one worker, or of two whose collectives send nothing."""
     found = GlobalBatch((4,) * request.param)
-    monkeypatch.setattr(GlobalBatch, "of", lambda *_: found)
+    answers = iter([found])  # the device would be waited for, so that it is asked once
+    monkeypatch.setattr(GlobalBatch, "of", lambda *_: next(answers))
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=request.param)
     yield found
     dist.destroy_process_group()
