@@ -23,6 +23,7 @@ _LEFT_BEHIND = tuple(
         (r"(queue|queue_ptr)$", "the queue of keys"),
         (r"(encoder_q\.|backbone\.)?(projector|projection_head|predictor)\.", "head of the pretext task"),
         (r"encoder_q\.fc\.", "projection head of the pretext task"),
+        (r"bn\.", "norm of the pretext task"),
         (r"(backbone\.)?(encoder\.)?(fc|_fc|classifier|last_linear|head|head_fc)\.", "classifier or projection head"),
         (r"(encoder_q\.)?(conv_head|bn2|norm|head_norm)\.", "behind the last feature map"),
     )

@@ -244,23 +244,27 @@ def test_a_published_training_checkpoint_is_taken_with_a_word_on_every_other_key
 
 
 @pytest.mark.parametrize(
-    ("prefix", "extra"),
+    ("under", "prefix", "extra"),
     [
-        ("module.encoder_q.", ("module.encoder_q.fc.0.weight", "module.queue", "module.encoder_k.conv1.weight")),
-        ("", ("fc.weight", "fc.bias")),
-        ("module.encoder.", ("module.encoder.fc.0.weight", "module.predictor.0.weight")),
-        ("module.backbone.", ("module.projector.0.weight",)),
-        ("backbone.", ()),
+        (
+            "state_dict",
+            "module.encoder_q.",
+            ("module.encoder_q.fc.0.weight", "module.queue", "module.encoder_k.conv1.weight"),
+        ),
+        ("state_dict", "", ("fc.weight", "fc.bias")),
+        ("state_dict", "module.encoder.", ("module.encoder.fc.0.weight", "module.predictor.0.weight")),
+        ("model", "module.backbone.", ("module.projector.0.weight", "module.bn.running_mean")),
+        ("state_dict", "backbone.", ()),
     ],
     ids=["moco", "torchvision", "simsiam", "barlow twins", "plain"],
 )
 def test_encoders_of_other_houses_leave_the_decoder_as_it_is(
-    prefix: str, extra: tuple[str, ...], tmp_path: Path
+    under: str, prefix: str, extra: tuple[str, ...], tmp_path: Path
 ) -> None:
     source, target = trained("resnet18", 3), trained("resnet18", 1, seed=1)
     before = {name: tensor.clone() for name, tensor in target.decoder.state_dict().items()}
     state = encoder_as(prefix, source) | {name: torch.ones(2, 2) for name in extra}
-    torch.save({"state_dict": state}, tmp_path / "encoder.pth.tar")
+    torch.save({"epoch": 3, under: state}, tmp_path / "encoder.pth.tar")
     report = import_weights(target, tmp_path / "encoder.pth.tar")
     grey = torch.rand(2, 1, 64, 64)
     with torch.no_grad():

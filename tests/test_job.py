@@ -11,6 +11,7 @@ import yaml
 
 from dira_dist.config import RequestError
 from dira_dist.job import PretrainJob, dump_job, job_schema, load_job
+from dira_dist.training.optimizer import OptimizerConfig
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
 SHORTEST: dict[str, Any] = {"name": "a", "data": {"train": "shards"}}
@@ -46,6 +47,17 @@ def test_stages_inherit_and_override() -> None:
     assert (first.global_batch, first.optimizer.lr, first.loss_weights.restorative) == (64, 0.5, 3)
     assert (second.global_batch, second.optimizer.lr, second.optimizer.momentum) == (16, 0.1, 0.8)
     assert job.lanes == 16, "lanes divide every batch"
+
+
+def test_a_method_brings_its_own_optimiser_unless_one_is_named() -> None:
+    barlow = ["method={name: barlow_twins}"]
+    own = load_job(SHORTEST, barlow).job
+    assert own.optimizer == OptimizerConfig(name="lars", lr=0.2, weight_decay=1e-6, warmup_epochs=10)
+    assert [stage.optimizer for stage in own.stages] == [own.optimizer] * 3
+    slower = load_job(SHORTEST, [*barlow, "optimizer.lr=0.1"]).job
+    assert slower.optimizer == own.optimizer.model_copy(update={"lr": 0.1})
+    assert load_job(SHORTEST, [*barlow, "optimizer.name=sgd"]).job.optimizer == OptimizerConfig()
+    assert load_job(SHORTEST, ["method={name: simsiam}"]).job.optimizer == OptimizerConfig()
 
 
 def test_a_recorded_job_is_the_same_job_again() -> None:

@@ -42,9 +42,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise RequestError(
             f"{file} is no plain file of weights: save a state dict, with torch.save(model.state_dict(), ...)"
         ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    state = content
+    if isinstance(content, dict):
+        state = next((content[name] for name in ("state_dict", "model") if name in content), content)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise RequestError(f"{file} holds no state dict: allowed are tensors by name, at the top or under `state_dict`")
+        raise RequestError(
+            f"{file} holds no state dict: allowed are tensors by name, at the top, under `state_dict` or under `model`"
+        )
     return state
 
 

@@ -118,7 +118,14 @@ def run(
 
     def step_of(span: StageSpan) -> TrainStep:
         stage = span.config
-        return TrainStep(networks, stage.objective, weights=stage.loss_weights, total_steps=span.steps)
+        return TrainStep(
+            networks,
+            stage.objective,
+            weights=stage.loss_weights,
+            optimizer=stage.optimizer,
+            total_steps=span.steps,
+            steps_per_epoch=span.steps_per_epoch,
+        )
 
     training = Training(
         plan=job.plan(20),
@@ -161,6 +168,21 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(shards: Path, tmp_path: P
             for name in LOSSES:
                 assert figures.get(name) == unbroken.figures[step].get(name), (step, name)
         assert [name for name in final if not torch.equal(final[name], again[name])] == []
+
+
+def test_an_optimiser_may_start_anew_with_a_stage_and_goes_on_within_it(shards: Path) -> None:
+    kept, notebook = run(job_on(shards), Notebook()), Notebook(every_steps=1)
+    stages = [
+        {"objective": "di", "steps": 2},
+        {"objective": "dir", "steps": 3, "keep_optimizer": False},
+        {"objective": "dira", "steps": 3},
+    ]
+    job = job_on(shards, stages=stages)
+    anew = run(job, notebook)
+    assert any(not torch.equal(anew[name], kept[name]) for name in kept)
+    position, tensors = next(each for each in notebook.checkpoints if each[0].stage == 1 and each[0].step_in_stage == 2)
+    again = run(job, Notebook(), Checkpoint(position, {}, tensors=tensors))
+    assert [name for name in anew if not torch.equal(anew[name], again[name])] == []
 
 
 def test_stages_judgements_and_checkpoints_in_their_order(shards: Path) -> None:

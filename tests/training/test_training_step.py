@@ -1,11 +1,13 @@
 """The training step on one worker: parts, weights, guards, state, and each setting's effect."""
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,7 +16,7 @@ from dira_dist.models.discriminator import DiscriminatorConfig
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import METHODS, AdversarialConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
-from dira_dist.training.execution import ExecutionConfig
+from dira_dist.training.execution import ExecutionConfig, prepare
 from dira_dist.training.optimizer import OptimizerConfig, learning_rate
 from dira_dist.training.step import LossWeights, Networks, StepResult, TrainStep, build_networks
 from dira_dist.views import Views
@@ -274,6 +276,45 @@ def test_compile_reaches_every_network() -> None:
     assert not any("_orig_mod" in name for name in networks.state_dict())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_step_is_the_eager_one(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced through the compiler's front and its autograd, without generated kernels, whose making takes minutes."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    states, losses = [], []
+    for compiled in (False, True):
+        networks = _networks(model=MODEL.model_copy(update={"gradient_checkpointing": checkpointing}))
+        state, found = None, []
+        for objective, batch in (("di", 4), ("dira", 2)):
+            step = _step(objective, networks, execution=ExecutionConfig(compile=compiled))
+            if state is not None:
+                step.load_state_dict(state)
+            found += [_losses(step(_views(batch=batch, seed=number, size=64), number)) for number in range(2)]
+            state = step.state_dict()
+        states.append({name: value for name, value in _flat(state).items() if isinstance(value, Tensor)})
+        losses.append(found)
+    for eager, compiled_ in zip(*losses, strict=True):
+        assert compiled_ == pytest.approx(eager, rel=1e-4)
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", SMALL)
+def test_a_gpu_takes_the_same_steps(method: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    found: dict[str, list[dict[str, float]]] = {}
+    for device in ("cpu", "cuda"):
+        networks = _networks(method, MODEL.model_copy(update={"gradient_checkpointing": checkpointing}))
+        step = _step(networks=networks, device=device)
+        views = [_views(batch=4, seed=number, size=64) for number in range(3)]
+        moved = [Views(*(each.to(device) for each in vars(view).values())) for view in views]
+        found[device] = [_losses(step(view, number)) for number, view in enumerate(moved)]
+    for on_cpu, on_gpu in zip(found["cpu"], found["cuda"], strict=True):
+        assert on_gpu == pytest.approx(on_cpu, rel=1e-2)
+    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["bce", "hinge"])
 def test_adversarial_loss_is_a_choice(kind: str) -> None:
     views = _views()
@@ -297,6 +338,7 @@ def test_settings_of_the_discriminator(setting: dict[str, Any]) -> None:
     "setting",
     [
         {"name": "adamw"},
+        {"name": "lars"},
         {"lr": 0.01},
         {"momentum": 0.5},
         {"weight_decay": 0.1},
@@ -314,6 +356,38 @@ def test_settings_of_the_optimizer(setting: dict[str, Any]) -> None:
     assert not torch.equal(*weights)
 
 
+def test_lars_moves_each_kernel_by_a_share_of_its_norm() -> None:
+    config = OptimizerConfig(name="lars", lr=0.2, weight_decay=0, schedule="constant")
+    step = _step(optimizer=config)
+    before = {name: weight.clone() for name, weight in step.networks.unet.named_parameters()}
+    gradients: dict[str, Tensor] = {}
+    for name, weight in step.networks.unet.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda w, name=name: gradients.__setitem__(name, w.grad.clone()))
+    step(_views(), 0)
+    for name, weight in step.networks.unet.named_parameters():
+        moved = (weight - before[name]).norm()
+        if weight.ndim > 1 and gradients[name].norm() > 1e-6:
+            torch.testing.assert_close(moved, 0.2 * 0.001 * before[name].norm(), rtol=1e-2, atol=0)
+        elif weight.ndim == 1:
+            torch.testing.assert_close(moved, 0.2 * 0.024 * gradients[name].norm(), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["moco_v2", "barlow_twins", "simsiam"])
+def test_the_first_steps_of_a_method_leave_the_encoder_in_bounds(method: str) -> None:
+    settings = {"projector_width": 2048} if method == "barlow_twins" else {}
+    section = METHODS[method].model_validate({"name": method, **settings})
+    networks = build_networks(UNetConfig(encoder="resnet18"), section, ADVERSARIAL, seed=0)
+    step = _step("di", networks, optimizer=OptimizerConfig.model_validate(dict(section.own_optimizer)))
+    before = _norm(networks.unet.encoder)
+    for number in range(2):
+        step(_views(batch=4, seed=number, size=64), number)
+    assert _norm(networks.unet.encoder) == pytest.approx(before, rel=0.2)
+
+
+def _norm(module: nn.Module) -> float:
+    return float(torch.nn.utils.get_total_norm(list(module.parameters())))
+
+
 def test_learning_rate_by_step() -> None:
     cosine = OptimizerConfig(lr=2.0, warmup_epochs=2)
     rates = [learning_rate(cosine, step, steps=20, steps_per_epoch=2.0) for step in range(21)]
@@ -327,6 +401,16 @@ def test_learning_rate_by_step() -> None:
 def test_batch_norms_of_the_key_encoder_are_never_synchronised() -> None:
     networks = _networks()
     assert list(networks.learning_parts()) == [networks.unet, networks.method.projector]
+
+
+def test_synchronised_norms_keep_their_activations_from_stage_to_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = _networks(model=UNetConfig(encoder="tu-efficientnet_b0"))
+    active = sum(isinstance(module, BatchNormAct2d) for module in networks.unet.modules())
+    monkeypatch.setattr("dira_dist.training.execution.is_distributed", lambda: True)
+    for _ in range(2):
+        prepare(networks, torch.device("meta"), ExecutionConfig(sync_batchnorm=True))
+    assert active == sum(isinstance(module, SyncBatchNormAct) for module in networks.unet.modules()) > 0
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in networks.method.key.modules())
 
 
 def test_synchronised_batch_norm_has_no_effect_on_one_worker() -> None:

@@ -81,6 +81,7 @@ def test_state_is_equal_on_all_workers_after_many_steps(found: Path, count: int)
     assert first["keys_seen"] == workers.QUEUE_STEPS * sum(workers.SHARES[count]["even"])
     for other in others:
         _assert_equal(first["state"], other["state"])
+        assert not torch.equal(other["own_statistics"], first["own_statistics"]), "no buffers are sent in a step"
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -30,6 +30,7 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
 }
 SHARES = {2: {"even": (4, 4), "uneven": (5, 4)}, 4: {"even": (2, 2, 2, 2), "uneven": (3, 2, 2, 2)}}
 QUEUE_STEPS = 50
+NORM = "encoder.model.layer1.0.bn1.running_mean"
 ADVERSARIAL = AdversarialConfig(discriminator=DiscriminatorConfig(channels=(8, 16, 16, 16)))
 
 
@@ -87,8 +88,9 @@ def queue_after_many_steps(batch: GlobalBatch) -> dict[str, Any]:
     step = TrainStep(networks("moco_v2"), "di", total_steps=QUEUE_STEPS)
     for number in range(QUEUE_STEPS):
         step(share(batch.samples, batch, seed=number), number)
+    own = step.networks.get_buffer(f"unet.{NORM}").clone()
     state = {name: value for name, value in step.state_dict()["networks"].items() if isinstance(value, Tensor)}
-    return {"state": state, "keys_seen": step.networks.method.keys_seen}
+    return {"state": state, "own_statistics": own, "keys_seen": step.networks.method.keys_seen}
 
 
 def shuffled_samples(batch: GlobalBatch) -> dict[str, Any]:
