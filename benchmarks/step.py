@@ -17,18 +17,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from published import PublishedStep
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
 from dira_dist.training.execution import ExecutionConfig
+from dira_dist.training.memory import LiveTensors
 from dira_dist.training.step import Precision, TrainStep, build_networks
 from dira_dist.views import Views
 
@@ -121,29 +117,6 @@ def peak_bytes(variant: str, setting: Setting) -> int:
         for number in range(2):  # the second has the optimiser's state from its start
             step(batch, number)
     return live.peak_bytes
-
-
-class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive after each operation, each storage once.
-
-    What a process holds also has the allocator's slack and the kernels' scratch in it; this has neither, is the same
-    at every run, and is what autograd and the recipe are answerable for.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak_bytes = 0
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-        result = operation(*arguments, **(named or {}))
-        for tensor in tree_leaves((arguments, result)):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
-        self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._alive.values()))
-        return result
 
 
 def arguments() -> argparse.Namespace:

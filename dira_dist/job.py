@@ -98,7 +98,9 @@ class PretrainJob(Section):
         description="each goes on from the last",
     )
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Precision | None = Field(None, description="left out: bf16 on GPUs that have it, else fp32")
+    precision: Precision | None = Field(
+        None, description="left out: bf16 on GPUs that have it, else fp32 (on GPUs with convolutions in TF32)"
+    )
     execution: ExecutionConfig = ExecutionConfig()
     guards: GuardConfig = GuardConfig()
     probe: ProbeConfig | None = Field(None, description="labelled shard sets the frozen encoder is judged on")

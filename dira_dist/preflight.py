@@ -4,16 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from dira_dist.config import RequestError
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
 from dira_dist.data.stream import check_set
 from dira_dist.job import LoadedJob, PretrainJob
-from dira_dist.models.unet import on_meta
-from dira_dist.training.stages import Plan
+from dira_dist.training.memory import passing_bytes
+from dira_dist.training.networks import Networks, networks_on_meta
+from dira_dist.training.stages import Plan, StageConfig
+from dira_dist.training.step import active_weights, set_learning
 
 MIB = 2**20
 
@@ -130,39 +129,31 @@ def _check_shares(job: PretrainJob) -> None:
 def estimate_memory(job: PretrainJob) -> dict[str, int]:
     """Bytes of one worker's device memory by purpose, from shapes alone, for the stage that needs most.
 
-    Weights, gradients, optimiser state and key encoder are counted exactly. Activations are what autograd keeps of one
-    forward pass of the U-Net, halved for bf16, times the largest share of a worker; what is recomputed under gradient
-    checkpointing, and the allocator's own slack, come on top of them.
+    Counted on a step of the largest share, gradient checkpointing included. Under bf16 what passes is halved, which is
+    a little too much; the discriminator's own step and the allocator's slack come on top.
     """
-    network = on_meta(job.model)
-    parameters = sum(weight.numel() for weight in network.parameters()) * 4
-    encoder = sum(weight.numel() for weight in network.encoder.parameters()) * 4
-    share = max(stage.global_batch for stage in job.stages) / job.resources.min_workers
-    per_image = _bytes_kept_per_image(network, job.model.in_channels, job.data.image_size)
-    return {
-        "weights and gradients": 2 * parameters,
-        "optimiser": (2 if job.optimizer.name == "adamw" else 1) * parameters,
-        "key encoder": encoder if job.method.name == "moco_v2" else 0,
-        "activations": round(per_image * share / (1 if job.precision == "fp32" else 2)),
+    networks = networks_on_meta(job.model, job.method, job.adversarial)
+    stages = (_stage_memory(job, networks, stage) for stage in job.stages)
+    return max(stages, key=lambda parts: sum(parts.values()))
+
+
+def _stage_memory(job: PretrainJob, networks: Networks, stage: StageConfig) -> dict[str, int]:
+    weights = active_weights(stage.objective, stage.loss_weights)
+    set_learning(networks, weights)
+    share = -(-stage.global_batch // job.resources.min_workers)
+    passing = passing_bytes(networks, weights, share, job.data.image_size)
+    beside = [each for each in networks.method.parameters() if not each.requires_grad]
+    learned = {
+        name: sum(each.nbytes for each in part.parameters() if each.requires_grad)
+        for name, part in networks.named_children()
     }
-
-
-def _bytes_kept_per_image(network: nn.Module, in_channels: int, image_size: int) -> float:
-    """What a float32 forward pass on the meta device leaves for the backward pass, each storage once."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
-    alive: list[Tensor] = []  # so that no storage's address is given out twice
-    images = torch.empty(2, in_channels, image_size, image_size, device="meta")  # batch norm wants more than one
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network.train()(images)
-    return sum(kept.values()) / len(images)
+    adam = 2 * learned.pop("discriminator")
+    return {
+        "weights": sum(each.nbytes for each in networks.parameters()) - sum(each.nbytes for each in beside),
+        "optimisers": adam + (2 if stage.optimizer.name == "adamw" else 1) * sum(learned.values()),
+        "key encoder and queue": sum(each.nbytes for each in (*beside, *networks.method.buffers())),
+        "activations and gradients": passing if job.precision == "fp32" else passing // 2,
+    }
 
 
 def _mib(size_bytes: float) -> str:

@@ -1,6 +1,6 @@
 """Where half precision ends: losses, averages and normalisations are computed in float32, or wider if they come so."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Matrix products inside are computed in their operands' precision, on the tensor's kind of device."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type  # the meta device knows no autocast
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def average_over_positions(feature_map: Tensor) -> Tensor:

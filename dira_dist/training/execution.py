@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from timm.layers.norm_act import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,9 +35,14 @@ _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEWER else "broadcast_
 """The setting's name since torch 2.15, and before."""
 
 
-def memory_format(execution: ExecutionConfig) -> torch.memory_format:
-    """Layout of 2D images and convolutions."""
-    return torch.channels_last if execution.channels_last else torch.contiguous_format
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By the number of axes of images and kernels, in 2D and 3D."""
+
+
+def laid_out(tensor: Tensor, execution: ExecutionConfig) -> Tensor:
+    """Images or kernels in the layout that ``execution`` asks for; anything else contiguous."""
+    last = execution.channels_last and tensor.ndim in _CHANNELS_LAST
+    return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.ndim] if last else torch.contiguous_format)
 
 
 def prepare(networks: Networks, device: torch.device, execution: ExecutionConfig) -> None:
@@ -53,7 +58,9 @@ def prepare(networks: Networks, device: torch.device, execution: ExecutionConfig
             if not any(isinstance(module, nn.SyncBatchNorm) for module in part.modules()):
                 _synchronise_batch_norms(part)  # a second time, at the next stage, it would lose activations
     torch.backends.cudnn.benchmark = True  # images of a job have one size, so the fastest kernels are looked for once
-    networks.to(device).to(memory_format=memory_format(execution))
+    networks.to(device)
+    for weight in networks.parameters():
+        weight.data = laid_out(weight.data, execution)
     if execution.compile:
         for module in (networks.unet, networks.discriminator, *networks.method.compiled_parts()):
             module.compile()

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from dira_dist.config import RequestError
 from dira_dist.models.discriminator import PatchDiscriminator
 from dira_dist.models.unet import UNet, UNetConfig, unused_parameters
 from dira_dist.models.weights import load_weights, read_weights
@@ -41,6 +42,16 @@ class Networks(nn.Module):
         used = {"unet": True, "method": discriminate, "discriminator": fool}
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in self._learnable and name not in unused and used[name.split(".")[0]])
+
+
+def networks_on_meta(model: UNetConfig, method: MethodConfig, adversarial: AdversarialConfig) -> Networks:
+    """The networks without memory for their weights, for what shapes alone tell."""
+    model = model.model_copy(update={"init": None})
+    try:
+        with torch.device("meta"):
+            return build_networks(model, method, adversarial, seed=0).to("meta")
+    except RequestError:  # some encoders compute with numbers while they are built, and meta tensors have none
+        return build_networks(model, method, adversarial, seed=0).to("meta")
 
 
 def build_networks(

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from dira_dist.config import RequestError, Section
 from dira_dist.objectives import AdversarialConfig, GlobalBatch, adversarial_loss, discriminator_loss, restorative_loss
 from dira_dist.objectives.collectives import is_distributed, mean_over_workers
-from dira_dist.training.execution import ExecutionConfig, distribute, memory_format, prepare
+from dira_dist.training.execution import ExecutionConfig, distribute, laid_out, prepare
 from dira_dist.training.networks import Networks, build_networks
 from dira_dist.training.optimizer import NamedOptimizer, OptimizerConfig, build_optimizer, learning_rate
 from dira_dist.views import Views
@@ -107,11 +107,11 @@ class TrainStep:
         self.networks = networks
         self.weights = active_weights(objective, weights)
         self.device = torch.device(device)
-        self._adversarial, self._precision = adversarial, precision
-        self._layout = memory_format(execution)
+        self._adversarial, self._execution, self._precision = adversarial, execution, precision
         self._rate = partial(learning_rate, optimizer, steps=total_steps, steps_per_epoch=steps_per_epoch)
         prepare(networks, self.device, execution)
-        self._choose_what_learns()
+        set_learning(networks, self.weights)
+        networks.train()
         self._objectives = distribute(_Objectives(networks, self.weights), execution)
         self._player = distribute(networks.discriminator, execution) if self._plays else networks.discriminator
         self._optimizers = self._build_optimizers(optimizer)
@@ -173,11 +173,6 @@ class TrainStep:
         """Whether a discriminator is played against."""
         return self.weights.adversarial > 0
 
-    def _choose_what_learns(self) -> None:
-        restores = self.weights.restorative > 0 or self._plays
-        self.networks.learn(discriminate=self.weights.discriminative > 0, restore=restores, fool=self._plays)
-        self.networks.train()
-
     def _build_optimizers(self, config: OptimizerConfig) -> dict[str, NamedOptimizer]:
         learned = {name: weight for name, weight in self.networks.named_parameters() if weight.requires_grad}
         played = {name: weight for name, weight in learned.items() if name.startswith("discriminator.")}
@@ -218,7 +213,7 @@ class TrainStep:
     def _unet_losses(self, views: Views, batch: GlobalBatch) -> tuple[dict[str, Tensor], Tensor | None]:
         """What the U-Net and the method minimise, unweighted, and the restoration."""
         with self._autocast():
-            view_1, view_2 = self._laid_out(views.view_1), self._laid_out(views.view_2)
+            view_1, view_2 = (laid_out(view, self._execution) for view in (views.view_1, views.view_2))
             discriminative, restoration = self._objectives(view_1, view_2, batch)
             scores = self.networks.discriminator(restoration) if self._plays else None
         losses = {} if discriminative is None else {"discriminative": discriminative}
@@ -260,9 +255,6 @@ class TrainStep:
         if self.weights.discriminative > 0:
             self.networks.method.commit(self.networks.unet.encoder)
 
-    def _laid_out(self, view: Tensor) -> Tensor:
-        return view.contiguous(memory_format=self._layout)
-
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
 
@@ -280,6 +272,12 @@ def active_weights(objective: Objective, weights: LossWeights) -> LossWeights:
             f"stage {objective} has only the parts {', '.join(parts)} and each weighs 0: give one a weight above 0"
         )
     return active
+
+
+def set_learning(networks: Networks, weights: LossWeights) -> None:
+    """Has those parts learn that a stage of these weights asks for."""
+    restores = weights.restorative > 0 or weights.adversarial > 0
+    networks.learn(discriminate=weights.discriminative > 0, restore=restores, fool=weights.adversarial > 0)
 
 
 class _Objectives(nn.Module):

@@ -16,7 +16,7 @@ from dira_dist.models.discriminator import DiscriminatorConfig
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import METHODS, AdversarialConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
-from dira_dist.training.execution import ExecutionConfig, prepare
+from dira_dist.training.execution import ExecutionConfig, laid_out, prepare
 from dira_dist.training.optimizer import OptimizerConfig, learning_rate
 from dira_dist.training.step import LossWeights, Networks, StepResult, TrainStep, build_networks
 from dira_dist.views import Views
@@ -264,6 +264,16 @@ def test_channels_last_changes_the_layout_and_no_figure() -> None:
         assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
         figures[channels_last] = _losses(step(views, 0))
     assert figures[True] == pytest.approx(figures[False], rel=1e-3)
+
+
+@pytest.mark.parametrize(("axes", "layout"), [(4, torch.channels_last), (5, torch.channels_last_3d)])
+def test_images_and_volumes_are_laid_out_alike(axes: int, layout: torch.memory_format) -> None:
+    images = torch.rand(2, 3, *(4,) * (axes - 2))
+    for channels_last in (True, False):
+        found = laid_out(images, ExecutionConfig(channels_last=channels_last))
+        assert torch.equal(found, images)
+        assert found.is_contiguous(memory_format=layout) == channels_last
+        assert found.is_contiguous() != channels_last
 
 
 def test_compile_reaches_every_network() -> None:
