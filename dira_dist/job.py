@@ -277,7 +277,7 @@ def _inherit(document: Document) -> Document:
     """Complete the optimiser with the method's own, and each stage with the job's batch, optimiser and loss weights."""
     values = json.loads(json.dumps({"stages": DEFAULT_STAGES} | document.values))
     if isinstance(values.get("method"), dict):
-        method = METHODS.get(values["method"].setdefault("name", default_method().name))
+        method = METHODS.get(str(values["method"].setdefault("name", default_method().name)))
         common = values.setdefault("optimizer", {})
         if method is not None and isinstance(common, dict) and "name" not in common:
             values["optimizer"] = {**method.own_optimizer, **common}

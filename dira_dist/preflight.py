@@ -147,12 +147,13 @@ def _stage_memory(job: PretrainJob, networks: Networks, stage: StageConfig) -> d
         name: sum(each.nbytes for each in part.parameters() if each.requires_grad)
         for name, part in networks.named_children()
     }
+    halved = job.precision == "bf16" or (job.precision is None and job.resources.gpus_per_worker)
     adam = 2 * learned.pop("discriminator")
     return {
         "weights": sum(each.nbytes for each in networks.parameters()) - sum(each.nbytes for each in beside),
         "optimisers": adam + (2 if stage.optimizer.name == "adamw" else 1) * sum(learned.values()),
         "key encoder and queue": sum(each.nbytes for each in (*beside, *networks.method.buffers())),
-        "activations and gradients": passing if job.precision == "fp32" else passing // 2,
+        "activations and gradients": passing // 2 if halved else passing,
     }
 
 

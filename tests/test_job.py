@@ -77,6 +77,7 @@ def test_a_recorded_job_is_the_same_job_again() -> None:
         (["model.encoder=resnet5"], ["resnet5", "resnet50"]),
         (["loss_weights.adversarial=-1"], ["loss_weights.adversarial", "greater than or equal to 0"]),
         (["method={name: byol}"], ["method", "'moco_v2'", "'barlow_twins'", "'simsiam'"]),
+        (["method={name: [a]}"], ["method", "'moco_v2'"]),
         (["stages=[]"], ["stages"]),
         (["stages=[{objective: di}]"], ["stages.0", "exactly one of epochs and steps"]),
         (["tracking.uri=./mlruns"], ["tracking.uri", "sqlite:"]),

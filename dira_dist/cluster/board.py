@@ -33,7 +33,7 @@ class Reading(NamedTuple):
     warnings: list[str]
 
 
-class Losses(NamedTuple):
+class Setbacks(NamedTuple):
     """How often the workers started anew since the driver did, and the steps that they did again for it."""
 
     restarts: int = 0
@@ -70,7 +70,7 @@ class Board:
         self._stall_s = stall_s
         self._step, self._step_since_s = 0, time.monotonic()
         self._furthest = 0
-        self._losses = Losses()
+        self._setbacks = Setbacks()
         self._without_workers_since_s: float | None = time.monotonic()
         self._figures: dict[str, float] = {}
         self._warnings: list[str] = []
@@ -128,14 +128,14 @@ class Board:
     def wished(self) -> Wish:
         return self._wish
 
-    def resumed(self, step: int) -> Losses:
+    def resumed(self, step: int) -> Setbacks:
         """The workers go on from a checkpoint of this step; what it cost that they did not go on from the furthest."""
         if self._furthest:
             again = max(0, self._furthest - step)
             self._warnings.append(f"the workers started anew and go on from step {step}; steps done again: {again}")
-            self._losses = Losses(self._losses.restarts + 1, self._losses.steps_done_again + again)
+            self._setbacks = Setbacks(self._setbacks.restarts + 1, self._setbacks.steps_done_again + again)
         self._furthest = step
-        return self._losses
+        return self._setbacks
 
     def left(self, step: int) -> None:
         """The workers have saved this step and are leaving."""

@@ -47,11 +47,11 @@ class Journal:
             removed=run.log_removal,
             warn=self.warn,
         )
-        losses = ray.get(board.resumed.remote(start.step))
-        self._losses = {f"train/{name}": count for name, count in losses._asdict().items()}
+        setbacks = ray.get(board.resumed.remote(start.step))
+        self._setbacks = {f"train/{name}": count for name, count in setbacks._asdict().items()}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._run.log_metrics({**metrics, **self._losses}, step)
+        self._run.log_metrics({**metrics, **self._setbacks}, step)
         self._metrics.update(metrics, step)
         self._board.post.remote(step, dict(metrics))
 

@@ -66,7 +66,7 @@ def test_a_drained_node_costs_no_step(slow_storage: str, cluster: Cluster, make_
     with when(lambda: job.has_measured(20), drain_a_busy_node):
         job.run("resources.max_failures=0")  # a preemption is no failure
     job.assert_whole()
-    assert job.losses() == (1, 0), "no checkpoint was due: what was saved, was saved for the drain"
+    assert job.setbacks() == (1, 0), "no checkpoint was due: what was saved, was saved for the drain"
 
 
 def test_a_run_shrinks_with_lost_nodes_and_grows_with_new_ones(
@@ -85,7 +85,7 @@ def test_a_run_shrinks_with_lost_nodes_and_grows_with_new_ones(
                 add_node(cluster)
         running.result()
     job.assert_whole()
-    restarts, again = job.losses()
+    restarts, again = job.setbacks()
     assert restarts > 1 and again < 20, "a sudden loss costs less than two intervals"
     totals = {value for _, value in job.history("train/steps_done_again")}
     assert totals <= {0, again}, "a planned resize costs nothing"

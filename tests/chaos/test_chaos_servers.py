@@ -41,7 +41,7 @@ def test_an_outage_of_the_storage_costs_a_warning(
         job.run()
     assert flaky.refused > 10
     job.assert_whole()
-    assert job.losses() == (0, 0)
+    assert job.setbacks() == (0, 0)
     assert job.final().position.step == job.steps
     said = capfd.readouterr().err
     troubles = ("is not written yet", "was not written in time", "old checkpoints were not removed")
@@ -74,7 +74,7 @@ def test_an_outage_of_the_tracking_server_delays_figures_and_loses_none(make_job
         server.stop()
     job.assert_whole()
     assert [step for step, _ in job.history("train/loss/total")] == list(range(1, job.steps + 1))
-    assert job.losses() == (0, 0)
+    assert job.setbacks() == (0, 0)
     assert job.mlflow_run().info.status == "FINISHED"
 
 

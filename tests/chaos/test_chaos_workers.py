@@ -34,7 +34,7 @@ def test_a_killed_worker_costs_nothing_that_can_be_seen(make_job: Callable[..., 
         broken.run()
     broken.assert_whole()
     broken.assert_same_end(unbroken)
-    restarts, done_again = broken.losses()
+    restarts, done_again = broken.setbacks()
     assert restarts == 1 and done_again < 20
 
 

@@ -71,7 +71,7 @@ class ChaosJob:
         found = [each for run in runs for each in client.get_metric_history(run.info.run_id, metric)]
         return sorted((each.step, each.value) for each in found)
 
-    def losses(self) -> tuple[int, int]:
+    def setbacks(self) -> tuple[int, int]:
         """How often the workers started anew, and how many steps they did again, as the run tells it at its end."""
         restarts, again = (self.history(f"train/{name}")[-1][1] for name in ("restarts", "steps_done_again"))
         return int(restarts), int(again)
