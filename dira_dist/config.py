@@ -273,7 +273,7 @@ def _explain(
 
 def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Section], document: Document) -> str:
     place, first = document.place(path), errors[0]
-    siblings = sorted({name for owner in _sections_at(section, path[:-1]) for name in owner.model_fields})
+    siblings = sorted({name for owner in _chosen(section, path[:-1], document) for name in owner.model_fields})
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(path[-1]), siblings, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -318,6 +318,13 @@ def _sections_at(section: type[Section], path: KeyPath) -> list[type[Section]]:
             if fields:  # else the part is a key of a mapping of sections
                 found = [inner for info in fields for inner in _sections_in(info.annotation)]
     return found
+
+
+def _chosen(section: type[Section], path: KeyPath, document: Document) -> list[type[Section]]:
+    """Of the section classes that may stand at a key path the one that is named there, or all of them."""
+    owners, name = _sections_at(section, path), dict(_strings(document.values, ())).get((*path, "name"))
+    named = [owner for owner in owners if "name" in owner.model_fields and owner.model_fields["name"].default == name]
+    return named or owners
 
 
 def _sections_in(annotation: Any) -> list[type[Section]]:

@@ -78,6 +78,7 @@ def test_a_recorded_job_is_the_same_job_again() -> None:
         (["loss_weights.adversarial=-1"], ["loss_weights.adversarial", "greater than or equal to 0"]),
         (["method={name: byol}"], ["method", "'moco_v2'", "'barlow_twins'", "'simsiam'"]),
         (["method={name: [a]}"], ["method", "'moco_v2'"]),
+        (["method={name: simsiam, queue_size: 3}"], ["method.queue_size", "key; known here: bottleneck, name"]),
         (["stages=[]"], ["stages"]),
         (["stages=[{objective: di}]"], ["stages.0", "exactly one of epochs and steps"]),
         (["tracking.uri=./mlruns"], ["tracking.uri", "sqlite:"]),
