@@ -4,8 +4,9 @@ Ronneberger et al., *U-Net* (MICCAI 2015). Parts, their names and state dicts ar
 """
 
 import difflib
-from functools import cache
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Annotated, Any, Literal, TypeVar
 
 import segmentation_models_pytorch as smp
 import timm
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from dira_dist.config import RequestError, Section
 from dira_dist.models.checkpointing import recompute, segments
 from dira_dist.models.precision import at_least_float32, average_over_positions
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 TIMM_PREFIX = "tu-"
 DEFAULT_IMAGE_SIZE_PX = 224
@@ -167,13 +170,17 @@ def _encoder_segments(encoder: str, in_channels: Literal[1, 3]) -> tuple[str, ..
 
 def on_meta(config: UNetConfig) -> UNet:
     """The network without memory for its weights; gradient checkpointing is no matter for its shapes."""
-    config = config.model_copy(update={"gradient_checkpointing": False})
+    return built_on_meta(partial(UNet, config.model_copy(update={"gradient_checkpointing": False})))
+
+
+def built_on_meta(build: Callable[[], ModuleT]) -> ModuleT:
+    """A module without memory for its weights, and no random number drawn for it."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return UNet(config).to("meta")
+                return build().to("meta")
         except RequestError:  # some encoders compute with numbers while they are built, and meta tensors have none
-            return UNet(config).to("meta")
+            return build().to("meta")
 
 
 @cache

@@ -22,8 +22,8 @@ EPSILON = 1e-5
 class BarlowTwinsConfig(MethodSection):
     """Barlow Twins, with its paper's settings.
 
-    Its loss adds up the square of the width; the first gradients are thousands of times MoCo's, which plain SGD would
-    have the encoder follow out of all bounds.
+    Its loss adds up the square of the width; the first gradients are about a thousand times MoCo's, which plain SGD
+    would have the encoder follow out of all bounds.
     """
 
     smallest_share: ClassVar[int] = 2

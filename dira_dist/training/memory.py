@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from dira_dist.objectives import GlobalBatch, adversarial_loss, restorative_loss
 from dira_dist.training.networks import Networks
-from dira_dist.training.step import LossWeights
+from dira_dist.training.step import LossWeights, Objectives
 
 
 class LiveTensors(TorchDispatchMode):
@@ -63,11 +63,8 @@ def passing_bytes(networks: Networks, weights: LossWeights, samples: int, image_
 
 
 def _loss(networks: Networks, weights: LossWeights, view_1: Tensor, view_2: Tensor) -> Tensor:
-    unet, losses = networks.unet, list[Tensor]()
-    features, restoration = unet(view_1, weights.restorative > 0 or weights.adversarial > 0)
-    if weights.discriminative > 0:
-        batch = GlobalBatch((len(view_1),))
-        losses.append(networks.method(features, view_2, lambda view: unet(view, False)[0], batch))
+    discriminative, restoration = Objectives(networks, weights)(view_1, view_2, GlobalBatch((len(view_1),)))
+    losses = [] if discriminative is None else [discriminative]
     if weights.restorative > 0:
         losses.append(restorative_loss(restoration, view_1[:, :1]))
     if weights.adversarial > 0:

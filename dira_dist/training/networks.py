@@ -1,13 +1,13 @@
 """The networks of a job, the same on every worker and through all stages."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError
 from dira_dist.models.discriminator import PatchDiscriminator
-from dira_dist.models.unet import UNet, UNetConfig, unused_parameters
+from dira_dist.models.unet import UNet, UNetConfig, built_on_meta, unused_parameters
 from dira_dist.models.weights import load_weights, read_weights
 from dira_dist.objectives import AdversarialConfig, Method, MethodConfig
 
@@ -47,11 +47,7 @@ class Networks(nn.Module):
 def networks_on_meta(model: UNetConfig, method: MethodConfig, adversarial: AdversarialConfig) -> Networks:
     """The networks without memory for their weights, for what shapes alone tell."""
     model = model.model_copy(update={"init": None})
-    try:
-        with torch.device("meta"):
-            return build_networks(model, method, adversarial, seed=0).to("meta")
-    except RequestError:  # some encoders compute with numbers while they are built, and meta tensors have none
-        return build_networks(model, method, adversarial, seed=0).to("meta")
+    return built_on_meta(partial(build_networks, model, method, adversarial, seed=0))
 
 
 def build_networks(

@@ -112,7 +112,7 @@ class TrainStep:
         prepare(networks, self.device, execution)
         set_learning(networks, self.weights)
         networks.train()
-        self._objectives = distribute(_Objectives(networks, self.weights), execution)
+        self._objectives = distribute(Objectives(networks, self.weights), execution)
         self._player = distribute(networks.discriminator, execution) if self._plays else networks.discriminator
         self._optimizers = self._build_optimizers(optimizer)
         self._statistics = _Statistics(networks)
@@ -280,7 +280,7 @@ def set_learning(networks: Networks, weights: LossWeights) -> None:
     networks.learn(discriminate=weights.discriminative > 0, restore=restores, fool=weights.adversarial > 0)
 
 
-class _Objectives(nn.Module):
+class Objectives(nn.Module):
     """What DDP wraps: everything that learns in the U-Net's step, run in one forward pass."""
 
     def __init__(self, networks: Networks, weights: LossWeights) -> None:
