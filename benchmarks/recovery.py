@@ -27,13 +27,13 @@ import torch
 from ray.cluster_utils import Cluster
 
 import dira_dist
-import dira_dist.cluster.pretrain as pretrain_module
+import dira_dist.cluster.fit.driver as pretrain_module
 from dira_dist.cluster.session import embedded_ray
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.store import open_store
-from dira_dist.job import ResourcesConfig, load_job
+from dira_dist.jobs.job import ResourcesConfig, load_job
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
+from dira_dist.quickstart.phantom import write_archive
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint

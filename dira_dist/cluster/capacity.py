@@ -7,7 +7,7 @@ from pathlib import Path
 import ray
 
 from dira_dist.config import RequestError
-from dira_dist.job import ResourcesConfig
+from dira_dist.jobs.job import ResourcesConfig
 from dira_dist.search.fitting import Share, trials_that_fit
 
 Node = tuple[float, int]

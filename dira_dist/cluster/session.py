@@ -10,7 +10,7 @@ import ray
 
 from dira_dist.cluster.capacity import check_capacity
 from dira_dist.config import RequestError
-from dira_dist.job import ResourcesConfig
+from dira_dist.jobs.job import ResourcesConfig
 
 OBJECT_STORE_BYTES = 128 * 2**20
 

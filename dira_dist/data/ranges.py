@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dira_dist.data.patience import ChangedObjectError, Patience, StoreError, Trouble, status_of
+from dira_dist.data.retry import ChangedObjectError, Patience, StoreError, Trouble, status_of
 
 RANGE_BYTES = 8 << 20
 _PIECE_BYTES = 1 << 20

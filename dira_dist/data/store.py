@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from dira_dist.config import RequestError
 from dira_dist.data.folder import LocalStore, ObjectInfo
-from dira_dist.data.patience import (
+from dira_dist.data.ranges import RangeReader
+from dira_dist.data.retry import (
     ChangedObjectError,
     DeniedObjectError,
     MissingObjectError,
@@ -28,7 +29,6 @@ from dira_dist.data.patience import (
     code_of,
     status_of,
 )
-from dira_dist.data.ranges import RangeReader
 
 __all__ = [
     "ChangedObjectError",

@@ -18,15 +18,15 @@ from mlflow.entities import Run
 
 import dira_dist
 from dira_dist.cluster.session import embedded_ray
-from dira_dist.cluster.tune import SearchOutcome
+from dira_dist.cluster.tune.search import SearchOutcome
 from dira_dist.config import RequestError
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.store import open_store
-from dira_dist.evaluation.record import read_judgements
-from dira_dist.job import LoadedSearch, ResourcesConfig, load_job
+from dira_dist.jobs.job import LoadedSearch, ResourcesConfig, load_job
+from dira_dist.jobs.search_plan import plan_search
+from dira_dist.quickstart.phantom import write_archive
+from dira_dist.runs.evaluations import read_judgements
 from dira_dist.search.ledger import Trial, read_search
 from dira_dist.training.checkpoints import CheckpointFolder
-from dira_dist.trials import plan_search
 
 pytestmark = pytest.mark.timeout(1200)
 

@@ -13,21 +13,21 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 import dira_dist
-from dira_dist.cluster import desk as desk_module
-from dira_dist.cluster import tuner
-from dira_dist.cluster.record import RunRecord
-from dira_dist.cluster.trial import OBJECTIVE, RUNG_STEP
-from dira_dist.cluster.tune import claim_search, trials_at_once
-from dira_dist.cluster.tuner import scheduler_of, work_off
+from dira_dist.cluster.tune import controller as desk_module
+from dira_dist.cluster.tune import tuner
+from dira_dist.cluster.tune.search import claim_search, trials_at_once
+from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP
+from dira_dist.cluster.tune.tuner import scheduler_of, work_off
 from dira_dist.config import JobFailedError, RequestError
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.store import Store, open_store
-from dira_dist.job import LoadedSearch, load_job
+from dira_dist.jobs.job import LoadedSearch, load_job
+from dira_dist.jobs.search_plan import SearchPlan, plan_search
+from dira_dist.quickstart.phantom import write_archive
+from dira_dist.runs.run import RunRecord
 from dira_dist.search.ledger import FILE_NAME, SearchRecord, Trial, read_search
 from dira_dist.search.ranking import Goal
 from dira_dist.search.rungs import Rungs
 from dira_dist.search.suggestions import Suggestions
-from dira_dist.trials import SearchPlan, plan_search
 
 SPACE = {"loss_weights.restorative": {"low": 1, "high": 100}}
 

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from dira_dist.cluster import metrics
+from dira_dist.cluster.fit import prometheus as metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "k8s" / "components" / "monitoring" / "dira.json"

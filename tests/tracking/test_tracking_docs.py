@@ -10,9 +10,9 @@ import torch
 from mlflow_server import MlflowServer
 
 from dira_dist.models.unet import UNet, UNetConfig
+from dira_dist.registry.model_files import ModelFacts, write_model_folder
+from dira_dist.registry.registry import register
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.model_files import ModelFacts, write_model_folder
-from dira_dist.tracking.registry import register
 from dira_dist.tracking.run import TrackingRun
 from tests.tracking.conftest import bare_python
 

@@ -12,10 +12,10 @@ import torch
 from mlflow_server import MlflowServer
 from PIL import Image
 
-from dira_dist.evaluation.judge import Judgement, LabelledFeatures, PatchScores, Restorations
+from dira_dist.evaluation.evaluator import Judgement, LabelledFeatures, PatchScores, Restorations
+from dira_dist.evaluation.pictures import LOSSES, judgement_pictures
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.history import draw_losses
-from dira_dist.tracking.pictures import LOSSES, judgement_pictures
 from dira_dist.tracking.provenance import git_commit, host_row
 from dira_dist.tracking.run import TrackingRun
 from tests.tracking.chromium import Chromium

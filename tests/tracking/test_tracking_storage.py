@@ -17,11 +17,11 @@ from dira_dist.cli import main
 from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.evaluation.features import extract_features
-from dira_dist.evaluation.record import Judged, add_judgement
-from dira_dist.job import load_job
+from dira_dist.jobs.job import load_job
+from dira_dist.registry.publish import publish, register_model
+from dira_dist.registry.pull import pull
+from dira_dist.runs.evaluations import Judged, add_judgement
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.publish import publish, register_model
-from dira_dist.tracking.pull import pull
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.networks import Networks, build_networks

@@ -13,9 +13,9 @@ import torch
 from dira_dist.data.batch import Batch
 from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.order import Order, fingerprint
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.stream import ShardStream
-from dira_dist.job import PretrainJob, load_job
+from dira_dist.jobs.job import PretrainJob, load_job
+from dira_dist.quickstart.phantom import write_archive
 from dira_dist.training.loop import InterruptedRunError, NonFiniteError, Training, train
 from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.state import Checkpoint, read_checkpoint, write_checkpoint
