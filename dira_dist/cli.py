@@ -156,7 +156,7 @@ def check(job: Job, overrides: Overrides = None) -> None:
     """Validate a job, print it resolved and what it will do; touches nothing."""
     loaded = dira_dist.load_job(job, overrides or [])
     facts = dira_dist.check(loaded)
-    _out.print(yaml.safe_dump(loaded.record, sort_keys=False, allow_unicode=True), markup=False)
+    _out.print(yaml.safe_dump(loaded.public, sort_keys=False, allow_unicode=True), markup=False)
     for line in facts.lines():
         _out.print(line, markup=False)
 

@@ -1,4 +1,4 @@
-"""How long trouble with a store is borne, which trouble passes, and what the rest is called."""
+"""Retries: how long failures of a store are retried, which of them can pass, and what the rest is called."""
 
 import http.client
 import random
@@ -26,21 +26,21 @@ class ChangedObjectError(StoreError):
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long trouble is borne: full-jitter exponential back-off until ``give_up_s`` have passed without progress."""
+class RetryPolicy:
+    """How long failures are retried: full-jitter exponential back-off, for ``timeout_s`` without progress."""
 
-    give_up_s: float = 300.0
+    timeout_s: float = 300.0
     first_delay_s: float = 0.1
     longest_delay_s: float = 20.0
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 30.0
 
 
-class Trouble:
+class Retrier:
     """Counts the failures of one piece of work and waits between its tries."""
 
-    def __init__(self, what: str, patience: Patience, cancelled: threading.Event | None = None) -> None:
-        self._what, self._patience = what, patience
+    def __init__(self, what: str, retry: RetryPolicy, cancelled: threading.Event | None = None) -> None:
+        self._what, self._policy = what, retry
         self._cancelled = cancelled or threading.Event()
         self._since_s, self._tries = time.monotonic(), 0
 
@@ -51,7 +51,7 @@ class Trouble:
         """Returns when it is time for another try.
 
         Raises:
-            StoreError: ``error`` will not pass, or patience has ended, or the work was cancelled.
+            StoreError: ``error`` will not pass, or its time is over, or the work was cancelled.
         """
         final = _final(error, self._what)
         if final is error:
@@ -59,12 +59,12 @@ class Trouble:
         if final is not None:
             raise final from error
         lost_s = time.monotonic() - self._since_s
-        if lost_s >= self._patience.give_up_s:
+        if lost_s >= self._policy.timeout_s:
             raise StoreError(
                 f"could not {self._what}: gave up after {lost_s:.0f} s and {self._tries + 1} tries; "
                 f"the last one failed with: {_reason(error)}"
             ) from error
-        longest_s = min(self._patience.longest_delay_s, self._patience.first_delay_s * 2.0 ** min(self._tries, 30))
+        longest_s = min(self._policy.longest_delay_s, self._policy.first_delay_s * 2.0 ** min(self._tries, 30))
         self._tries += 1
         if self._cancelled.wait(random.uniform(0, longest_s)):
             raise StoreError(f"could not {self._what}: cancelled") from error
@@ -90,10 +90,10 @@ def _final(error: Exception, what: str) -> StoreError | None:
     if status:
         passes = status >= 500 or status in (408, 429) or code in _TRANSIENT_CODES
         return None if passes else StoreError(message)
-    return None if _is_network_trouble(error) else StoreError(message)
+    return None if _is_network_failure(error) else StoreError(message)
 
 
-def _is_network_trouble(error: Exception) -> bool:
+def _is_network_failure(error: Exception) -> bool:
     import botocore.exceptions as botocore
     import urllib3.exceptions
     from botocore.parsers import ResponseParserError

@@ -50,7 +50,7 @@ class LabelledFeatures:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """Figures by name, ready for a tracker, and what there is to look at.
 
     Attributes:
@@ -78,15 +78,15 @@ LOWER_IS_BETTER = ("val/uniformity", "val/collapsed", "val/alignment")
 
 
 def reported_metrics(val: str | None, probe: ProbeConfig | None) -> list[str]:
-    """Names of the figures that a :class:`Judge` with these sets gives."""
+    """Names of the figures that a :class:`Evaluator` with these sets gives."""
     return [*(VAL_METRICS if val is not None else ()), *(probe_metric_names(probe) if probe is not None else ())]
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Judges a U-Net on a validation set and, where given, labelled probe sets. Trains nothing, keeps nothing.
+class Evaluator:
+    """Evaluates a U-Net on a validation set and, where given, labelled probe sets. Trains nothing, keeps nothing.
 
-    Validation views are those of epoch 0 under the job's seed, so that all judgements of a job see the same ones. At
+    Validation views are those of epoch 0 under the job's seed, so that all evaluations of a job see the same ones. At
     most 2,048 validation images and 4,096 of each probe set are looked at, the first of each set.
 
     Attributes:
@@ -94,7 +94,7 @@ class Judge:
         probe: labelled sets, or none.
         seed: the job's.
         image_size: side of the views in pixels.
-        patience_s: seconds of trouble with the storage that are borne.
+        timeout_s: seconds of trouble with the storage that are borne.
     """
 
     val: str | None
@@ -102,10 +102,10 @@ class Judge:
     views: ViewsConfig
     seed: int
     image_size: int
-    patience_s: float = 300.0
+    timeout_s: float = 300.0
 
     @torch.no_grad()
-    def judge(self, unet: UNet, device: torch.device, discriminator: nn.Module | None = None) -> Judgement:
+    def evaluate(self, unet: UNet, device: torch.device, discriminator: nn.Module | None = None) -> Evaluation:
         """Figures named ``val/...`` and ``probe/...``; whatever has no set to be measured on is left out.
 
         Args:
@@ -126,10 +126,10 @@ class Judge:
             if self.probe is not None:
                 figures, labelled = self._probe(unet, self.probe, device)
                 metrics |= figures
-        return Judgement(metrics, restorations, scores, labelled)
+        return Evaluation(metrics, restorations, scores, labelled)
 
     def _batches(self, address: str, most: int) -> Iterator[Batch]:
-        with ValidationStream(address, batch_size=BATCH, storage_patience_s=self.patience_s) as stream:
+        with ValidationStream(address, batch_size=BATCH, storage_timeout_s=self.timeout_s) as stream:
             yield from islice(stream, -(-most // BATCH))
 
     def _restoration(

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from dira_dist.evaluation.evaluator import Judgement
+from dira_dist.evaluation.evaluator import Evaluation
 from dira_dist.objectives.adversarial import AdversarialLoss
 
 RESTORATIONS, SCORES, FEATURES, LOSSES = "restorations", "discriminator scores", "probe features", "loss curves"
@@ -32,24 +32,24 @@ _PAPER = 16
 _COLOURS = ("#3b6fb6", "#d1495b", "#2e8b57", "#e08e2b", "#7d5ba6", "#16a3a3", "#8c6d46", "#767676")
 
 
-def judgement_pictures(judgement: Judgement, loss: AdversarialLoss = "lsgan", title: str = "") -> dict[str, Picture]:
-    """Every picture that a judgement has something for, by its name.
+def evaluation_pictures(evaluation: Evaluation, loss: AdversarialLoss = "lsgan", title: str = "") -> dict[str, Picture]:
+    """Every picture that an evaluation has something for, by its name.
 
     Args:
-        judgement: of the networks at a moment.
+        evaluation: of the networks at a moment.
         loss: that the discriminator learns with; it says what its scores mean.
         title: above the features.
     """
-    pictures, restorations = {}, judgement.restorations
+    pictures, restorations = {}, evaluation.restorations
     if restorations is not None:
         distorted, restored, target = (
             images.float().numpy() for images in (restorations.distorted, restorations.restored, restorations.target)
         )
         pictures[RESTORATIONS] = restoration_grid(distorted, restored, target)
-        if (scores := judgement.scores) is not None:
+        if (scores := evaluation.scores) is not None:
             pictures[SCORES] = score_maps(target, restored, scores.target.numpy(), scores.restored.numpy(), loss=loss)
-    if judgement.features is not None:
-        features = judgement.features
+    if evaluation.features is not None:
+        features = evaluation.features
         pictures[FEATURES] = feature_scatter(features.features.numpy(), features.classes, title)
     return pictures
 

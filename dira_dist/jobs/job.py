@@ -15,8 +15,8 @@ from dira_dist.config import (
     KeyPath,
     RequestError,
     Section,
+    public_values,
     read_document,
-    recorded,
     validate,
 )
 from dira_dist.data.order import choose_lanes
@@ -103,7 +103,7 @@ class PretrainJob(Section):
     )
     execution: ExecutionConfig = ExecutionConfig()
     guards: GuardConfig = GuardConfig()
-    probe: ProbeConfig | None = Field(None, description="labelled shard sets the frozen encoder is judged on")
+    probe: ProbeConfig | None = Field(None, description="labelled shard sets the frozen encoder is evaluated on")
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -141,7 +141,7 @@ class PretrainJob(Section):
         """Number of lanes of the sample stream: given, or chosen from the stages' batches alone."""
         return self.data.lanes or choose_lanes([stage.global_batch for stage in self.stages])
 
-    def located(self) -> "PretrainJob":
+    def resolve_paths(self) -> "PretrainJob":
         """The same with every address settled: Ray's workers run in folders of their own."""
         data = {"train": absolute_address(self.data.train)}
         if self.data.val is not None:
@@ -149,7 +149,7 @@ class PretrainJob(Section):
         changes: dict[str, Section] = {
             "data": self.data.model_copy(update=data),
             "checkpoint": self.checkpoint.model_copy(update={"storage": absolute_address(self.checkpoint.storage)}),
-            "tracking": self.tracking.located(),
+            "tracking": self.tracking.resolve_paths(),
         }
         if self.probe is not None:
             probe = {"train": absolute_address(self.probe.train), "val": absolute_address(self.probe.val)}
@@ -168,8 +168,8 @@ class PretrainJob(Section):
             yield "probe-val", self.probe.val, "probe"
 
     @property
-    def is_judged(self) -> bool:
-        """Whether there are images that its networks can be judged on."""
+    def is_evaluated(self) -> bool:
+        """Whether there are images that its networks can be evaluated on."""
         return self.data.val is not None or self.probe is not None
 
     @property
@@ -204,16 +204,16 @@ class LoadedJob:
 
     Attributes:
         job: validated, environment references resolved; may hold secrets.
-        record: the same as plain values with all defaults, ``${env:NAME}`` unresolved; holds none.
+        public: the same as plain values with all defaults, ``${env:NAME}`` unresolved; holds none.
     """
 
     job: PretrainJob
-    record: dict[str, Any]
+    public: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class LoadedSearch(LoadedJob):
-    """A search: ``job`` is its base under the search's name, ``record`` the whole job file.
+    """A search: ``job`` is its base under the search's name, ``public`` the whole job file.
 
     Attributes:
         search: the section.
@@ -253,7 +253,7 @@ def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ())
         raise RequestError(f"{document.place(('kind',))}: found {kind!r}; allowed: 'pretrain', 'tune'")
     document = _inherit(document)
     job = validate(PretrainJob, document)
-    return LoadedJob(job, recorded(job, document))
+    return LoadedJob(job, public_values(job, document))
 
 
 def _load_search(document: Document) -> LoadedSearch:
@@ -265,7 +265,7 @@ def _load_search(document: Document) -> LoadedSearch:
         document = replace(document, values=document.values | {"base": base.values}, inherited=inherited)
     tune = validate(TuneJob, document)
     job = tune.base.model_copy(update={"name": tune.name})
-    return LoadedSearch(job, recorded(tune, document), tune.search, tune.base.name, dict(given or {}))
+    return LoadedSearch(job, public_values(tune, document), tune.search, tune.base.name, dict(given or {}))
 
 
 def job_schema() -> dict[str, Any]:

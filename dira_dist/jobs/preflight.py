@@ -9,10 +9,10 @@ from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
 from dira_dist.data.stream import check_set
 from dira_dist.jobs.job import LoadedJob, PretrainJob
-from dira_dist.training.memory import passing_bytes
+from dira_dist.training.memory import activation_bytes
 from dira_dist.training.networks import Networks, networks_on_meta
 from dira_dist.training.stages import Plan, StageConfig
-from dira_dist.training.step import active_weights, set_learning
+from dira_dist.training.step import active_weights, set_trainable_parts
 
 MIB = 2**20
 
@@ -54,7 +54,7 @@ class Preflight:
 
 def check(loaded: LoadedJob) -> Preflight:
     """What can be known of a loaded job, from where it would be started; see :func:`preflight`."""
-    return preflight(loaded.job.located())
+    return preflight(loaded.job.resolve_paths())
 
 
 def preflight(job: PretrainJob) -> Preflight:
@@ -74,7 +74,7 @@ def preflight(job: PretrainJob) -> Preflight:
         )
     if job.data.val is not None:
         check_set(job.data.val, _readable_set("data.val", job.data.val))
-    _check_shares(job)
+    _check_local_batches(job)
     _check_probe(job)
     plan = lay_out(job, index)
     per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
@@ -112,13 +112,13 @@ def _check_probe(job: PretrainJob) -> None:
             raise RequestError(f"probe.label: {job.probe.label!r} has a single value in {address}; give another label")
 
 
-def _check_shares(job: PretrainJob) -> None:
+def _check_local_batches(job: PretrainJob) -> None:
     """Refuses what would only fail on the workers."""
     share = min(stage.global_batch for stage in job.stages) // job.resources.max_workers
-    if share < job.method.smallest_share:
+    if share < job.method.min_local_batch:
         raise RequestError(
             f"data.global_batch: {job.resources.max_workers} workers get {share} samples of the smallest batch each, "
-            f"and {job.method.name} needs {job.method.smallest_share}; raise the batch or lower resources.workers"
+            f"and {job.method.name} needs {job.method.min_local_batch}; raise the batch or lower resources.workers"
         )
     if job.execution.sync_batchnorm and job.resources.gpus_per_worker == 0:
         raise RequestError("execution.sync_batchnorm: only GPUs can; set it to false, or resources.gpus_per_worker")
@@ -139,9 +139,9 @@ def estimate_memory(job: PretrainJob) -> dict[str, int]:
 
 def _stage_memory(job: PretrainJob, networks: Networks, stage: StageConfig) -> dict[str, int]:
     weights = active_weights(stage.objective, stage.loss_weights)
-    set_learning(networks, weights)
+    set_trainable_parts(networks, weights)
     share = -(-stage.global_batch // job.resources.min_workers)
-    passing = passing_bytes(networks, weights, share, job.data.image_size)
+    passing = activation_bytes(networks, weights, share, job.data.image_size)
     beside = [each for each in networks.method.parameters() if not each.requires_grad]
     learned = {
         name: sum(each.nbytes for each in part.parameters() if each.requires_grad)

@@ -26,9 +26,9 @@ FIXED = {
     "name": "trials are named by the search",
     "kind": "trials are pretraining jobs",
     "data.train": "figures of trials on other images cannot be compared",
-    "data.val": "figures of trials that are judged by other images cannot be compared",
-    "probe": "figures of trials that are judged by other probes cannot be compared",
-    "evaluation": "trials are judged at the same steps",
+    "data.val": "figures of trials that are evaluated by other images cannot be compared",
+    "probe": "figures of trials that are evaluated by other probes cannot be compared",
+    "evaluation": "trials are evaluated at the same steps",
     "resources": "trials run alike",
     "checkpoint": "trials lie under the search's storage",
     "tracking": "trials are recorded beside each other",
@@ -42,7 +42,7 @@ class SearchPlan:
 
     Attributes:
         facts: of its base.
-        goal: by what it judges.
+        goal: by what it evaluates.
         space: by dotted key, in Optuna's terms.
         published: values of the first trial.
         rungs: where trials are compared and stopped; none where all are trained to their end.
@@ -62,9 +62,9 @@ class SearchPlan:
         return search.trials + search.confirm_seeds * min(search.trials, CONFIRMED + 1)
 
     def trial(self, name: str, params: Mapping[str, Any], seed: int | None = None) -> LoadedJob:
-        """A trial as a pretraining job: judged at the rungs, registered nowhere.
+        """A trial as a pretraining job: evaluated at the rungs, registered nowhere.
 
-        A repetition with another seed is stopped by nothing, and judged as often as the base says.
+        A repetition with another seed is stopped by nothing, and evaluated as often as the base says.
 
         Raises:
             RequestError: if its values together make no valid job.
@@ -73,7 +73,7 @@ class SearchPlan:
         if seed is not None:
             values["seed"] = seed
         elif self.rungs is not None:
-            values["evaluation.every_steps"] = self.rungs.judge_every_steps
+            values["evaluation.every_steps"] = self.rungs.evaluate_every_steps
         return self.loaded.trial(name, values)
 
     def steps(self, job: PretrainJob) -> int:
@@ -89,7 +89,7 @@ class SearchPlan:
         search = self.loaded.search
         yield from self.facts.lines()
         goals = [f"{metric} ({mode})" for metric, mode in zip(self.goal.metrics, self.goal.modes, strict=True)]
-        yield f"judged   by {', '.join(goals)}"
+        yield f"evaluated   by {', '.join(goals)}"
         for key, dimension in search.space.items():
             values = dimension.choices and " | ".join(map(str, dimension.choices))
             yield f"space    {key}: {values or f'{dimension.low:g} to {dimension.high:g}, {dimension.scale}'}"
@@ -122,7 +122,7 @@ def plan_search(loaded: LoadedSearch) -> SearchPlan:
     """
     goal = _goal(loaded)
     check_workers(loaded)
-    facts = preflight(loaded.job.located())
+    facts = preflight(loaded.job.resolve_paths())
     now = flatten(loaded.job.model_dump(mode="json"))
     for key, dimension in loaded.search.space.items():
         _check_key(key, now, goal)
@@ -158,7 +158,7 @@ def _goal(loaded: LoadedSearch) -> Goal:
     known = reported_metrics(job.data.val, job.probe)
     if not known:
         raise RequestError(
-            "base: neither base.probe nor base.data.val is given, so that there is nothing to judge a trial by; add one"
+            "base: neither base.probe nor base.data.val is given, so nothing compares the trials; add one"
         )
     metrics = search.metrics or ("probe/auroc" if job.probe is not None else "val/rankme",)
     for metric in metrics:
@@ -177,7 +177,7 @@ def _check_key(key: str, now: Mapping[str, Any], goal: Goal) -> None:
         if key == fixed or key.startswith(f"{fixed}."):
             raise RequestError(f"{place}: this key is the same in all trials: {reason}; leave it out of the space")
     if key.startswith("views.") and (measured := [metric for metric in goal.metrics if metric in OF_VIEWS]):
-        raise RequestError(f"{place}: {measured[0]} is measured on what base.views makes; judge by another metric")
+        raise RequestError(f"{place}: {measured[0]} is measured on what base.views makes; take another metric")
     if key in now:
         return
     if below := [known for known in now if known.startswith(f"{key}.")]:

@@ -1,4 +1,4 @@
-"""The drawing board of the synthetic radiographs: a chest as layers of attenuation, and the detector behind it.
+"""The drawing coordinator of the synthetic radiographs: a chest as layers of attenuation, and the detector behind it.
 
 Coordinates are the image's: x to the right, y down, both from -1 to 1. The patient's right lung is on the left.
 """

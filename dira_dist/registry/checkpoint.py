@@ -6,9 +6,9 @@ from pathlib import Path
 
 from dira_dist.config import RequestError
 from dira_dist.data.store import StoreError, asking, open_store
-from dira_dist.registry.download import Progress, StoreSource, bring, bring_unchecked
+from dira_dist.registry.download import Progress, StoreSource, download, download_unchecked
 from dira_dist.registry.lookup import ADDRESS_FORMS
-from dira_dist.runs.evaluations import read_judgements
+from dira_dist.runs.evaluations import read_evaluations
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.state import MANIFEST, BrokenCheckpointError, Checkpoint, read_checkpoint
 
@@ -19,7 +19,7 @@ class FoundCheckpoint:
 
     Attributes:
         address: where it lies.
-        quality: what its networks were judged to be; empty where nobody judged them.
+        quality: what its networks were evaluated to be; empty where nobody evaluated them.
     """
 
     address: str
@@ -27,7 +27,7 @@ class FoundCheckpoint:
     quality: dict[str, float]
 
 
-def bring_checkpoint(address: str, folder: Path, progress: Progress | None = None) -> FoundCheckpoint:
+def download_checkpoint(address: str, folder: Path, progress: Progress | None = None) -> FoundCheckpoint:
     """Fetch a checkpoint, or the newest of a run's folder; a call that was broken off is gone on with.
 
     Args:
@@ -41,8 +41,8 @@ def bring_checkpoint(address: str, folder: Path, progress: Progress | None = Non
     place = _place(address.rstrip("/"))
     try:
         source = StoreSource(place)
-        manifest = json.loads(bring_unchecked(source, MANIFEST, folder).read_text())
-        bring(source, {name: facts["sha256"] for name, facts in manifest["files"].items()}, folder, progress)
+        manifest = json.loads(download_unchecked(source, MANIFEST, folder).read_text())
+        download(source, {name: facts["sha256"] for name, facts in manifest["files"].items()}, folder, progress)
         return FoundCheckpoint(place, read_checkpoint(folder, place), _quality(place))
     except (StoreError, BrokenCheckpointError, ValueError, KeyError) as error:
         raise RequestError(f"{address}: this checkpoint cannot be used: {error}") from error
@@ -72,5 +72,5 @@ def _place(address: str) -> str:
 def _quality(address: str) -> dict[str, float]:
     """From the record beside the run's checkpoints."""
     parent, _, name = address.rpartition("/")
-    judgements = read_judgements(open_store(parent)) if parent else []
-    return next((each.metrics for each in judgements if each.checkpoint == name), {})
+    evaluations = read_evaluations(open_store(parent)) if parent else []
+    return next((each.metrics for each in evaluations if each.checkpoint == name), {})

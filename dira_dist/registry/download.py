@@ -12,13 +12,13 @@ from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.utils.rest_utils import http_request
 
 from dira_dist.config import RequestError, without_credentials
-from dira_dist.data.store import Patience, StoreError, open_store
+from dira_dist.data.store import RetryPolicy, StoreError, open_store
 from dira_dist.models.export import sha256_of
 from dira_dist.tracking.server import credentials_advice, is_unauthorised
 
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
 ATTEMPTS = 3
-PATIENCE = Patience(give_up_s=30.0)  # somebody waits for the files, and can say the same command again
+DOWNLOAD_RETRY = RetryPolicy(timeout_s=30.0)  # somebody waits for the files, and can say the same command again
 BLOCK_BYTES = 1 << 20
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
@@ -44,7 +44,7 @@ def source_of(address: str, tracking_uri: str | None = None) -> Source:
     return _RepositorySource(repository)
 
 
-def bring(source: Source, checksums: Mapping[str, str], dest: Path, progress: Progress | None = None) -> None:
+def download(source: Source, checksums: Mapping[str, str], dest: Path, progress: Progress | None = None) -> None:
     """Bring files into a folder. What is there already stays, and what is there in part is gone on with.
 
     Args:
@@ -63,12 +63,12 @@ def bring(source: Source, checksums: Mapping[str, str], dest: Path, progress: Pr
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise RequestError(f"{name!r} lies outside of the folder; do not use this model")
         size = sizes.get(name, 0)
-        _bring_checked(source, name, size, digest, dest, partial(_report, progress, before, total))
+        _download_checked(source, name, size, digest, dest, partial(_report, progress, before, total))
         before += size
         _report(progress, before, total, 0)
 
 
-def bring_unchecked(source: Source, name: str, dest: Path) -> Path:
+def download_unchecked(source: Source, name: str, dest: Path) -> Path:
     """Bring one small file of which nothing is known yet, whole.
 
     Raises:
@@ -88,7 +88,7 @@ def _report(progress: Progress | None, before: int, total: int, here: int) -> No
         progress(before + here, total)
 
 
-def _bring_checked(
+def _download_checked(
     source: Source, name: str, size: int, digest: str, dest: Path, report: Callable[[int], None]
 ) -> None:
     path, begun = dest / name, dest / f"{name}.{digest[:16]}.partial"
@@ -136,7 +136,7 @@ class StoreSource:
     """A folder or a prefix of a bucket, read by this package's own client, from any byte."""
 
     def __init__(self, address: str) -> None:
-        self._store = open_store(address, PATIENCE)
+        self._store = open_store(address, DOWNLOAD_RETRY)
 
     def sizes(self) -> dict[str, int]:
         """See :class:`Source`."""

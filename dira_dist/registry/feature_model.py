@@ -17,7 +17,7 @@ IMAGES_AT_ONCE = 64
 
 
 class Encoder(torch.nn.Module):
-    """Images to features, trainable: the pretrained encoder behind the view that it was judged with.
+    """Images to features, trainable: the pretrained encoder behind the view that it was evaluated with.
 
     Its weights learn; its batch norms keep the statistics of pretraining, as fine-tuning on few images wants it.
 

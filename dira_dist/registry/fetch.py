@@ -7,7 +7,7 @@ from mlflow.exceptions import MlflowException
 
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.store import check_reachable
-from dira_dist.registry.download import Progress, StoreSource, bring, bring_unchecked, source_of
+from dira_dist.registry.download import Progress, StoreSource, download, download_unchecked, source_of
 from dira_dist.registry.lookup import find_version
 from dira_dist.registry.model_files import CHECKSUMS, read_checksums
 from dira_dist.tracking.config import TrackingConfig
@@ -39,7 +39,7 @@ def fetch(
         RequestError: for an unknown model, version, alias or run, with the nearest known ones; for damaged files; and
             if the registry is away or refuses the credentials.
     """
-    config = config.located()
+    config = config.resolve_paths()
     if config.uri is None:
         raise RequestError(f"{address}: no registry is known; give tracking.uri or set MLFLOW_TRACKING_URI")
     client = connect(config.uri)
@@ -53,10 +53,10 @@ def fetch(
         source = source_of(folder, config.uri)
         if isinstance(source, StoreSource):
             check_reachable(folder)
-        bring_unchecked(source, CHECKSUMS, dest)
+        download_unchecked(source, CHECKSUMS, dest)
         checksums = read_checksums(dest)
         wanted = {name: digest for name, digest in checksums.items() if only is None or name in only}
-        bring(source, wanted, dest, progress)
+        download(source, wanted, dest, progress)
     except RequestError as error:
         raise RequestError(f"{address}: {error}") from error
     return dest

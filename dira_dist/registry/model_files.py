@@ -30,8 +30,8 @@ with encoder and decoder), by people who evaluate the result on their own data.
 
 ## Limits
 It is no medical device and gives no diagnosis. Its features reflect the hospitals, scanners and patients of the
-training images, and may serve other groups worse. It was judged only by the figures above. The decoder paints what is
-likely, not what is there: a restored image must never be read as a finding.
+training images, and may serve other groups worse. It was evaluated by the figures above alone. The decoder paints
+what is likely, not what is there: a restored image must never be read as a finding.
 """
 
 

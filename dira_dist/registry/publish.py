@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from torch import Tensor
 
 from dira_dist.config import RequestError, flatten, without_credentials
-from dira_dist.registry.checkpoint import FoundCheckpoint, bring_checkpoint, is_checkpoint
+from dira_dist.registry.checkpoint import FoundCheckpoint, download_checkpoint, is_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.lookup import RUN_ADDRESS
 from dira_dist.registry.model_files import ModelFacts, write_model_folder
@@ -28,7 +28,7 @@ from dira_dist.training.state import Checkpoint
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 300.0
+REGISTRY_TIMEOUT_S = 300.0
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -40,7 +40,7 @@ def publish(
     data: Mapping[str, Any],
     *,
     tags: Mapping[str, str] | None = None,
-    patience_s: float = PATIENCE_S,
+    timeout_s: float = REGISTRY_TIMEOUT_S,
 ) -> Registered:
     """Register the networks of a checkpoint as a new version of ``config.register_as``.
 
@@ -50,11 +50,11 @@ def publish(
         config: of the job, its address settled and ``register_as`` given.
         run_id: the run that made them.
         checkpoint: of a finished run.
-        quality: what the checkpoint's networks were judged to be, may be empty; by the first figure of
+        quality: what the checkpoint's networks were evaluated to be, may be empty; by the first figure of
             :data:`dira_dist.runs.evaluations.RANKING` in it versions are compared.
         data: what the card says of the training images; ``digest`` becomes a tag.
         tags: more of them, such as the search that a run was a part of.
-        patience_s: how long a registry that does not answer is waited for.
+        timeout_s: how long a registry that does not answer is waited for.
 
     Raises:
         RequestError: the registry is away for longer, or refuses.
@@ -71,7 +71,7 @@ def publish(
         figure = ranked_by(quality)
         metric = None if figure is None else Metric(figure, quality[figure])
         own = _tags(checkpoint.job, data) | {key: str(value) for key, value in (tags or {}).items()}
-        return register(config, run_id, folder, metric=metric, tags=own, patience_s=patience_s)
+        return register(config, run_id, folder, metric=metric, tags=own, timeout_s=timeout_s)
 
 
 def register_model(
@@ -89,13 +89,13 @@ def register_model(
     Raises:
         RequestError: no such run or checkpoint, no name, no server, no answer from storage, or the registry refuses.
     """
-    config = tracking_at(tracking_uri, register_as=name).located()
+    config = tracking_at(tracking_uri, register_as=name).resolve_paths()
     if config.uri is None:
         raise RequestError(f"{source}: no registry is known; give --tracking-uri or set MLFLOW_TRACKING_URI")
     uri, client = config.uri, connect(config.uri)
     address = _checkpoint_of_run(client, uri, source) or source
     with tempfile.TemporaryDirectory() as scratch:
-        found = bring_checkpoint(address, Path(scratch), progress)
+        found = download_checkpoint(address, Path(scratch), progress)
     job = found.checkpoint.job
     register_as = name or job["tracking"]["register_as"]
     if register_as is None:
@@ -103,7 +103,7 @@ def register_model(
     config = config.model_copy(update={"register_as": register_as, "experiment": job["tracking"]["experiment"]})
     run_id = found.checkpoint.run_id or _run_afterwards(config, found)
     data = {"address": job["data"]["train"]} | _recorded_data(client, uri, run_id)
-    return publish(config, run_id, found.checkpoint, found.quality, data, patience_s=0)
+    return publish(config, run_id, found.checkpoint, found.quality, data, timeout_s=0)
 
 
 def network_state(checkpoint: Checkpoint, network: str) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ def _pictures(config: TrackingConfig, run_id: str) -> dict[str, Any]:
     assert config.uri is not None
     client = connect(config.uri)
     try:
-        return ask(config.uri, lambda: newest_pictures(client, run_id), timeout_s=PATIENCE_S)
+        return ask(config.uri, lambda: newest_pictures(client, run_id), timeout_s=REGISTRY_TIMEOUT_S)
     except (RequestError, MlflowException) as error:
         log.warning("the model is registered without pictures: %s", without_credentials(str(error))[:300])
         return {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dira_dist.config import RequestError
 from dira_dist.models.export import Format, export, save_weights
-from dira_dist.registry.checkpoint import bring_checkpoint
+from dira_dist.registry.checkpoint import download_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.fetch import fetch
 from dira_dist.registry.model_files import FACTS, read_facts
@@ -89,7 +89,7 @@ def _fetch(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The U-Net's weights, and what the network is."""
     if not model.startswith(("models:", "runs:")):
-        found = bring_checkpoint(model, work, progress).checkpoint
+        found = download_checkpoint(model, work, progress).checkpoint
         return network_state(found, "unet"), found.job["model"]
     folder = fetch(model, work, config, progress, only=("unet.safetensors", FACTS))
     return load_file(folder / "unet.safetensors"), read_facts(folder)

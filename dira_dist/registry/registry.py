@@ -77,7 +77,7 @@ def register(
     *,
     metric: Metric | None = None,
     tags: Mapping[str, str] | None = None,
-    patience_s: float = 300.0,
+    timeout_s: float = 300.0,
 ) -> Registered:
     """Make a model folder a new version of ``config.register_as``.
 
@@ -91,12 +91,12 @@ def register(
         folder: from :func:`dira_dist.registry.model_files.write_model_folder`.
         metric: by which it is compared; without one ``best`` goes to a first version only.
         tags: method, weights, dataset digest, parent search ...
-        patience_s: how long to try again while the registry is away. A training of days does not fail for it.
+        timeout_s: how long to try again while the registry is away. A training of days does not fail for it.
 
     Raises:
         RequestError: if the folder is damaged, or the registry refuses, or it is away for longer than that.
     """
-    config = config.located()
+    config = config.resolve_paths()
     name = config.register_as
     if config.uri is None or name is None:
         raise RequestError("tracking: uri and register_as are needed to register a model; give both")
@@ -112,12 +112,12 @@ def register(
             version = _new_version(client, name, run_id, folder, _tags(metric, digest, tags))
         return _point_best(client, name, version, metric)
 
-    return _patiently(attempt, patience_s)
+    return _retried(attempt, timeout_s)
 
 
-def _patiently(attempt: Callable[[], Registered], patience_s: float) -> Registered:
-    """The first success; a refusal at once, and any other trouble when the patience is over."""
-    deadline, wait_s = time.monotonic() + patience_s, FIRST_WAIT_S
+def _retried(attempt: Callable[[], Registered], timeout_s: float) -> Registered:
+    """The first success; a refusal at once, and any other failure when the time is over."""
+    deadline, wait_s = time.monotonic() + timeout_s, FIRST_WAIT_S
     while True:
         try:
             return attempt()
@@ -203,7 +203,7 @@ def _is_better(metric: Metric | None, holder: ModelVersion | None) -> tuple[bool
     if metric is None:
         return False, f"it was not measured; version {holder.version} stays the best"
     if holder.tags.get(METRIC_TAG) != metric.name:
-        return False, f"version {holder.version} was judged by {holder.tags.get(METRIC_TAG)}, not by {metric.name}"
+        return False, f"version {holder.version} was evaluated by {holder.tags.get(METRIC_TAG)}, not by {metric.name}"
     other = float(holder.tags.get(VALUE_TAG, "nan"))
     comparison = f"{metric.name} {metric.value:.4g} against {other:.4g} of version {holder.version}"
     return metric.beats(other), comparison

@@ -1,4 +1,4 @@
-"""One driver for one run: a sign of life beside ``run.json``, so that a second driver keeps away.
+"""One driver for one run: a heartbeat beside ``run.json``, so that a second driver keeps away.
 
 Two drivers of one run would remove each other's checkpoints. A driver that was killed leaves its sign behind: on the
 same machine its process is seen to be gone at once, on another one the sign is watched for a while.
@@ -37,7 +37,7 @@ class Driver:
         host: of its process.
         pid: of its process.
         began_s: when that process began, as the system counts.
-        beats: signs of life so far.
+        beats: heartbeats so far.
     """
 
     token: str
@@ -134,7 +134,7 @@ class Lease:
         return bool(other.is_alive)
 
     def _beats(self, other: Driver) -> bool:
-        """Whether a driver elsewhere gives another sign of life."""
+        """Whether a driver elsewhere gives another heartbeat."""
         who = f"process {other.pid} on {other.host}"
         self._say(f"{who} drove this run and may do so still; watching for {GONE_AFTER_S:g} s")
         until_s = time.monotonic() + GONE_AFTER_S

@@ -20,7 +20,7 @@ MAY_CHANGE = (
     "data.bad_sample_budget",
     "data.cache",
     "data.loader_workers",
-    "data.storage_patience_s",
+    "data.storage_timeout_s",
     "evaluation",
     "execution.compile",
     "guards",
@@ -31,7 +31,7 @@ MAY_CHANGE = (
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunState:
     """The identity of a run.
 
     Attributes:
@@ -51,18 +51,18 @@ class RunRecord:
     def write(self, store: Store) -> None:
         store.write_bytes(FILE_NAME, json.dumps(asdict(self), indent=1).encode())
 
-    def finished(self, outcome: dict[str, Any]) -> "RunRecord":
+    def finished(self, outcome: dict[str, Any]) -> "RunState":
         return replace(self, status="finished", outcome=outcome)
 
 
-def read_record(store: Store) -> RunRecord | None:
-    """The record in a run's folder, or none where no run of the name was started."""
+def read_run(store: Store) -> RunState | None:
+    """The state in a run's folder, or none where no run of the name was started."""
     if store.stat(FILE_NAME) is None:
         return None
-    return RunRecord(**json.loads(store.read_bytes(FILE_NAME)))
+    return RunState(**json.loads(store.read_bytes(FILE_NAME)))
 
 
-def claim(store: Store, wanted: RunRecord, stages_passed: int = 0) -> RunRecord:
+def claim(store: Store, wanted: RunState, stages_passed: int = 0) -> RunState:
     """The run this job goes on with: the one already there, or the wanted one as a new run.
 
     Nothing is written here.
@@ -75,7 +75,7 @@ def claim(store: Store, wanted: RunRecord, stages_passed: int = 0) -> RunRecord:
     Raises:
         RequestError: if a run of this name with another configuration or other images is there.
     """
-    existing = read_record(store)
+    existing = read_run(store)
     if existing is None:
         return wanted
     differences = differing_keys(existing.job, wanted.job, stages_passed)

@@ -78,7 +78,7 @@ def newest_pictures(client: MlflowClient, run_id: str) -> dict[str, npt.NDArray[
 
 
 def _client(config: TrackingConfig) -> tuple[MlflowClient, str]:
-    uri = config.located().uri
+    uri = config.resolve_paths().uri
     if uri is None:
         raise RequestError("tracking.uri: missing; give the address of the run's tracking server")
     return connect(uri), uri

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from dira_dist.evaluation.evaluator import Judgement, LabelledFeatures, PatchScores, Restorations
+from dira_dist.evaluation.evaluator import Evaluation, LabelledFeatures, PatchScores, Restorations
 from dira_dist.evaluation.pictures import (
     CAPTION_PX,
     GAP_PX,
+    evaluation_pictures,
     feature_scatter,
-    judgement_pictures,
     loss_curves,
     principal_components,
     restoration_grid,
@@ -107,16 +107,16 @@ def test_rare_classes_share_a_colour() -> None:
     assert not np.array_equal(feature_scatter(features, many), feature_scatter(features, ["one"] * 60))
 
 
-def test_a_judgement_has_a_picture_of_all_that_it_holds() -> None:
+def test_a_evaluation_has_a_picture_of_all_that_it_holds() -> None:
     images = torch.rand(3, 1, 32, 32)
     restorations, scores = (
         Restorations(images, images, images),
         PatchScores(torch.ones(3, 1, 4, 4), torch.rand(3, 1, 4, 4)),
     )
     features = LabelledFeatures(torch.rand(10, 6), ["ill", "well"] * 5)
-    assert judgement_pictures(Judgement({})) == {}
-    assert set(judgement_pictures(Judgement({}, restorations))) == {"restorations"}
-    pictures = judgement_pictures(Judgement({}, restorations, scores, features))
+    assert evaluation_pictures(Evaluation({})) == {}
+    assert set(evaluation_pictures(Evaluation({}, restorations))) == {"restorations"}
+    pictures = evaluation_pictures(Evaluation({}, restorations, scores, features))
     assert set(pictures) == {"restorations", "discriminator scores", "probe features"}
     assert all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures.values())
 

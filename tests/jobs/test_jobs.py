@@ -62,7 +62,7 @@ def test_a_method_brings_its_own_optimiser_unless_one_is_named() -> None:
 
 def test_a_recorded_job_is_the_same_job_again() -> None:
     loaded = load_job(SHORTEST, ["seed=3", "method={name: simsiam}"])
-    assert load_job(yaml.safe_load(dump_job(loaded.record))) == loaded
+    assert load_job(yaml.safe_load(dump_job(loaded.public))) == loaded
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_figure_that_nobody_reports_is_refused(folder: Path) -> None:
     assert "did you mean 'val/rankme'" in message
     assert "nobody reports 'probe/auroc'" in refusal(folder, {"metric": "probe/auroc"}, probe=None)
     blind = {"train": str(folder / "shards"), "image_size": 32, "global_batch": 8}
-    assert "nothing to judge a trial by" in refusal(folder, None, data=blind, probe=None)
+    assert "nothing compares the trials" in refusal(folder, None, data=blind, probe=None)
 
 
 def test_a_probe_set_with_one_class_is_refused(folder: Path) -> None:
@@ -120,10 +120,10 @@ def test_the_published_weights_come_first_whatever_the_base_says(folder: Path) -
     assert {tuple(stage.loss_weights.model_dump().values()) for stage in trial.stages} == {(1.0, 10.0, 0.001)}
 
 
-def test_trials_are_judged_at_the_rungs_and_registered_nowhere(folder: Path) -> None:
+def test_trials_are_evaluated_at_the_rungs_and_registered_nowhere(folder: Path) -> None:
     found = plan(folder, tracking={"register_as": "dira"})
     assert found.rungs is not None
-    assert (found.rungs.steps, found.rungs.judge_every_steps) == ((10, 30), 10)
+    assert (found.rungs.steps, found.rungs.evaluate_every_steps) == ((10, 30), 10)
     trial = found.trial("s-001", {"loss_weights.restorative": 2.0}).job
     assert (trial.evaluation.every_steps, trial.tracking.register_as, trial.seed) == (10, None, 0)
     repeated = found.trial("s-001-seed4", {"loss_weights.restorative": 2.0}, seed=4).job
@@ -134,7 +134,7 @@ def test_trials_are_judged_at_the_rungs_and_registered_nowhere(folder: Path) -> 
         "dira",
         None,
     )
-    assert load_job(winner.record) == winner, "a complete job file"
+    assert load_job(winner.public) == winner, "a complete job file"
 
 
 def test_rungs_fit_the_shortest_trial(folder: Path) -> None:

@@ -239,7 +239,7 @@ def test_a_registration_outlasts_an_outage_and_is_made_once(
     cut = server_config.model_copy(update={"uri": wire.uri})
     wire.connected = False
     with pytest.raises(RequestError, match="cannot be reached"):
-        register(cut, run.run_id, small_folder, patience_s=0)
+        register(cut, run.run_id, small_folder, timeout_s=0)
     wire.refused.clear()
     with ThreadPoolExecutor(1) as other:
         registering = other.submit(register, cut, run.run_id, small_folder)

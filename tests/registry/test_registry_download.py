@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dira_dist.config import RequestError
-from dira_dist.registry.download import BLOCK_BYTES, StoreSource, bring, source_of
+from dira_dist.registry.download import BLOCK_BYTES, StoreSource, download, source_of
 from dira_dist.registry.fetch import fetch
 from dira_dist.registry.model_files import write_checksums
 from dira_dist.registry.registry import register
@@ -69,7 +69,7 @@ def test_a_transfer_goes_on_where_the_line_broke(where: str, s3: S3Server, tmp_p
     store._store.write_bytes("deep/large.bin", data)
     wanted, seen = {"deep/large.bin": digest(data)}, list[int]()
     source = BreakingSource(store, breaks=2, after_bytes=1_500_000)
-    bring(source, wanted, tmp_path / "here", lambda here, total: seen.append(here))
+    download(source, wanted, tmp_path / "here", lambda here, total: seen.append(here))
     assert source.starts == [0, 1_500_000, 3_000_000]  # within one call
     assert (tmp_path / "here" / "deep" / "large.bin").read_bytes() == data
     assert seen == sorted(seen)
@@ -77,8 +77,8 @@ def test_a_transfer_goes_on_where_the_line_broke(where: str, s3: S3Server, tmp_p
 
     source = BreakingSource(store, breaks=3, after_bytes=1_000_000)
     with pytest.raises(RequestError, match="the same command goes on where it broke off"):
-        bring(source, wanted, tmp_path / "again")
-    bring(source, wanted, tmp_path / "again")
+        download(source, wanted, tmp_path / "again")
+    download(source, wanted, tmp_path / "again")
     assert source.starts == [0, 1_000_000, 2_000_000, 3_000_000]  # and from one call to the next
     assert [path.name for path in (tmp_path / "again" / "deep").iterdir()] == ["large.bin"]
 
@@ -87,11 +87,11 @@ def test_a_shortened_file_is_told_from_a_broken_line(tmp_path: Path) -> None:
     data, source = content(10_000), StoreSource(str(tmp_path / "there"))
     source._store.write_bytes("a.bin", data[:-1])
     with pytest.raises(RequestError, match=r"a\.bin is damaged where it is stored"):
-        bring(source, {"a.bin": digest(data)}, tmp_path / "here")
+        download(source, {"a.bin": digest(data)}, tmp_path / "here")
     assert list((tmp_path / "here").iterdir()) == []
     (tmp_path / "here" / f"a.bin.{digest(data)[:16]}.partial").write_bytes(b"of another day" * 1000)
     source._store.write_bytes("a.bin", data)
-    bring(source, {"a.bin": digest(data)}, tmp_path / "here")
+    download(source, {"a.bin": digest(data)}, tmp_path / "here")
     assert (tmp_path / "here" / "a.bin").read_bytes() == data
 
 
@@ -99,7 +99,7 @@ def test_a_file_outside_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     for name in ("../evil", "/etc/evil"):
         with pytest.raises(RequestError, match="lies outside"):
-            bring(StoreSource(str(tmp_path / "there")), {name: digest(b"")}, tmp_path / "here")
+            download(StoreSource(str(tmp_path / "there")), {name: digest(b"")}, tmp_path / "here")
 
 
 class Gatekeeper(http.server.BaseHTTPRequestHandler):
@@ -191,7 +191,7 @@ def test_everything_goes_through_an_authenticating_proxy(
     run.log_metrics({"loss": 1.0}, 1)
     run.log_picture("restorations", np.zeros((8, 8, 3), np.uint8), 1)
     assert run.finish("FINISHED", timeout_s=WAIT_S)
-    done = register(config, run.run_id, a_model(tmp_path / "model", content()), patience_s=0)
+    done = register(config, run.run_id, a_model(tmp_path / "model", content()), timeout_s=0)
 
     gate[1].cut_after_bytes = 2_000_000  # the answer with the large file breaks
     folder = fetch(done.address, tmp_path / "got", config)
@@ -201,7 +201,7 @@ def test_everything_goes_through_an_authenticating_proxy(
     for name, value in credentials.items():
         monkeypatch.setenv(name, value + "x")
     again = [lambda: fetch(done.address, tmp_path / "b", config), lambda: TrackingRun.create(config, "job", {})]
-    again.append(lambda: register(config, run.run_id, tmp_path / "model", patience_s=0))
+    again.append(lambda: register(config, run.run_id, tmp_path / "model", timeout_s=0))
     for refused in again:
         with pytest.raises(RequestError, match="refuses the credentials") as told:
             refused()

@@ -7,7 +7,7 @@ import pytest
 
 from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
-from dira_dist.runs.run import RunRecord, claim, differing_keys, read_record
+from dira_dist.runs.run import RunState, claim, differing_keys, read_run
 
 JOB: dict[str, Any] = {
     "name": "a",
@@ -42,10 +42,10 @@ def test_what_is_computed_may_not(path: str, value: Any) -> None:
 
 def test_claim_goes_on_with_the_run_that_is_there(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    assert claim(store, RunRecord(JOB, {"train": "a"})) == RunRecord(JOB, {"train": "a"})
-    assert read_record(store) is None, "claiming writes nothing"
-    RunRecord(JOB, {"train": "a"}, "run-1").write(store)
-    claimed = claim(store, RunRecord(changed("resources.workers", 4), {"train": "a", "val": "b"}))
+    assert claim(store, RunState(JOB, {"train": "a"})) == RunState(JOB, {"train": "a"})
+    assert read_run(store) is None, "claiming writes nothing"
+    RunState(JOB, {"train": "a"}, "run-1").write(store)
+    claimed = claim(store, RunState(changed("resources.workers", 4), {"train": "a", "val": "b"}))
     assert claimed.run_id == "run-1"
     assert claimed.digests == {"train": "a", "val": "b"}
     assert claimed.job["resources"]["workers"] == 4
@@ -53,8 +53,8 @@ def test_claim_goes_on_with_the_run_that_is_there(tmp_path: Path) -> None:
 
 def test_claim_refuses_another_configuration_and_other_images(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    RunRecord(JOB, {"train": "a", "val": "b"}, "run-1").write(store)
+    RunState(JOB, {"train": "a", "val": "b"}, "run-1").write(store)
     with pytest.raises(RequestError, match=r"seed: 0 there, 7 here\n  the images of train: digest a there, c here"):
-        claim(store, RunRecord(changed("seed", 7), {"train": "c", "val": "b"}))
+        claim(store, RunState(changed("seed", 7), {"train": "c", "val": "b"}))
     with pytest.raises(RequestError, match="the images of val: digest b there, c here"):
-        claim(store, RunRecord(JOB, {"train": "a", "val": "c"}))
+        claim(store, RunState(JOB, {"train": "a", "val": "c"}))

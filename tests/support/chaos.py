@@ -94,7 +94,7 @@ class ChaosJob:
         for step, value in seen:
             first = BATCH * (step - 1)
             epochs = np.array([(first + place) // IMAGES for place in range(BATCH)])
-            assert value == fingerprint(order.share_ids(range(job.lanes), first, BATCH), epochs), step
+            assert value == fingerprint(order.local_ids(range(job.lanes), first, BATCH), epochs), step
 
     def assert_same_end(self, other: "ChaosJob", *, same_saves: bool = True) -> None:
         """Losses at every step and all weights equal another run's, bit for bit.

@@ -44,7 +44,7 @@ def test_fine_tuning_in_five_lines_with_mlflow_and_torch_alone(
     facts = ModelFacts("dira-cxr14", "tu-test_resnet", 1, 32)
     run = TrackingRun.create(config, "job", {})
     folder = write_model_folder(tmp_path / "model", network.state_dict(), facts, job="kind: pretrain\n")
-    register(config, run.run_id, folder, patience_s=0)
+    register(config, run.run_id, folder, timeout_s=0)
     assert run.finish("FINISHED")
 
     tuning, features = blocks(PAGE)

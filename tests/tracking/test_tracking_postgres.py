@@ -86,6 +86,6 @@ def test_an_outage_a_lost_answer_and_a_registration(
     save_file({"encoder.weight": torch.ones(1)}, tmp_path / "model" / "unet.safetensors")
     write_checksums(tmp_path / "model")
     for metric in (Metric("probe/auroc", 0.7), Metric("probe/auroc", 0.9)):  # the second time it is known already
-        done = register(config, run.run_id, tmp_path / "model", metric=metric, patience_s=0)
+        done = register(config, run.run_id, tmp_path / "model", metric=metric, timeout_s=0)
         assert (done.version, done.is_best) == (1, True)
     wire.close()

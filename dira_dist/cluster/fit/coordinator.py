@@ -1,4 +1,4 @@
-"""Where the processes of one job meet: an actor beside the driver that holds figures, wishes and signs of life.
+"""Where the processes of one job meet: an actor beside the driver that holds figures, requests and heartbeats.
 
 The first worker posts figures, every worker posts where it is, Ray Train's controller and the driver say when the run
 is to stop, and the driver reads what a person wants to see.
@@ -14,18 +14,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 SILENT_AFTER_S = 10.0
 
-Wish = Literal["", "move", "stop"]
+StopRequest = Literal["", "move", "stop"]
 
 
-class JudgementRequest(NamedTuple):
-    """A checkpoint that wants to be judged."""
+class EvaluationRequest(NamedTuple):
+    """A checkpoint that wants to be evaluated."""
 
     label: str
     step: int
     checkpoint: str
 
 
-class Reading(NamedTuple):
+class Snapshot(NamedTuple):
     """What the driver shows; warnings are those since the last reading."""
 
     step: int
@@ -41,7 +41,7 @@ class Setbacks(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SignOfLife:
+class WorkerStatus:
     """Where a worker was when it last said so.
 
     Attributes:
@@ -49,7 +49,7 @@ class SignOfLife:
         phase: what it was doing.
         step: optimiser steps it had done.
         phase_s: seconds it had been doing that.
-        heard_s: when, on the board's clock.
+        heard_s: when, on the coordinator's clock.
     """
 
     node: str
@@ -59,7 +59,7 @@ class SignOfLife:
     heard_s: float
 
 
-class Board:
+class Coordinator:
     """State of one job. Methods are called from many processes, one at a time.
 
     Args:
@@ -75,10 +75,10 @@ class Board:
         self._figures: dict[str, float] = {}
         self._warnings: list[str] = []
         self._fatal = ""
-        self._wish: Wish = ""
+        self._request: StopRequest = ""
         self._left_at: int | None = None
-        self._workers: dict[int, SignOfLife] = {}
-        self._requests: list[JudgementRequest] = []
+        self._workers: dict[int, WorkerStatus] = {}
+        self._requests: list[EvaluationRequest] = []
 
     def post(self, step: int, figures: Mapping[str, float]) -> None:
         self._step, self._furthest = step, max(self._furthest, step)
@@ -87,9 +87,9 @@ class Board:
     def warn(self, warning: str) -> None:
         self._warnings.append(warning)
 
-    def read(self) -> Reading:
+    def read(self) -> Snapshot:
         warnings, self._warnings = self._warnings, []
-        return Reading(self._step, dict(self._figures), warnings)
+        return Snapshot(self._step, dict(self._figures), warnings)
 
     def give_up(self, reason: str) -> None:
         """The first reason stays: what follows on other workers follows from it."""
@@ -99,13 +99,13 @@ class Board:
         return self._fatal
 
     def new_attempt(self) -> None:
-        """Workers are about to be started: those of before are gone, and so is the wish that they move."""
+        """Workers are about to be started: those of before are gone, and so is the request that they move."""
         self._workers.clear()
         self.wait_for_workers()
         self._left_at = None
         self._step_since_s = time.monotonic()
-        if self._wish == "move":
-            self._wish = ""
+        if self._request == "move":
+            self._request = ""
 
     def wait_for_workers(self) -> None:
         """There is no whole set of workers, from now on until :meth:`workers_are_there`."""
@@ -120,13 +120,13 @@ class Board:
         since_s = self._without_workers_since_s
         return 0.0 if since_s is None else time.monotonic() - since_s
 
-    def wish(self, wish: Wish) -> None:
+    def request_stop(self, request: StopRequest) -> None:
         """``move``: save and let Ray Train start workers anew. ``stop``: save and end; it is not taken back."""
-        if self._wish != "stop":
-            self._wish = wish
+        if self._request != "stop":
+            self._request = request
 
-    def wished(self) -> Wish:
-        return self._wish
+    def requested(self) -> StopRequest:
+        return self._request
 
     def resumed(self, step: int) -> Setbacks:
         """The workers go on from a checkpoint of this step; what it cost that they did not go on from the furthest."""
@@ -144,55 +144,55 @@ class Board:
     def left_at(self) -> int | None:
         return self._left_at
 
-    def sign(self, rank: int, node: str, phase: str, step: int, phase_s: float) -> Wish:
-        """A worker is alive, doing ``phase`` for ``phase_s`` seconds. It hears what is wished."""
+    def sign(self, rank: int, node: str, phase: str, step: int, phase_s: float) -> StopRequest:
+        """A worker is alive, doing ``phase`` for ``phase_s`` seconds. It hears what is requested."""
         now_s, before = time.monotonic(), self._workers.get(rank)
         self._furthest = max(self._furthest, step)
         if before is None or before.step != step:
             self._step_since_s = now_s
-        self._workers[rank] = SignOfLife(node, phase, step, phase_s, now_s)
-        if now_s - self._step_since_s > self._stall_s and (laggard := self.laggard()):
-            self._warnings.append(f"no step for {now_s - self._step_since_s:.0f} s: {laggard}")
+        self._workers[rank] = WorkerStatus(node, phase, step, phase_s, now_s)
+        if now_s - self._step_since_s > self._stall_s and (straggler := self.straggler()):
+            self._warnings.append(f"no step for {now_s - self._step_since_s:.0f} s: {straggler}")
             self._step_since_s = now_s
-        return self._wish
+        return self._request
 
     def anybody_there(self) -> bool:
         """Whether a worker has been heard of lately."""
         now_s = time.monotonic()
         return any(now_s - each.heard_s < SILENT_AFTER_S for each in self._workers.values())
 
-    def laggard(self) -> str:
+    def straggler(self) -> str:
         """The worker that the others wait for, or the only one, in words; empty where that cannot be told."""
         if not self._workers:
             return ""
         now_s = time.monotonic()
 
         def lag(rank: int) -> tuple[float, int, bool]:
-            """Silence first, then the fewest steps, then whoever is not in a step, where one waits for the others."""
+            """Longest unheard first, then fewest steps, then whoever is not in a step, where one waits for others."""
             each = self._workers[rank]
-            silence_s = now_s - each.heard_s
-            return (-silence_s if silence_s > SILENT_AFTER_S else 0.0, each.step, each.phase == "computing")
+            unheard_s = now_s - each.heard_s
+            return (-unheard_s if unheard_s > SILENT_AFTER_S else 0.0, each.step, each.phase == "computing")
 
         ranks = sorted(self._workers, key=lag)
         if len(ranks) > 1 and lag(ranks[0]) == lag(ranks[1]):
             return ""
         worst = self._workers[ranks[0]]
-        silence_s = now_s - worst.heard_s
-        tail = f"; not heard of for {silence_s:.0f} s" if silence_s > SILENT_AFTER_S else ""
+        unheard_s = now_s - worst.heard_s
+        tail = f"; not heard of for {unheard_s:.0f} s" if unheard_s > SILENT_AFTER_S else ""
         return (
             f"worker {ranks[0]} on {worst.node} is {worst.phase} after step {worst.step}, "
-            f"for {worst.phase_s + silence_s:.0f} s{tail}"
+            f"for {worst.phase_s + unheard_s:.0f} s{tail}"
         )
 
-    def request_judgement(self, request: JudgementRequest) -> None:
+    def request_evaluation(self, request: EvaluationRequest) -> None:
         self._requests.append(request)
 
-    def take_requests(self) -> list[JudgementRequest]:
+    def take_requests(self) -> list[EvaluationRequest]:
         requests, self._requests = self._requests, []
         return requests
 
 
-def new_board(stall_s: float) -> Any:
-    """A handle of a new board on this process' node, which no spot machine should be."""
+def start_coordinator(stall_s: float) -> Any:
+    """A handle of a new coordinator on this process' node, which no spot machine should be."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote(stall_s)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote(stall_s)

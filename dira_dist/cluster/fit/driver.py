@@ -13,8 +13,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
-from dira_dist.cluster.fit.coordinator import new_board
-from dira_dist.cluster.fit.evaluations import JudgeSetup, Judging, OnJudgement, tell_late
+from dira_dist.cluster.fit.coordinator import start_coordinator
+from dira_dist.cluster.fit.evaluations import EvaluationRunner, EvaluationSetup, OnEvaluation, log_late
 from dira_dist.cluster.fit.failures import COLLATERAL_ERRORS, advice_on_memory
 from dira_dist.cluster.fit.preemption import ControllerWatch
 from dira_dist.cluster.fit.progress import ProgressView
@@ -29,9 +29,9 @@ from dira_dist.evaluation.pictures import LOSSES
 from dira_dist.jobs.job import LoadedJob, PretrainJob, ResourcesConfig, dump_job
 from dira_dist.jobs.preflight import Preflight, preflight
 from dira_dist.registry.publish import publish
-from dira_dist.runs.evaluations import best, by_label, figures_of, read_judgements
+from dira_dist.runs.evaluations import best, by_label, figures_of, read_evaluations
 from dira_dist.runs.lease import sole_driver
-from dira_dist.runs.run import RunRecord, claim
+from dira_dist.runs.run import RunState, claim
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.history import draw_losses
 from dira_dist.tracking.run import NullRun, TrackingRun, open_run
@@ -50,9 +50,9 @@ class Outcome:
         page: the run's page, or the command that opens it.
         steps: optimiser steps of all stages.
         checkpoint: address of the last checkpoint.
-        best: address of the checkpoint with the highest ``checkpoint.best``; empty where nothing was judged.
+        best: address of the checkpoint with the highest ``checkpoint.best``; empty where nothing was evaluated.
         model: ``models:/name/version`` of the registered model, or an empty string.
-        quality: what the networks were judged to be before and after each stage, by stage and figure.
+        quality: what the networks were evaluated to be before and after each stage, by stage and figure.
         already_done: the run was finished before; nothing was done now.
     """
 
@@ -80,7 +80,7 @@ def pretrain(
     loaded: LoadedJob,
     *,
     console: Console | None = None,
-    on_judgement: OnJudgement | None = None,
+    on_evaluation: OnEvaluation | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a pretraining job to its end, or go on with the run of its name.
@@ -90,7 +90,7 @@ def pretrain(
     Args:
         loaded: from :func:`dira_dist.load_job`.
         console: where progress is shown; standard error by default.
-        on_judgement: called in a thread with label, step and figures of each judgement, those of earlier sessions
+        on_evaluation: called in a thread with label, step and figures of each evaluation, those of earlier sessions
             first.
         tags: of the MLflow run, besides its own.
 
@@ -98,21 +98,21 @@ def pretrain(
         RequestError: before anything is started or written, for what cannot run as asked.
         JobFailedError: when the work failed or was stopped; the same call goes on from the last checkpoint.
     """
-    loaded = replace(loaded, job=loaded.job.located())
+    loaded = replace(loaded, job=loaded.job.resolve_paths())
     job, facts = loaded.job, preflight(loaded.job)
     check_reachable(job.checkpoint.storage, write=True)
     store, console = open_store(job.run_folder), console or Console(file=sys.stderr, soft_wrap=True)
-    session = _Session(loaded, facts, store, on_judgement, dict(tags or {}))
+    session = _Session(loaded, facts, store, on_evaluation, dict(tags or {}))
     finished = _finished(_claim(session))
-    if on_judgement is not None:
-        for judged in read_judgements(store):
-            on_judgement(judged.label, judged.step, judged.metrics)
+    if on_evaluation is not None:
+        for evaluated in read_evaluations(store):
+            on_evaluation(evaluated.label, evaluated.step, evaluated.metrics)
     if finished:
         return finished
     with ray_session(job.resources), signals_interrupt(), sole_driver(store, console):
-        record = _claim(session)  # once more, for another driver may have ended only now
+        state = _claim(session)  # once more, for another driver may have ended only now
         try:
-            return _finished(record) or _pretrain(session, record, console)
+            return _finished(state) or _pretrain(session, state, console)
         except StoreError as error:
             raise JobFailedError(f"{job.name} failed: {error}\n{_how_to_go_on(job)}") from error
         except KeyboardInterrupt:
@@ -126,7 +126,7 @@ class _Session:
     loaded: LoadedJob
     facts: Preflight
     store: Store
-    on_judgement: OnJudgement | None
+    on_evaluation: OnEvaluation | None
     tags: Mapping[str, str]
 
     @property
@@ -139,24 +139,24 @@ class _Session:
         return self.job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
 
 
-def _claim(session: _Session) -> RunRecord:
+def _claim(session: _Session) -> RunState:
     """The run that is begun or gone on with."""
     newest = CheckpointFolder(session.store).newest_manifest()
     digests = {name: read_index(address).digest for name, address, _ in session.job.shard_sets()}
-    wanted = RunRecord(session.loaded.record, digests)
+    wanted = RunState(session.loaded.public, digests)
     return claim(session.store, wanted, newest.position.stage if newest else 0)
 
 
-def _finished(record: RunRecord) -> Outcome | None:
-    return Outcome(**{**record.outcome, "already_done": True}) if record.status == "finished" else None
+def _finished(state: RunState) -> Outcome | None:
+    return Outcome(**{**state.outcome, "already_done": True}) if state.status == "finished" else None
 
 
-def _pretrain(session: _Session, record: RunRecord, console: Console) -> Outcome:
+def _pretrain(session: _Session, state: RunState, console: Console) -> Outcome:
     """Everything from the first thing that is written."""
-    run = _open_run(session, record.run_id)
+    run = _open_run(session, state.run_id)
     try:
-        record = replace(record, run_id=run.run_id)
-        record.write(session.store)
+        state = replace(state, run_id=run.run_id)
+        state.write(session.store)
         run.claimed()
         check_shared(session.job)
         _fit(session, run.run_id, console)
@@ -164,7 +164,7 @@ def _pretrain(session: _Session, record: RunRecord, console: Console) -> Outcome
         outcome = _outcome(session, run)
         if not run.finish("FINISHED"):
             raise _undelivered(session.job)
-        record.finished(asdict(outcome)).write(session.store)
+        state.finished(asdict(outcome)).write(session.store)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | JobStoppedError)
         run.finish("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
@@ -177,38 +177,38 @@ def _open_run(session: _Session, run_id: str) -> TrackingRun | NullRun:
     loaded, train = session.loaded, session.facts.train
     own = {"dira.job": session.job.name, "dira.version": __version__}
     tags, folder = {**session.tags, **own}, session.store.address
-    run = open_run(session.tracking, session.job.name, loaded.record, tags, run_id or None, folder=folder)
+    run = open_run(session.tracking, session.job.name, loaded.public, tags, run_id or None, folder=folder)
     if not run_id:
         for name, address, context in session.job.shard_sets():
             index = train if name == "train" else read_index(address)
             profile = {"samples": index.samples, "shards": len(index.shards), "bytes": index.bytes}
             run.log_dataset(name, index.digest, address, context, profile)
-        run.log_text(dump_job(loaded.record), "job.yaml")
+        run.log_text(dump_job(loaded.public), "job.yaml")
     return run
 
 
 def _fit(session: _Session, run_id: str, console: Console) -> None:
-    """Train to the end of the plan, with every labelled checkpoint judged.
+    """Train to the end of the plan, with every labelled checkpoint evaluated.
 
     Raises:
         JobFailedError: it did not come to its end.
     """
     job, plan = session.job, session.facts.plan
-    board = new_board(stall_s=job.guards.hang_timeout_s / 2)
-    setup = WorkerSetup(session.loaded, session.facts.train, plan, job.tracking, run_id, board)
-    judging = Judging(JudgeSetup(job, session.tracking, run_id), board, session.on_judgement)
-    with ProgressView(board, plan, console), judging, tempfile.TemporaryDirectory() as scratch:
+    coordinator = start_coordinator(stall_s=job.guards.hang_timeout_s / 2)
+    setup = WorkerSetup(session.loaded, session.facts.train, plan, job.tracking, run_id, coordinator)
+    evaluating = EvaluationRunner(EvaluationSetup(job, session.tracking, run_id), coordinator, session.on_evaluation)
+    with ProgressView(coordinator, plan, console), evaluating, tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             partial(train_worker, setup),
             torch_config=TorchConfig(timeout_s=job.guards.hang_timeout_s),
             scaling_config=_scaling(job.resources),
-            run_config=_run_config(job, scratch, board),
+            run_config=_run_config(job, scratch, coordinator),
         )
         try:
-            stopped = fit_until_stopped(trainer.fit, board, job.resources.start_timeout_s)
-            cause = ray.get(board.fatal.remote())
+            stopped = fit_until_stopped(trainer.fit, coordinator, job.resources.start_timeout_s)
+            cause = ray.get(coordinator.fatal.remote())
         except ray.train.TrainingFailedError as error:
-            stopped, cause = False, ray.get(board.fatal.remote()) or _cause(job, error)
+            stopped, cause = False, ray.get(coordinator.fatal.remote()) or _cause(job, error)
         except TimeoutError as error:
             stopped, cause = False, _no_room(job.resources, error)
         if cause:
@@ -248,7 +248,7 @@ def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _run_config(job: PretrainJob, scratch: str, board: Any) -> ray.train.RunConfig:
+def _run_config(job: PretrainJob, scratch: str, coordinator: Any) -> ray.train.RunConfig:
     """Checkpoints are this project's own affair: Ray Train is given a scratch folder, and keeps nothing in it."""
     return ray.train.RunConfig(
         name=job.name,
@@ -257,7 +257,7 @@ def _run_config(job: PretrainJob, scratch: str, board: Any) -> ray.train.RunConf
             max_failures=job.resources.max_failures,
             controller_failure_limit=-1,  # tries at starting workers; the driver's clock ends them
         ),
-        callbacks=[ControllerWatch(board, job.checkpoint.patience_s)],
+        callbacks=[ControllerWatch(coordinator, job.checkpoint.storage_timeout_s)],
         logging_config=LoggingConfig(log_level="ERROR"),
     )
 
@@ -284,9 +284,9 @@ def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
         late = TrackingRun.attach(session.tracking, run.run_id, checkpoint.pending_metrics)
         if not late.flush():
             raise _undelivered(job)
-    tell_late(run, session.store)
-    judgements = read_judgements(session.store)
-    best_one = best(judgements, job.checkpoint.best)
+    log_late(run, session.store)
+    evaluations = read_evaluations(session.store)
+    best_one = best(evaluations, job.checkpoint.best)
     for gone in folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else []):
         run.log_removal(step_of(gone))
     return Outcome(
@@ -296,8 +296,8 @@ def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
         steps=checkpoint.position.step,
         checkpoint=folder.address(name),
         best=folder.address(best_one.checkpoint) if best_one else "",
-        model=_published(session, run.run_id, checkpoint, figures_of(judgements, name)),
-        quality=by_label(judgements),
+        model=_published(session, run.run_id, checkpoint, figures_of(evaluations, name)),
+        quality=by_label(evaluations),
     )
 
 

@@ -1,4 +1,4 @@
-"""Live progress of a job: what stands on its board, as a bar on a terminal and as lines elsewhere."""
+"""Live progress of a job: what stands on its coordinator, as a bar on a terminal and as lines elsewhere."""
 
 import sys
 import threading
@@ -48,10 +48,10 @@ class _TimeLeft(ProgressColumn):
 
 
 class ProgressView:
-    """Shows a board while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere."""
+    """Shows a coordinator while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, board: Any, plan: Plan, console: Console | None = None) -> None:
-        self._board, self._plan = board, plan
+    def __init__(self, coordinator: Any, plan: Plan, console: Console | None = None) -> None:
+        self._coordinator, self._plan = coordinator, plan
         self._console = console or Console(file=sys.stderr, soft_wrap=True)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -76,12 +76,12 @@ class ProgressView:
 
     def _read(self) -> tuple[int, dict[str, float]] | None:
         try:
-            step, figures, warnings = ray.get(self._board.read.remote(), timeout=5)
+            step, figures, warnings = ray.get(self._coordinator.read.remote(), timeout=5)
             for warning in warnings:
                 self._console.print(f"warning: {warning}", markup=False, highlight=False)
             return step, figures
         except (ray.exceptions.RayError, TimeoutError):
-            return None  # the board comes back or the job ends; neither is for the display to settle
+            return None  # the coordinator comes back or the job ends; neither is for the display to settle
 
     def _left_s(self, step: int) -> float | None:
         now = time.monotonic()

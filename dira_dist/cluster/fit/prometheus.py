@@ -11,7 +11,7 @@ from ray.util.metrics import Counter, Gauge
 
 
 @dataclass(frozen=True)
-class Exported:
+class PrometheusMetric:
     """A figure as Prometheus knows it.
 
     Attributes:
@@ -25,22 +25,30 @@ class Exported:
 
 
 FIGURES = {
-    "train/images_per_s": Exported("dira_images_per_second", "images trained on per second, over all workers"),
-    "train/data_wait_share": Exported("dira_data_wait_share", "share of the time the slowest worker waits for images"),
-    "train/step_s": Exported("dira_step_seconds", "seconds per optimiser step"),
-    "train/memory_peak_bytes": Exported("dira_memory_peak_bytes", "peak memory of the fullest worker"),
-    "train/learning_rate": Exported("dira_learning_rate", "learning rate"),
-    "train/grad_norm": Exported("dira_gradient_norm", "norm of the gradient"),
-    "train/stage": Exported("dira_stage", "stage in training, from 1"),
-    "train/samples": Exported("dira_samples_consumed", "samples consumed since the start of the run"),
-    "train/skipped_steps": Exported("dira_skipped_steps", "steps skipped for a value that was not finite", total=True),
-    "train/bad_samples": Exported("dira_bad_samples", "samples replaced because they were unreadable", total=True),
+    "train/images_per_s": PrometheusMetric("dira_images_per_second", "images trained on per second, over all workers"),
+    "train/data_wait_share": PrometheusMetric(
+        "dira_data_wait_share", "share of the time the slowest worker waits for images"
+    ),
+    "train/step_s": PrometheusMetric("dira_step_seconds", "seconds per optimiser step"),
+    "train/memory_peak_bytes": PrometheusMetric("dira_memory_peak_bytes", "peak memory of the fullest worker"),
+    "train/learning_rate": PrometheusMetric("dira_learning_rate", "learning rate"),
+    "train/grad_norm": PrometheusMetric("dira_gradient_norm", "norm of the gradient"),
+    "train/stage": PrometheusMetric("dira_stage", "stage in training, from 1"),
+    "train/samples": PrometheusMetric("dira_samples_consumed", "samples consumed since the start of the run"),
+    "train/skipped_steps": PrometheusMetric(
+        "dira_skipped_steps", "steps skipped for a value that was not finite", total=True
+    ),
+    "train/bad_samples": PrometheusMetric(
+        "dira_bad_samples", "samples replaced because they were unreadable", total=True
+    ),
 }
 LOSS_PREFIX = "train/loss/"
-LOSS = Exported("dira_loss", "loss, unweighted")
-STEP = Exported("dira_step", "optimiser steps taken since the start of the run")
-CHECKPOINT_TIME = Exported("dira_checkpoint_timestamp_seconds", "when the newest checkpoint was committed, Unix time")
-CHECKPOINT_STEP = Exported("dira_checkpoint_step", "optimiser step of the newest checkpoint")
+LOSS = PrometheusMetric("dira_loss", "loss, unweighted")
+STEP = PrometheusMetric("dira_step", "optimiser steps taken since the start of the run")
+CHECKPOINT_TIME = PrometheusMetric(
+    "dira_checkpoint_timestamp_seconds", "when the newest checkpoint was committed, Unix time"
+)
+CHECKPOINT_STEP = PrometheusMetric("dira_checkpoint_step", "optimiser step of the newest checkpoint")
 
 
 class JobMetrics:
@@ -73,7 +81,7 @@ class JobMetrics:
         self._record(CHECKPOINT_TIME, time.time())
         self._record(CHECKPOINT_STEP, step)
 
-    def _record(self, exported: Exported, value: float, **labels: str) -> None:
+    def _record(self, exported: PrometheusMetric, value: float, **labels: str) -> None:
         labels = {"job": self._job, **labels}
         if exported.name not in self._series:
             kind = Counter if exported.total else Gauge

@@ -24,14 +24,14 @@ class JobStoppedError(JobFailedError):
     """The job was asked to stop before its end; the message says how to go on."""
 
 
-def fit_until_stopped(fit: Callable[[], object], board: Any, start_timeout_s: float) -> bool:
+def fit_until_stopped(fit: Callable[[], object], coordinator: Any, start_timeout_s: float) -> bool:
     """Call ``fit``; when a signal comes, have the workers save and stop first.
 
     It runs in a thread, for Ray Train would take the main thread's signals and save nothing.
 
     Args:
         fit: blocks until the training has ended.
-        board: handle of the job's board.
+        coordinator: handle of the job's coordinator.
         start_timeout_s: how long workers are waited for, each time that there are none.
 
     Returns:
@@ -55,28 +55,28 @@ def fit_until_stopped(fit: Callable[[], object], board: Any, start_timeout_s: fl
     with _heard_signals() as signals:
         while thread.is_alive() and not signals:
             thread.join(_POLL_S)
-            waited_s = ray.get(board.without_workers_s.remote())
+            waited_s = ray.get(coordinator.without_workers_s.remote())
             if waited_s > start_timeout_s:
-                board.wish.remote("stop")  # whoever comes later goes at once
+                coordinator.request_stop.remote("stop")  # whoever comes later goes at once
                 raise TimeoutError(f"workers were waited for for {waited_s:.0f} s")
         stopped = thread.is_alive()
         if stopped:
-            _stop(thread, board, signals)
+            _stop(thread, coordinator, signals)
     if raised:
         raise raised[0]
     return stopped
 
 
-def _stop(fitting: threading.Thread, board: Any, signals: list[int]) -> None:
+def _stop(fitting: threading.Thread, coordinator: Any, signals: list[int]) -> None:
     """Wait for the workers to save, as long as there are workers."""
-    board.warn.remote("stopping: the workers save first; the same signal again stops at once")
-    ray.get(board.wish.remote("stop"))
+    coordinator.warn.remote("stopping: the workers save first; the same signal again stops at once")
+    ray.get(coordinator.request_stop.remote("stop"))
     alone_since_s = time.monotonic()
     while fitting.is_alive():
         fitting.join(_POLL_S)
         if len(signals) > 1:
             raise KeyboardInterrupt
-        if ray.get(board.anybody_there.remote()):
+        if ray.get(coordinator.anybody_there.remote()):
             alone_since_s = time.monotonic()
         elif time.monotonic() - alone_since_s > _GONE_AFTER_S:
             return  # nobody works, and nobody would come to hear it

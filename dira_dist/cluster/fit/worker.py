@@ -10,11 +10,11 @@ import torch
 from torch import distributed
 
 from dira_dist.cluster.fit.failures import LASTING_ERRORS, MovedError, advice_on_memory, is_out_of_memory, is_timeout
-from dira_dist.cluster.fit.heartbeat import Lifeline
-from dira_dist.cluster.fit.reporter import Journal, Silence
+from dira_dist.cluster.fit.heartbeat import Heartbeat
+from dira_dist.cluster.fit.reporter import NullReporter, Reporter
 from dira_dist.data.batch import Batch
 from dira_dist.data.shards import ShardSetIndex
-from dira_dist.data.store import Patience, open_store
+from dira_dist.data.store import RetryPolicy, open_store
 from dira_dist.data.stream import ShardStream
 from dira_dist.jobs.job import LoadedJob, PretrainJob
 from dira_dist.models.pretrained import starting_weights
@@ -29,8 +29,8 @@ from dira_dist.training.state import Checkpoint
 from dira_dist.training.step import Networks, Precision, TrainStep, build_networks
 from dira_dist.views import Views, make_views
 
-# The writer of checkpoints has a patience of its own, without end, and tells of trouble as soon as it knows.
-SHORT_PATIENCE = Patience(give_up_s=3.0, read_timeout_s=60.0)
+# The writer of checkpoints tries again without end, and reports a failure as soon as it knows.
+SHORT_RETRY = RetryPolicy(timeout_s=3.0, read_timeout_s=60.0)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class WorkerSetup:
         index: of the training set.
         tracking: the job's, its address settled on the driver.
         run_id: MLflow run; empty without tracking.
-        board: handle of the job's board.
+        coordinator: handle of the job's coordinator.
     """
 
     loaded: LoadedJob
@@ -49,7 +49,7 @@ class WorkerSetup:
     plan: Plan
     tracking: TrackingConfig
     run_id: str
-    board: Any
+    coordinator: Any
 
 
 def train_worker(setup: WorkerSetup) -> None:
@@ -59,29 +59,35 @@ def train_worker(setup: WorkerSetup) -> None:
         MovedError: the run goes on elsewhere, from what was saved.
         RuntimeError: another worker hangs, and is named.
     """
-    heard = gather(ray.get([setup.board.fatal.remote(), setup.board.wished.remote()]))
-    if any(fatal or wish == "stop" for fatal, wish in heard):  # all or none: nobody may wait for one that has gone
+    heard = gather(ray.get([setup.coordinator.fatal.remote(), setup.coordinator.requested.remote()]))
+    if any(
+        fatal or request == "stop" for fatal, request in heard
+    ):  # all or none: nobody may wait for one that has gone
         return  # Ray restarts the workers after any error; the driver tells the reason
     rank, device = ray.train.get_context().get_world_rank(), ray.train.torch.get_device()
     try:
-        with Lifeline(setup.board, rank, device) as lifeline:
-            _train(setup, device, lifeline)
+        with Heartbeat(setup.coordinator, rank, device) as heartbeat:
+            _train(setup, device, heartbeat)
     except LASTING_ERRORS as error:
-        ray.get(setup.board.give_up.remote(f"worker {rank}: {type(error).__name__}: {error}"))
+        ray.get(setup.coordinator.give_up.remote(f"worker {rank}: {type(error).__name__}: {error}"))
         raise
     except InterruptedRunError as error:
-        if ray.get(setup.board.wished.remote()) != "stop":  # to Ray Train a worker that returns has finished the job
+        if (
+            ray.get(setup.coordinator.requested.remote()) != "stop"
+        ):  # to Ray Train a worker that returns has finished the job
             raise MovedError(str(error)) from None
     except Exception as error:
         if is_out_of_memory(error):
             advice = advice_on_memory(setup.loaded.job, device, error)
-            ray.get(setup.board.give_up.remote(f"worker {rank}: {advice}"))
-        elif is_timeout(error) and (laggard := ray.get(setup.board.laggard.remote())):
-            raise RuntimeError(f"the workers waited {setup.loaded.job.guards.hang_timeout_s:g} s: {laggard}") from error
+            ray.get(setup.coordinator.give_up.remote(f"worker {rank}: {advice}"))
+        elif is_timeout(error) and (straggler := ray.get(setup.coordinator.straggler.remote())):
+            raise RuntimeError(
+                f"the workers waited {setup.loaded.job.guards.hang_timeout_s:g} s: {straggler}"
+            ) from error
         raise
 
 
-def _train(setup: WorkerSetup, device: torch.device, lifeline: Lifeline) -> None:
+def _train(setup: WorkerSetup, device: torch.device, heartbeat: Heartbeat) -> None:
     """Train from the newest whole checkpoint, or from the start."""
     job = setup.loaded.job
     resumed = _newest_checkpoint(setup, device)
@@ -89,18 +95,18 @@ def _train(setup: WorkerSetup, device: torch.device, lifeline: Lifeline) -> None
     weights = start.weights if start else None
     model = job.model.model_copy(update={"init": None})
     networks = build_networks(model, job.method, job.adversarial, seed=job.seed, weights=weights).to(device)
-    journal = _open_journal(setup, resumed, device)
+    reporter = _open_reporter(setup, resumed, device)
     if start:
-        journal.started_from(start.report)
+        reporter.started_from(start.report)
     training = Training(
         plan=setup.plan,
         device=device,
-        open_stream=lambda span, position: lifeline.watched(_open_stream(setup, span, position), position.step),
+        open_stream=lambda span, position: heartbeat.watched(_open_stream(setup, span, position), position.step),
         make_views=lambda batch, span: _make_views(job, batch, span, device),
         make_step=lambda span: _make_step(job, networks, span, device),
-        tracker=journal,
-        checkpointer=journal,
-        interruption=lifeline,
+        tracker=reporter,
+        checkpointer=reporter,
+        interruption=heartbeat,
         seed=(job.seed + ray.train.get_context().get_world_rank()) << 32,
         log_every_steps=job.tracking.log_every_steps,
         max_nonfinite_steps=job.guards.max_nonfinite_steps,
@@ -108,18 +114,18 @@ def _train(setup: WorkerSetup, device: torch.device, lifeline: Lifeline) -> None
     position, tensors = (resumed.position, resumed.tensors) if resumed else (Position(), None)
     try:
         train(training, position, tensors)
-        journal.drain()
+        reporter.drain()
     except InterruptedRunError as error:
-        lifeline.at("saving", error.position.step)
-        journal.drain()
-        journal.left(error.position)
+        heartbeat.at("saving", error.position.step)
+        reporter.drain()
+        reporter.left(error.position)
         raise
     finally:
-        journal.close()
+        reporter.close()
 
 
-def _open_journal(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> Journal | Silence:
-    """The journal of the run on the first worker, silence on all others; a collective."""
+def _open_reporter(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> Reporter | NullReporter:
+    """The reporter of the run on the first worker, silence on all others; a collective."""
     context = ray.train.get_context()
     hosts = gather(host_row(context.get_world_rank(), device))
     start, pending = (resumed.position, resumed.pending_metrics) if resumed else (Position(), [])
@@ -128,10 +134,10 @@ def _open_journal(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.
     if setup.run_id and (first or (measures and context.get_local_rank() == 0)):  # each node's first measures it
         run = TrackingRun.attach(setup.tracking, setup.run_id, pending if first else [])
     if not first:
-        return Silence(setup.loaded, run)
+        return NullReporter(setup.loaded, run)
     run.log_table(hosts, f"hosts/step-{start.step}.json")
-    store = open_store(setup.loaded.job.run_folder, SHORT_PATIENCE)
-    return Journal(setup.loaded, store, run, setup.board, start)
+    store = open_store(setup.loaded.job.run_folder, SHORT_RETRY)
+    return Reporter(setup.loaded, store, run, setup.coordinator, start)
 
 
 def _newest_checkpoint(setup: WorkerSetup, device: torch.device) -> Checkpoint | None:
@@ -145,7 +151,7 @@ def _newest_checkpoint(setup: WorkerSetup, device: torch.device) -> Checkpoint |
     first = context.get_world_rank() == 0
     name, checkpoint = "", None
     if first:
-        found = folder.newest_whole(lambda warning: setup.board.warn.remote(warning))
+        found = folder.newest_whole(lambda warning: setup.coordinator.warn.remote(warning))
         name, checkpoint = found or ("", None)
     if context.get_world_size() > 1:
         chosen = [name]

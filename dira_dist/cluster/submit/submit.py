@@ -14,7 +14,7 @@ from dira_dist.data.shards import INDEX_NAME
 from dira_dist.environment import environment
 from dira_dist.jobs.job import load_job
 
-# A stopped job's workers save first; Ray's own patience with its driver is 3 s.
+# A stopped job's workers save first; Ray itself waits 3 s for its driver.
 STOP_WAIT_VARIABLE, STOP_WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 600
 # What a working tree holds that no job needs, beside shard sets; Ray uploads everything else, up to its own limit.
 _LEFT_OUT = [".git", ".venv", "**/__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "quickstart", "runs"]

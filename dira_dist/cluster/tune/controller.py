@@ -1,4 +1,4 @@
-"""Where all that happens in a search comes together: its record, its parent run in MLflow, what is to be tried next."""
+"""Where all that happens in a search comes together: its state, its parent run in MLflow, what is to be tried next."""
 
 import threading
 import time
@@ -15,8 +15,8 @@ from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, StoreError, open_store
 from dira_dist.jobs.job import dump_job
 from dira_dist.jobs.search_plan import SearchPlan
-from dira_dist.runs.run import read_record
-from dira_dist.search.ledger import REFUSED, SearchRecord, Trial, of_search
+from dira_dist.runs.run import read_run
+from dira_dist.search.ledger import REFUSED, SearchState, Trial, of_search
 from dira_dist.search.overview import describe, seconds_left
 from dira_dist.search.pictures import search_pictures
 from dira_dist.search.ranking import Ranking, conclude, ranked
@@ -28,7 +28,7 @@ CLOSE_S = 30.0
 WINNER_FILE, TABLE_FILE = "best.yaml", "search.md"
 
 
-class Desk:
+class SearchController:
     """The driver's side of a search, from its first write to its end; a context manager.
 
     Tune's loop calls it, and must not be held up: pictures and MLflow are a thread's work.
@@ -36,35 +36,35 @@ class Desk:
     Args:
         plan: of the search.
         store: of the search's folder.
-        record: the search as it stood before.
+        state: the search as it stood before.
         console: for warnings.
     """
 
-    def __init__(self, plan: SearchPlan, store: Store, record: SearchRecord, console: Console) -> None:
+    def __init__(self, plan: SearchPlan, store: Store, state: SearchState, console: Console) -> None:
         self.plan, self.planned, self.to_run = plan, plan.most_trials, 0
-        self._store, self._record, self._console = store, record, console
+        self._store, self._state, self._console = store, state, console
         self._waiting: deque[Trial] = deque()
         self._handed_out: set[str] = set()
         self._suggestions: Suggestions | None = None
         self._lock = threading.RLock()
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="search")
-        self._in_trouble: set[str] = set()
-        self._began_s, self._steps_before = time.monotonic(), {trial.name: trial.step for trial in record.trials}
+        self._failing: set[str] = set()
+        self._began_s, self._steps_before = time.monotonic(), {trial.name: trial.step for trial in state.trials}
         self._run: TrackingRun | NullRun = NullRun()
 
-    def __enter__(self) -> "Desk":
+    def __enter__(self) -> "SearchController":
         loaded = self.plan.loaded
         tags = {"dira.search": loaded.job.name, "dira.version": __version__}
-        name, known = loaded.job.name, self._record.run_id or None
-        self._run = open_run(self._tracking, name, loaded.record, tags, known, folder=self._store.address)
-        if not self._record.run_id:
-            self._run.log_text(dump_job(loaded.record), "job.yaml")
-        self._keep(replace(self._record, run_id=self._run.run_id))
+        name, known = loaded.job.name, self._state.run_id or None
+        self._run = open_run(self._tracking, name, loaded.public, tags, known, folder=self._store.address)
+        if not self._state.run_id:
+            self._run.log_text(dump_job(loaded.public), "job.yaml")
+        self._keep(replace(self._state, run_id=self._run.run_id))
         self._run.claimed()
         for trial in self.trials:
             if trial.status == "running":  # for a driver that is gone
                 self._change(trial.name, status="waiting")
-        for trial in self._record.trials:
+        for trial in self._state.trials:
             if trial.status == "stopped" and not trial.run_id:  # a driver was lost between the two
                 self._beside(self._close_run, trial, trial.reason)
         return self
@@ -86,11 +86,11 @@ class Desk:
     @property
     def _tracking(self) -> Any:
         """Tracking without measuring the machine: the trials' workers do."""
-        return self.plan.loaded.job.tracking.located().model_copy(update={"system_metrics_every_s": 0.0})
+        return self.plan.loaded.job.tracking.resolve_paths().model_copy(update={"system_metrics_every_s": 0.0})
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        return self._record.trials
+        return self._state.trials
 
     @property
     def run_id(self) -> str:
@@ -146,17 +146,17 @@ class Desk:
     def started(self, name: str) -> None:
         self._change(name, status="running")
 
-    def judged(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
-        """A judgement came in, perhaps one that is known."""
+    def evaluated(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """An evaluation came in, perhaps one that is known."""
         with self._lock:
-            self._put(self._trial(name).judged(step, dict(metrics)))
+            self._put(self._trial(name).evaluated(step, dict(metrics)))
 
     def ended(self, name: str, **how: Any) -> None:
         """A trial came to its end by itself, well or badly."""
         self._handed_out.discard(name)
         trial = self._change(name, **how)
         if trial.status == "finished":
-            trial = self._change(name, reason=trial.not_judged_at_end)
+            trial = self._change(name, reason=trial.not_evaluated_at_end)
         if trial.reason:
             self._console.print(f"trial {name}: {trial.reason}", markup=False, highlight=False)
         self._settle(trial)
@@ -179,17 +179,17 @@ class Desk:
         """The end: ranking, table, the winner's job file and the last pictures, in storage and in the parent run.
 
         Raises:
-            JobFailedError: no trial was trained to its end and judged there.
+            JobFailedError: no trial was trained to its end and evaluated there.
         """
         ranking = conclude(self.trials, self.plan.goal)
         if ranking is None:
             reasons = "\n  ".join(f"{trial.name}: {trial.reason or trial.status}" for trial in self.trials)
             raise JobFailedError(
-                f"{self.plan.loaded.job.name}: no trial was trained to its end and judged there:\n  {reasons}"
+                f"{self.plan.loaded.job.name}: no trial was trained to its end and evaluated there:\n  {reasons}"
             )
         winner = self.plan.winner(ranking.winner.params)
         table = "\n".join([*ranking.table(), "", *ranking.notes(), ranking.verdict(), ""])
-        for name, text in ((WINNER_FILE, dump_job(winner.record)), (TABLE_FILE, table)):
+        for name, text in ((WINNER_FILE, dump_job(winner.public)), (TABLE_FILE, table)):
             self._store.write_bytes(name, text.encode())
             self._run.log_text(text, name)
         self._run.set_tags({"dira.verdict": ranking.verdict(), "dira.winner": ranking.winner.name})
@@ -198,8 +198,8 @@ class Desk:
 
     def concluded(self, outcome: Mapping[str, Any]) -> None:
         """Write down that the search is over; a store that is away now ends it with an error."""
-        self._record = replace(self._record, outcome=dict(outcome))
-        self._record.write(self._store)
+        self._state = replace(self._state, outcome=dict(outcome))
+        self._state.write(self._store)
 
     def line(self) -> str:
         """How far it is, for a person."""
@@ -221,16 +221,16 @@ class Desk:
             return trial
 
     def _put(self, trial: Trial) -> None:
-        self._keep(self._record.with_trial(trial))
+        self._keep(self._state.with_trial(trial))
 
-    def _keep(self, record: SearchRecord) -> None:
-        """Trouble with the storage loses nothing as long as this process lives: the next event is written with all."""
+    def _keep(self, state: SearchState) -> None:
+        """Retrier with the storage loses nothing as long as this process lives: the next event is written with all."""
         with self._lock:
-            self._record = record
+            self._state = state
             try:
-                record.write(self._store)
+                state.write(self._store)
             except StoreError as error:
-                self._console.print(f"warning: the search's record waits: {error}", markup=False, highlight=False)
+                self._console.print(f"warning: the search's state waits: {error}", markup=False, highlight=False)
 
     def _settle(self, trial: Trial) -> None:
         if self._suggestions is not None and trial.seed is None:
@@ -241,14 +241,14 @@ class Desk:
         self._aside.submit(self._guarded, work, *arguments)
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Nobody looks at what becomes of a thread's work: trouble is told once for each kind, and ends no search."""
+        """A failure of work done beside the search ends no search: it is reported, once for each kind of work."""
         try:
             work(*arguments)
         except Exception as error:  # whatever a plotting library or MLflow raises
-            if work.__name__ not in self._in_trouble:
+            if work.__name__ not in self._failing:
                 text = f"warning: the search's page in MLflow is not up to date: {error!r}"
                 self._console.print(text, markup=False, highlight=False)
-            self._in_trouble.add(work.__name__)
+            self._failing.add(work.__name__)
 
     def _picture(self) -> None:
         """The state of the search in the parent run: figures and pictures by the number of trials that ended."""
@@ -264,13 +264,13 @@ class Desk:
 
     def _close_run(self, trial: Trial, reason: str) -> None:
         """End the MLflow run of a trial whose process is gone, with the reason why."""
-        location = self.plan.loaded.job.located().checkpoint.storage.rstrip("/")
+        location = self.plan.loaded.job.resolve_paths().checkpoint.storage.rstrip("/")
         try:
-            record = read_record(open_store(f"{location}/{trial.name}"))
-            if record is None or not record.run_id:
+            state = read_run(open_store(f"{location}/{trial.name}"))
+            if state is None or not state.run_id:
                 return
-            TrackingRun.attach(self._tracking, record.run_id).finish("KILLED", reason, CLOSE_S)
-            self._change(trial.name, run_id=record.run_id)
+            TrackingRun.attach(self._tracking, state.run_id).finish("KILLED", reason, CLOSE_S)
+            self._change(trial.name, run_id=state.run_id)
         except (StoreError, RequestError) as error:
             self._console.print(
                 f"warning: {trial.name} is not closed in MLflow: {error}", markup=False, highlight=False
@@ -282,18 +282,18 @@ def trial_name(plan: SearchPlan, number: int) -> str:
     return f"{plan.loaded.job.name}-{number:03d}"
 
 
-class DeskView:
-    """Shows the desk's line while a ``with`` block runs: live on a terminal, now and then elsewhere."""
+class SearchProgress:
+    """Shows the controller's line while a ``with`` block runs: live on a terminal, now and then elsewhere."""
 
     POLL_S = 1.0
     LINE_EVERY_S = 30.0
 
-    def __init__(self, desk: Desk, console: Console) -> None:
-        self._desk, self._console = desk, console
+    def __init__(self, controller: SearchController, console: Console) -> None:
+        self._controller, self._console = controller, console
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
-    def __enter__(self) -> "DeskView":
+    def __enter__(self) -> "SearchProgress":
         self._thread.start()
         return self
 
@@ -303,13 +303,13 @@ class DeskView:
 
     def _show(self) -> None:
         if self._console.is_terminal:
-            with self._console.status(self._desk.line()) as status:
+            with self._console.status(self._controller.line()) as status:
                 while not self._stop.wait(self.POLL_S):
-                    status.update(self._desk.line())
+                    status.update(self._controller.line())
             return
         shown, shown_at_s = "", 0.0
         while not self._stop.wait(self.POLL_S):
-            line = self._desk.line()
+            line = self._controller.line()
             events = line.partition(";")[0]  # what is counted; the rest changes with every second
             if events != shown or time.monotonic() - shown_at_s >= self.LINE_EVERY_S:
                 self._console.print(line, markup=False, highlight=False)

@@ -12,17 +12,17 @@ from rich.console import Console
 from dira_dist.cluster.capacity import cluster_grows
 from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
 from dira_dist.cluster.session import gpus_per_worker, ray_session
-from dira_dist.cluster.tune.controller import WINNER_FILE, Desk, DeskView, trial_name
-from dira_dist.cluster.tune.tuner import scheduler_of, work_off
+from dira_dist.cluster.tune.controller import WINNER_FILE, SearchController, SearchProgress, trial_name
+from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError, flatten
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import Store, StoreError, check_reachable, open_store
 from dira_dist.jobs.job import LoadedSearch, ResourcesConfig
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.runs.lease import sole_driver
-from dira_dist.runs.run import differing_keys, read_record
-from dira_dist.search.fitting import Share, trials_that_fit
-from dira_dist.search.ledger import REFUSED, SearchRecord, Trial, of_search, read_search
+from dira_dist.runs.run import differing_keys, read_run
+from dira_dist.search.fitting import ResourceRequest, trials_that_fit
+from dira_dist.search.ledger import REFUSED, SearchState, Trial, of_search, read_search
 from dira_dist.search.ranking import candidates
 from dira_dist.search.suggestions import Suggestions
 
@@ -37,13 +37,13 @@ BASE_MAY_CHANGE = (
     "data.bad_sample_budget",
     "data.cache",
     "data.loader_workers",
-    "data.storage_patience_s",
+    "data.storage_timeout_s",
     "evaluation.threads",
     "execution.compile",
     "guards",
     "model.gradient_checkpointing",
 )
-JUDGED_ON = ("data.val", "probe.train", "probe.val")  # likewise, where the record has their digests
+EVALUATED_ON = ("data.val", "probe.train", "probe.val")  # likewise, where the state has their digests
 
 
 @dataclass(frozen=True)
@@ -101,59 +101,57 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
         JobFailedError: no trial could be trained to its end, or the search was stopped; the same call goes on.
     """
     plan = plan_search(loaded)
-    located = loaded.job.located()
+    located = loaded.job.resolve_paths()
     check_reachable(located.checkpoint.storage, write=True)
     store = open_store(located.run_folder)
     console = console or Console(file=sys.stderr, soft_wrap=True)
     wanted = _wanted(loaded, plan)
-    record = claim_search(store, wanted)
-    if record.outcome:
-        return SearchOutcome(**{**record.outcome, "already_done": True})
+    state = claim_search(store, wanted)
+    if state.outcome:
+        return SearchOutcome(**{**state.outcome, "already_done": True})
     with ray_session(located.resources), signals_interrupt():
         side_by_side = trials_at_once(plan)
         with sole_driver(store, console):  # another driver may have ended only now
             return _searched(plan, store, claim_search(store, wanted), console, side_by_side)
 
 
-def _searched(
-    plan: SearchPlan, store: Store, record: SearchRecord, console: Console, side_by_side: int
-) -> SearchOutcome:
+def _searched(plan: SearchPlan, store: Store, state: SearchState, console: Console, side_by_side: int) -> SearchOutcome:
     name, way_on = plan.loaded.job.name, f"what it found is in {store.address}, and the same command goes on"
     try:
-        with Desk(plan, store, record, console) as desk, DeskView(desk, console):
-            _search(desk, side_by_side)
-            _confirm(desk, side_by_side)
-            return _concluded(desk)
+        with SearchController(plan, store, state, console) as controller, SearchProgress(controller, console):
+            _search(controller, side_by_side)
+            _confirm(controller, side_by_side)
+            return _concluded(controller)
     except StoreError as error:
         raise JobFailedError(f"{name} failed: {error}\n{way_on}") from error
     except KeyboardInterrupt:
         raise JobStoppedError(f"{name} was stopped; {way_on}") from None
 
 
-def _concluded(desk: Desk) -> SearchOutcome:
-    ranking = desk.conclude()
+def _concluded(controller: SearchController) -> SearchOutcome:
+    ranking = controller.conclude()
     outcome = SearchOutcome(
-        name=desk.plan.loaded.job.name,
-        run_id=desk.run_id,
-        page=desk.page,
+        name=controller.plan.loaded.job.name,
+        run_id=controller.run_id,
+        page=controller.page,
         winner=ranking.winner.number,
-        best=desk.address(WINNER_FILE),
+        best=controller.address(WINNER_FILE),
         verdict=ranking.verdict(),
         table=list(ranking.table()),
         notes=list(ranking.notes()),
-        counts=dict(Counter(trial.status for trial in desk.trials)),
+        counts=dict(Counter(trial.status for trial in controller.trials)),
     )
-    desk.concluded(asdict(outcome))
+    controller.concluded(asdict(outcome))
     return outcome
 
 
-def _wanted(loaded: LoadedSearch, plan: SearchPlan) -> SearchRecord:
-    sets = loaded.job.located().shard_sets()
-    judged_on = {name: read_index(address).digest for name, address, _ in sets if name != "train"}
-    return SearchRecord(loaded.record, plan.facts.train.digest, judged_on=judged_on)
+def _wanted(loaded: LoadedSearch, plan: SearchPlan) -> SearchState:
+    sets = loaded.job.resolve_paths().shard_sets()
+    evaluated_on = {name: read_index(address).digest for name, address, _ in sets if name != "train"}
+    return SearchState(loaded.public, plan.facts.train.digest, evaluated_on=evaluated_on)
 
 
-def claim_search(store: Store, wanted: SearchRecord) -> SearchRecord:
+def claim_search(store: Store, wanted: SearchState) -> SearchState:
     """The search this job goes on with. Nothing is written here.
 
     Raises:
@@ -161,7 +159,7 @@ def claim_search(store: Store, wanted: SearchRecord) -> SearchRecord:
     """
     existing = read_search(store)
     if existing is None:
-        if read_record(store) is not None:
+        if read_run(store) is not None:
             raise RequestError(
                 f"{store.address}: a pretraining run of this name is there; give the search another name"
             )
@@ -174,12 +172,12 @@ def claim_search(store: Store, wanted: SearchRecord) -> SearchRecord:
         )
     there, here = existing.job["search"], wanted.job["search"]
     outcome = {} if any(here[key] > there[key] for key in MAY_GROW) else existing.outcome
-    return replace(existing, job=wanted.job, outcome=outcome, judged_on=wanted.judged_on)
+    return replace(existing, job=wanted.job, outcome=outcome, evaluated_on=wanted.evaluated_on)
 
 
-def _differing_keys(existing: SearchRecord, wanted: SearchRecord) -> Iterator[str]:
+def _differing_keys(existing: SearchState, wanted: SearchState) -> Iterator[str]:
     there, here = existing.job["base"], wanted.job["base"]
-    may_change = BASE_MAY_CHANGE + (JUDGED_ON if existing.judged_on else ())
+    may_change = BASE_MAY_CHANGE + (EVALUATED_ON if existing.evaluated_on else ())
     # no stage may be made longer: trials that ended have all of them behind them
     for line in differing_keys(there, here, stages_passed=len(there["stages"]), may_change=may_change):
         yield f"base.{line}"
@@ -190,14 +188,14 @@ def _differing_keys(existing: SearchRecord, wanted: SearchRecord) -> Iterator[st
             yield f"search.{key}: {old.get(key)!r} there, {new.get(key)!r} here"
 
 
-def _differing_images(existing: SearchRecord, wanted: SearchRecord) -> Iterator[str]:
-    """A set that is judged on may not come or go either; a record without digests is compared by addresses."""
+def _differing_images(existing: SearchState, wanted: SearchState) -> Iterator[str]:
+    """A set that is evaluated on may not come or go either; a state without digests is compared by addresses."""
     if existing.train_digest != wanted.train_digest:
         yield f"the training images: digest {existing.train_digest[:12]} there, {wanted.train_digest[:12]} here"
-    for name in sorted({*existing.judged_on, *wanted.judged_on}) if existing.judged_on else ():
-        there, here = existing.judged_on.get(name, "none"), wanted.judged_on.get(name, "none")
+    for name in sorted({*existing.evaluated_on, *wanted.evaluated_on}) if existing.evaluated_on else ():
+        there, here = existing.evaluated_on.get(name, "none"), wanted.evaluated_on.get(name, "none")
         if there != here:
-            yield f"the images that trials are judged on, {name}: digest {there[:12]} there, {here[:12]} here"
+            yield f"the images that trials are evaluated on, {name}: digest {there[:12]} there, {here[:12]} here"
 
 
 def trials_at_once(plan: SearchPlan) -> int:
@@ -236,37 +234,37 @@ def _asked_of_a_growing_cluster(plan: SearchPlan) -> int:
     return min(asked, plan.most_trials)
 
 
-def _shares(resources: ResourcesConfig) -> list[Share]:
-    return [Share(resources.cpus_per_worker, gpus_per_worker(resources))] * resources.max_workers
+def _shares(resources: ResourcesConfig) -> list[ResourceRequest]:
+    return [ResourceRequest(resources.cpus_per_worker, gpus_per_worker(resources))] * resources.max_workers
 
 
-def _search(desk: Desk, side_by_side: int) -> None:
+def _search(controller: SearchController, side_by_side: int) -> None:
     """Train the search's trials: the published weights, then those left unfinished, then new ones."""
-    plan, known = desk.plan, of_search(desk.trials)
+    plan, known = controller.plan, of_search(controller.trials)
     suggestions = Suggestions(plan.loaded.search, plan.space, plan.goal.metrics, plan.goal.modes, known)
     first = [] if known else [Trial(trial_name(plan, 0), 0, dict(plan.published))]
     waiting = first + _left_over(known)
-    desk.begin(waiting, plan.loaded.search.trials - len(first) - len(known), suggestions)
+    controller.begin(waiting, plan.loaded.search.trials - len(first) - len(known), suggestions)
     scheduler = scheduler_of(plan, known)
-    work_off(desk, scheduler, side_by_side)
-    desk.begin(_worth_another_try(of_search(desk.trials)), suggestions=suggestions)
-    work_off(desk, scheduler, side_by_side)
+    run_trials(controller, scheduler, side_by_side)
+    controller.begin(_worth_another_try(of_search(controller.trials)), suggestions=suggestions)
+    run_trials(controller, scheduler, side_by_side)
 
 
-def _confirm(desk: Desk, side_by_side: int) -> None:
+def _confirm(controller: SearchController, side_by_side: int) -> None:
     """Repeat the best trials and the published weights with further seeds, to the end."""
-    plan = desk.plan
+    plan = controller.plan
     first = plan.loaded.job.seed
     wanted = [
         Trial(f"{trial.name}-seed{seed}", trial.number, trial.params, seed)
         for seed in range(first + 1, first + 1 + plan.loaded.search.confirm_seeds)
-        for trial in candidates(desk.trials, plan.goal)
+        for trial in candidates(controller.trials, plan.goal)
     ]
-    known = {trial.name: trial for trial in desk.trials}
-    desk.begin(_left_over(known.get(trial.name, trial) for trial in wanted))
-    work_off(desk, FIFOScheduler(), side_by_side)
-    desk.begin(_worth_another_try(trial for trial in desk.trials if trial.seed is not None))
-    work_off(desk, FIFOScheduler(), side_by_side)
+    known = {trial.name: trial for trial in controller.trials}
+    controller.begin(_left_over(known.get(trial.name, trial) for trial in wanted))
+    run_trials(controller, FIFOScheduler(), side_by_side)
+    controller.begin(_worth_another_try(trial for trial in controller.trials if trial.seed is not None))
+    run_trials(controller, FIFOScheduler(), side_by_side)
 
 
 def _worth_another_try(trials: Iterable[Trial]) -> list[Trial]:

@@ -37,7 +37,7 @@ class TrialSetup:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Evaluated:
     step: int
     metrics: dict[str, float]
 
@@ -50,21 +50,21 @@ class _Ended:
 
 
 class TrialDriver(tune.Trainable):
-    """Hands out the judgements of a pretraining job one by one, and at last how it ended.
+    """Hands out the evaluations of a pretraining job one by one, and at last how it ended.
 
-    When Tune stops the trial, its process ends, and with it everything that it owns: workers, judges, controller.
+    When Tune stops the trial, its process ends, and with it everything that it owns: workers, evaluates, controller.
     """
 
     def setup(self, config: dict[str, Any], setup: TrialSetup) -> None:
         os.environ.update(setup.environment)
         os.chdir(setup.folder)
         self._setup, self._trial = setup, config["trial"]
-        self._events: queue.SimpleQueue[_Judged | _Ended | ray.exceptions.RayError] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Evaluated | _Ended | ray.exceptions.RayError] = queue.SimpleQueue()
         self._total_steps = 0
         threading.Thread(target=self._run, name="trial", daemon=True).start()
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next judgement, or for the end."""
+        """Wait for the next evaluation, or for the end."""
         event = self._events.get()
         if isinstance(event, ray.exceptions.RayError):
             raise event  # Tune begins this process anew, and the job goes on from its checkpoint
@@ -72,9 +72,9 @@ class TrialDriver(tune.Trainable):
             ended = {"status": event.status, "reason": event.reason, "run_id": event.run_id}
             return {OBJECTIVE: float("nan"), "ended": ended, "done": True}
         scores = self._setup.plan.goal.scores(event.metrics)
-        judged = {"step": event.step, "metrics": event.metrics}
+        evaluated = {"step": event.step, "metrics": event.metrics}
         rung = {RUNG_STEP: event.step} if scores and event.step < self._total_steps else {}
-        return {OBJECTIVE: scores[0] if scores else float("nan"), "judged": judged, **rung}
+        return {OBJECTIVE: scores[0] if scores else float("nan"), "evaluated": evaluated, **rung}
 
     def _run(self) -> None:
         try:
@@ -93,9 +93,9 @@ class TrialDriver(tune.Trainable):
         loaded = plan.trial(trial["name"], trial["params"], trial["seed"])
         self._total_steps = plan.steps(loaded.job)
         tags = {**self._setup.tags, "dira.trial": str(trial["number"])}
-        outcome = pretrain(loaded, console=Console(quiet=True), on_judgement=self._judged, tags=tags)
+        outcome = pretrain(loaded, console=Console(quiet=True), on_evaluation=self._evaluated, tags=tags)
         return _Ended("finished", run_id=outcome.run_id)
 
-    def _judged(self, label: str, step: int, metrics: dict[str, float]) -> None:
+    def _evaluated(self, label: str, step: int, metrics: dict[str, float]) -> None:
         if metrics:
-            self._events.put(_Judged(step, metrics))
+            self._events.put(_Evaluated(step, metrics))

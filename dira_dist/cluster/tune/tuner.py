@@ -1,4 +1,4 @@
-"""Ray Tune at work: it runs what lies on a search's desk, and tells the desk what comes of it."""
+"""Ray Tune at work: it runs what lies on a search's controller, and tells the controller what comes of it."""
 
 import gc
 import logging
@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dira_dist.cluster.tune.controller import Desk
+from dira_dist.cluster.tune.controller import SearchController
 from dira_dist.cluster.tune.placement_groups import remove_orphaned_groups
 from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialSetup
 from dira_dist.config import ENV_REFERENCE, JobFailedError, without_credentials
@@ -61,12 +61,12 @@ def scheduler_of(plan: SearchPlan, known: Sequence[Trial]) -> TrialScheduler:
 class _Asha(ASHAScheduler):
     """Knows trials by their own names, and stops no published weights.
 
-    Tune calls a trial that is begun again by another id, and its judgements come once more: they must not count beside
+    Tune calls a trial that is begun again by another id, and its evaluations come once more: they must not count beside
     the first ones. The published weights count at the rungs, but a yardstick that was cut off measures nothing.
     """
 
     def seen_earlier(self, name: str, result: dict[str, Any]) -> None:
-        """A judgement of a trial that is over."""
+        """An evaluation of a trial that is over."""
         super().on_trial_add(None, _Named(name))
         super().on_trial_result(None, _Named(name), result)
 
@@ -91,30 +91,30 @@ class _Named:
     trial_id: str
 
 
-def work_off(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None:
-    """Have Ray Tune run what lies on the desk, again where Tune itself gives up.
+def run_trials(controller: SearchController, scheduler: TrialScheduler, side_by_side: int) -> None:
+    """Have Ray Tune run what lies on the controller, again where Tune itself gives up.
 
     It does when Ray kills one of the trials' processes for want of memory. What it had begun is taken back then, and
     goes on from its checkpoints.
     """
-    most, reasons = desk.plan.loaded.job.resources.max_failures, list[str]()
-    while desk.to_run:
+    most, reasons = controller.plan.loaded.job.resources.max_failures, list[str]()
+    while controller.to_run:
         try:
-            _tune_once(desk, scheduler, side_by_side)
+            _tune_once(controller, scheduler, side_by_side)
         except Exception as error:  # Tune wraps what it does not expect in RuntimeError and TuneError
             reasons.append(without_credentials(f"{type(error).__name__}: {error}").partition("\n")[0])
         else:
             return
         if len(reasons) > most:
-            raise JobFailedError(f"{desk.plan.loaded.job.name} failed: {reasons[-1]}\nthe same command goes on")
+            raise JobFailedError(f"{controller.plan.loaded.job.name} failed: {reasons[-1]}\nthe same command goes on")
         gc.collect()  # the processes of trials end with their last handle
         _wait_for_trials_to_end()
-        desk.take_back(reasons[-1])
+        controller.take_back(reasons[-1])
 
 
-def _tune_once(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None:
-    """What Tune writes by itself is not needed again: the search's record is the desk's."""
-    trainable = tune.with_parameters(TrialDriver, setup=_setup(desk))
+def _tune_once(controller: SearchController, scheduler: TrialScheduler, side_by_side: int) -> None:
+    """What Tune writes by itself is not needed again: the search's record is the controller's."""
+    trainable = tune.with_parameters(TrialDriver, setup=_setup(controller))
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses its own result files, which nobody needs
     with (
         environment(**_TUNE_SETTINGS),
@@ -123,9 +123,9 @@ def _tune_once(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None
         tuner = tune.Tuner(
             tune.with_resources(trainable, {_here(): TRIAL_SHARE}),
             tune_config=tune.TuneConfig(
-                search_alg=_NextTrial(desk),
+                search_alg=_NextTrial(controller),
                 scheduler=scheduler,
-                num_samples=desk.to_run,
+                num_samples=controller.to_run,
                 max_concurrent_trials=side_by_side,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -133,8 +133,8 @@ def _tune_once(desk: Desk, scheduler: TrialScheduler, side_by_side: int) -> None
                 name="tune",
                 storage_path=folder,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=desk.plan.loaded.job.resources.max_failures),
-                callbacks=[_Listener(desk)],
+                failure_config=tune.FailureConfig(max_failures=controller.plan.loaded.job.resources.max_failures),
+                callbacks=[_Listener(controller)],
                 verbose=0,
             ),
         )
@@ -154,14 +154,14 @@ def _wait_for_trials_to_end() -> None:
 
 
 class _NextTrial(Searcher):
-    """Hands out what lies on the desk. Nothing is learned here: the desk hears of results first."""
+    """Hands out what lies on the controller. Nothing is learned here: the controller hears of results first."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, controller: SearchController) -> None:
         super().__init__()
-        self._desk = desk
+        self._controller = controller
 
     def suggest(self, trial_id: str) -> Any:
-        trial = self._desk.next_trial()
+        trial = self._controller.next_trial()
         if trial is None:
             return Searcher.FINISHED
         return {"trial": {"name": trial.name, "number": trial.number, "params": trial.params, "seed": trial.seed}}
@@ -173,7 +173,7 @@ class _NextTrial(Searcher):
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the search's record is the desk's; Tune only wants the file to be there."""
+        """Nothing: the search's record is the controller's; Tune only wants the file to be there."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
@@ -184,10 +184,10 @@ class _NextTrial(Searcher):
 
 
 class _Listener(tune.Callback):
-    """Takes Tune's events to the desk."""
+    """Takes Tune's events to the controller."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk, self._swept_at_s = desk, time.monotonic()
+    def __init__(self, controller: SearchController) -> None:
+        self._controller, self._swept_at_s = controller, time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """What a stopped or lost trial's workers held is given back, or the trials to come would wait for ever."""
@@ -196,23 +196,23 @@ class _Listener(tune.Callback):
             self._swept_at_s = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._desk.started(_name(trial))
+        self._controller.started(_name(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if judged := result.get("judged"):
-            self._desk.judged(_name(trial), judged["step"], judged["metrics"])
+        if evaluated := result.get("evaluated"):
+            self._controller.evaluated(_name(trial), evaluated["step"], evaluated["metrics"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ended = (trial.last_result or {}).get("ended")
         if ended:
-            self._desk.ended(_name(trial), **ended)
+            self._controller.ended(_name(trial), **ended)
         else:
-            self._desk.stopped(_name(trial))
+            self._controller.stopped(_name(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._desk.ended(_name(trial), status="failed", reason="its driving process was lost too often")
+        self._controller.ended(_name(trial), status="failed", reason="its driving process was lost too often")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -222,9 +222,9 @@ def _name(trial: Any) -> str:
     return str(trial.config["trial"]["name"])
 
 
-def _setup(desk: Desk) -> TrialSetup:
-    job = desk.plan.loaded.job
-    tags = {"dira.search": job.name} | ({"mlflow.parentRunId": desk.run_id} if desk.run_id else {})
-    wanted = set(ENV_REFERENCE.findall(str(desk.plan.loaded.base)))
+def _setup(controller: SearchController) -> TrialSetup:
+    job = controller.plan.loaded.job
+    tags = {"dira.search": job.name} | ({"mlflow.parentRunId": controller.run_id} if controller.run_id else {})
+    wanted = set(ENV_REFERENCE.findall(str(controller.plan.loaded.base)))
     handed_on = {name: value for name, value in os.environ.items() if name in wanted or _HANDED_ON.match(name)}
-    return TrialSetup(desk.plan, tags, str(Path.cwd()), handed_on)
+    return TrialSetup(controller.plan, tags, str(Path.cwd()), handed_on)
