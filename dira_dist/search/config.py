@@ -50,7 +50,7 @@ class SearchConfig(Section):
     )
     metric: str | tuple[str, ...] | None = Field(
         None,
-        description="what trials are compared by; probe/auroc where base has a probe, else val/rankme. Several: a front",
+        description="what compares trials; probe/auroc where base has a probe, else val/rankme. Several: a front",
     )
     mode: Mode | tuple[Mode, ...] | None = Field(
         None, description="max or min for each metric; left out, what is better of a figure that the project knows"
