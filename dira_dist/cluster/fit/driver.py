@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import ray
 import ray.train
@@ -13,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
-from dira_dist.cluster.fit.coordinator import start_coordinator
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, start_coordinator
 from dira_dist.cluster.fit.evaluations import EvaluationRunner, EvaluationSetup, OnEvaluation, log_late
 from dira_dist.cluster.fit.failures import COLLATERAL_ERRORS, advice_on_memory
 from dira_dist.cluster.fit.preemption import ControllerWatch
@@ -206,9 +205,9 @@ def _fit(session: _Session, run_id: str, console: Console) -> None:
         )
         try:
             stopped = fit_until_stopped(trainer.fit, coordinator, job.resources.start_timeout_s)
-            cause = ray.get(coordinator.fatal.remote())
+            cause = coordinator.call(Coordinator.fatal)
         except ray.train.TrainingFailedError as error:
-            stopped, cause = False, ray.get(coordinator.fatal.remote()) or _cause(job, error)
+            stopped, cause = False, coordinator.call(Coordinator.fatal) or _cause(job, error)
         except TimeoutError as error:
             stopped, cause = False, _no_room(job.resources, error)
         if cause:
@@ -248,7 +247,7 @@ def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _run_config(job: PretrainJob, scratch: str, coordinator: Any) -> ray.train.RunConfig:
+def _run_config(job: PretrainJob, scratch: str, coordinator: CoordinatorClient) -> ray.train.RunConfig:
     """Checkpoints are this project's own affair: Ray Train is given a scratch folder, and keeps nothing in it."""
     return ray.train.RunConfig(
         name=job.name,

@@ -1,11 +1,10 @@
 """What the first worker writes down: figures to MLflow, Prometheus and the coordinator, checkpoints to the storage."""
 
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ray
-
-from dira_dist.cluster.fit.coordinator import EvaluationRequest
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, EvaluationRequest
 from dira_dist.cluster.fit.prometheus import JobMetrics
 from dira_dist.data.store import Store
 from dira_dist.jobs.job import LoadedJob, PretrainJob
@@ -26,12 +25,17 @@ class Reporter:
         loaded: the job.
         store: of the run's folder.
         run: the job's MLflow run, or none of it.
-        coordinator: handle of the job's coordinator.
+        coordinator: the job's.
         start: where this worker begins.
     """
 
     def __init__(
-        self, loaded: LoadedJob, store: Store, run: TrackingRun | NullRun, coordinator: Any, start: Position
+        self,
+        loaded: LoadedJob,
+        store: Store,
+        run: TrackingRun | NullRun,
+        coordinator: CoordinatorClient,
+        start: Position,
     ) -> None:
         self._job, self._public = loaded.job, loaded.public
         self._store, self._run, self._coordinator = store, run, coordinator
@@ -47,17 +51,17 @@ class Reporter:
             removed=run.log_removal,
             warn=self.warn,
         )
-        setbacks = ray.get(coordinator.resumed.remote(start.step))
+        setbacks = coordinator.call(Coordinator.resumed, start.step, secrets.token_hex(8))
         self._setbacks = {f"train/{name}": count for name, count in setbacks._asdict().items()}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log_metrics({**metrics, **self._setbacks}, step)
         self._metrics.update(metrics, step)
-        self._coordinator.post.remote(step, dict(metrics))
+        self._coordinator.send(Coordinator.post, step, dict(metrics))
 
     def warn(self, warning: str) -> None:
-        """A line for the person in front of the driver."""
-        self._coordinator.warn.remote(warning)
+        """Have the driver show a line."""
+        self._coordinator.send(Coordinator.warn, warning)
 
     def started_from(self, report: ImportReport) -> None:
         """Tell which weights came from ``model.init``, and which did not."""
@@ -85,8 +89,8 @@ class Reporter:
         self._writer.drain(self._job.checkpoint.storage_timeout_s)
 
     def left(self, position: Position) -> None:
-        """Tell the coordinator that the workers have saved and go."""
-        ray.get(self._coordinator.left.remote(position.step))
+        """The workers have saved and are about to leave."""
+        self._coordinator.call(Coordinator.saved, position.step)
 
     def close(self) -> None:
         """Wait, not for ever, until everything has arrived."""
@@ -101,7 +105,8 @@ class Reporter:
         self._metrics.checkpointed(step)
         if checkpoint.label:
             self._labelled[checkpoint.label] = name
-            ray.get(self._coordinator.request_evaluation.remote(EvaluationRequest(checkpoint.label, step, name)))
+            request = EvaluationRequest(checkpoint.label, step, name)
+            self._coordinator.call(Coordinator.request_evaluation, request)
 
     def _spared(self) -> Iterable[str]:
         """The best checkpoint so far, and those that nobody has evaluated yet."""

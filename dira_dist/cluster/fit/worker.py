@@ -1,7 +1,6 @@
 """What runs on each Ray Train worker: a job turned into objects and handed to the training loop."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import ray.train
@@ -9,6 +8,7 @@ import ray.train.torch
 import torch
 from torch import distributed
 
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.cluster.fit.failures import LASTING_ERRORS, MovedError, advice_on_memory, is_out_of_memory, is_timeout
 from dira_dist.cluster.fit.heartbeat import Heartbeat
 from dira_dist.cluster.fit.reporter import NullReporter, Reporter
@@ -41,7 +41,7 @@ class WorkerSetup:
         index: of the training set.
         tracking: the job's, its address settled on the driver.
         run_id: MLflow run; empty without tracking.
-        coordinator: handle of the job's coordinator.
+        coordinator: the job's.
     """
 
     loaded: LoadedJob
@@ -49,7 +49,7 @@ class WorkerSetup:
     plan: Plan
     tracking: TrackingConfig
     run_id: str
-    coordinator: Any
+    coordinator: CoordinatorClient
 
 
 def train_worker(setup: WorkerSetup) -> None:
@@ -59,28 +59,25 @@ def train_worker(setup: WorkerSetup) -> None:
         MovedError: the run goes on elsewhere, from what was saved.
         RuntimeError: another worker hangs, and is named.
     """
-    heard = gather(ray.get([setup.coordinator.fatal.remote(), setup.coordinator.requested.remote()]))
-    if any(
-        fatal or request == "stop" for fatal, request in heard
-    ):  # all or none: nobody may wait for one that has gone
-        return  # Ray restarts the workers after any error; the driver tells the reason
+    coordinator = setup.coordinator
+    over = coordinator.call(Coordinator.fatal) != "" or coordinator.call(Coordinator.requested) == "stop"
+    if any(gather(over)):  # all or none, or the others would wait for those that left
+        return  # Ray restarts the workers after any error; the driver says the reason
     rank, device = ray.train.get_context().get_world_rank(), ray.train.torch.get_device()
     try:
-        with Heartbeat(setup.coordinator, rank, device) as heartbeat:
+        with Heartbeat(coordinator, rank, device) as heartbeat:
             _train(setup, device, heartbeat)
     except LASTING_ERRORS as error:
-        ray.get(setup.coordinator.give_up.remote(f"worker {rank}: {type(error).__name__}: {error}"))
+        coordinator.call(Coordinator.give_up, f"worker {rank}: {type(error).__name__}: {error}")
         raise
     except InterruptedRunError as error:
-        if (
-            ray.get(setup.coordinator.requested.remote()) != "stop"
-        ):  # to Ray Train a worker that returns has finished the job
+        if coordinator.call(Coordinator.requested) != "stop":  # to Ray Train a worker that returns has finished the job
             raise MovedError(str(error)) from None
     except Exception as error:
         if is_out_of_memory(error):
             advice = advice_on_memory(setup.loaded.job, device, error)
-            ray.get(setup.coordinator.give_up.remote(f"worker {rank}: {advice}"))
-        elif is_timeout(error) and (straggler := ray.get(setup.coordinator.straggler.remote())):
+            coordinator.call(Coordinator.give_up, f"worker {rank}: {advice}")
+        elif is_timeout(error) and (straggler := coordinator.call(Coordinator.straggler)):
             raise RuntimeError(
                 f"the workers waited {setup.loaded.job.guards.hang_timeout_s:g} s: {straggler}"
             ) from error
@@ -151,7 +148,7 @@ def _newest_checkpoint(setup: WorkerSetup, device: torch.device) -> Checkpoint |
     first = context.get_world_rank() == 0
     name, checkpoint = "", None
     if first:
-        found = folder.newest_whole(lambda warning: setup.coordinator.warn.remote(warning))
+        found = folder.newest_whole(lambda warning: setup.coordinator.send(Coordinator.warn, warning))
         name, checkpoint = found or ("", None)
     if context.get_world_size() > 1:
         chosen = [name]
