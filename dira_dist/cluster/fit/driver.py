@@ -9,7 +9,6 @@ from functools import partial
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, start_coordinator
@@ -20,6 +19,7 @@ from dira_dist.cluster.fit.progress import ProgressView
 from dira_dist.cluster.fit.stopping import JobStoppedError, fit_until_stopped, signals_interrupt
 from dira_dist.cluster.fit.worker import WorkerSetup, train_worker
 from dira_dist.cluster.folders import check_shared
+from dira_dist.cluster.ray_internals import LoggingConfig, worker_failures
 from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.shards import read_index
@@ -33,7 +33,8 @@ from dira_dist.runs.lease import sole_driver
 from dira_dist.runs.run import RunState, claim
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.history import draw_losses
-from dira_dist.tracking.run import NullRun, TrackingRun, open_run
+from dira_dist.tracking.protocol import Run
+from dira_dist.tracking.run import TrackingRun, open_run
 from dira_dist.training.checkpoints import CheckpointFolder, step_of
 from dira_dist.training.state import Checkpoint
 from dira_dist.version import __version__
@@ -171,7 +172,7 @@ def _pretrain(session: _Session, state: RunState, console: Console) -> Outcome:
     return outcome
 
 
-def _open_run(session: _Session, run_id: str) -> TrackingRun | NullRun:
+def _open_run(session: _Session, run_id: str) -> Run:
     """The job's MLflow run on the driver's side."""
     loaded, train = session.loaded, session.facts.train
     own = {"dira.job": session.job.name, "dira.version": __version__}
@@ -261,7 +262,7 @@ def _run_config(job: PretrainJob, scratch: str, coordinator: CoordinatorClient) 
     )
 
 
-def _draw_losses(session: _Session, run: TrackingRun | NullRun) -> None:
+def _draw_losses(session: _Session, run: Run) -> None:
     """The curves of the whole run as a picture, where its tracking server is there to be asked for them."""
     boundaries = {span.first_step: span.name for span in session.facts.plan.spans}
     try:
@@ -273,7 +274,7 @@ def _draw_losses(session: _Session, run: TrackingRun | NullRun) -> None:
         run.flush()
 
 
-def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
+def _outcome(session: _Session, run: Run) -> Outcome:
     """Register what the last checkpoint holds, and say what came out."""
     job, folder = session.job, CheckpointFolder(session.store)
     newest = folder.newest_whole(lambda warning: None)
@@ -317,7 +318,7 @@ def _published(session: _Session, run_id: str, checkpoint: Checkpoint, quality: 
 
 def _cause(job: PretrainJob, error: ray.train.TrainingFailedError) -> str:
     """What failed first, as far as can be told: not a worker that only lost its connection to the one that did."""
-    failures = {rank: getattr(failure, "_base_exc", failure) for rank, failure in _failures(error).items()}
+    failures = worker_failures(error)
     if not failures:
         return str(error)
     own = {rank: failure for rank, failure in failures.items() if not isinstance(failure, COLLATERAL_ERRORS)}
@@ -325,8 +326,3 @@ def _cause(job: PretrainJob, error: ray.train.TrainingFailedError) -> str:
     if isinstance(failure, ray.exceptions.OutOfMemoryError):
         return f"worker {rank}: {advice_on_memory(job)}"
     return f"worker {rank}: {type(failure).__name__}: {failure}"
-
-
-def _failures(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
-    found: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    return found

@@ -17,7 +17,8 @@ from dira_dist.evaluation.pictures import evaluation_pictures
 from dira_dist.jobs.job import PretrainJob
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation, read_evaluations
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.tracking.protocol import NullRun, Run
+from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder, step_of
 from dira_dist.training.networks import build_networks
 from dira_dist.training.state import Checkpoint
@@ -71,7 +72,7 @@ def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> A
         evaluation = _evaluate(setup.job, checkpoint)
     except (RequestError, ValueError) as error:
         return Answer({}, f"{type(error).__name__}: {error}")
-    run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
+    run: Run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
     _log(run, setup.job, request, evaluation)
     return Answer(evaluation.metrics, logged=run.flush(setup.job.checkpoint.storage_timeout_s))
 
@@ -87,7 +88,7 @@ def _evaluate(job: PretrainJob, checkpoint: Checkpoint) -> Evaluation:
     return evaluator.evaluate(networks.unet, torch.device("cpu"), networks.discriminator.eval() if plays else None)
 
 
-def log_late(run: TrackingRun | NullRun, store: Store) -> None:
+def log_late(run: Run, store: Store) -> None:
     """Record in the MLflow run what did not reach it when it was evaluated; the pictures of that are lost."""
     folder = CheckpointFolder(store)
     there = folder.names()
@@ -102,7 +103,7 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def _log(run: TrackingRun | NullRun, job: PretrainJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
+def _log(run: Run, job: PretrainJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
     address = CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint)
     run.log_checkpoint(address, request.step, _numbers(evaluation.metrics))
     title = f"{job.name}: {request.label}"

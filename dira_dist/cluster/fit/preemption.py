@@ -1,13 +1,13 @@
 """Ray Train's controller, through the coordinator, asks the workers to save before a restart that it plans.
 
-Ray Train restarts all workers when a node is drained or the cluster's size changes, and saves nothing by itself. Its
-controller's states are watched with the callback that Ray's own parts use; there is no public one for them in Ray 2.60.
+Ray Train restarts all workers when a node is drained or the cluster's size changes, and saves nothing by itself.
 """
 
 import time
 
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import (
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
+from dira_dist.cluster.ray_internals import (
+    ControllerCallback,
     PreemptingState,
     ReschedulingState,
     ResizingState,
@@ -16,8 +16,6 @@ from ray.train.v2._internal.execution.controller.state import (
     SchedulingState,
     TrainControllerState,
 )
-
-from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 
 # Beyond what the workers themselves wait for the storage.
 _LEAVING_S = 60.0

@@ -1,8 +1,8 @@
-"""What the first worker writes down: figures to MLflow, Prometheus and the coordinator, checkpoints to the storage."""
+"""What the first worker reports: figures to MLflow, Prometheus and the coordinator, checkpoints to the storage."""
 
 import secrets
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, EvaluationRequest
 from dira_dist.cluster.fit.prometheus import JobMetrics
@@ -10,21 +10,38 @@ from dira_dist.data.store import Store
 from dira_dist.jobs.job import LoadedJob, PretrainJob
 from dira_dist.models.pretrained import ImportReport
 from dira_dist.runs.evaluations import best, read_evaluations
-from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.tracking.protocol import Run
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
+from dira_dist.training.loop import Checkpointer, Tracker
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint
 
 FLUSH_S = 60.0
 
 
+class WorkerReporter(Tracker, Checkpointer, Protocol):
+    """What a worker asks of its reporter: tracker and checkpointer of the training loop, and more around the loop."""
+
+    def started_from(self, report: ImportReport) -> None:
+        """Say which weights came from ``model.init``, and which did not."""
+
+    def drain(self) -> None:
+        """Wait until the last checkpoint is in the storage."""
+
+    def saved(self, position: Position) -> None:
+        """The workers have saved, and are about to leave."""
+
+    def close(self) -> None:
+        """Wait, not for ever, until all figures have arrived."""
+
+
 class Reporter:
-    """Tracker and checkpointer of the training loop on the first worker.
+    """The reporter of the first worker.
 
     Args:
         loaded: the job.
         store: of the run's folder.
-        run: the job's MLflow run, or none of it.
+        run: the job's.
         coordinator: the job's.
         start: where this worker begins.
     """
@@ -33,7 +50,7 @@ class Reporter:
         self,
         loaded: LoadedJob,
         store: Store,
-        run: TrackingRun | NullRun,
+        run: Run,
         coordinator: CoordinatorClient,
         start: Position,
     ) -> None:
@@ -64,7 +81,6 @@ class Reporter:
         self._coordinator.send(Coordinator.warn, warning)
 
     def started_from(self, report: ImportReport) -> None:
-        """Tell which weights came from ``model.init``, and which did not."""
         for line in report.lines():
             self.warn(line)
         self._run.log_text("\n".join(report.lines()), "init.txt")
@@ -88,12 +104,10 @@ class Reporter:
         """
         self._writer.drain(self._job.checkpoint.storage_timeout_s)
 
-    def left(self, position: Position) -> None:
-        """The workers have saved and are about to leave."""
+    def saved(self, position: Position) -> None:
         self._coordinator.call(Coordinator.saved, position.step)
 
     def close(self) -> None:
-        """Wait, not for ever, until everything has arrived."""
         self._writer.close()
         if not self._run.flush(FLUSH_S):
             self.warn(f"not all figures reached the tracking server within {FLUSH_S:g} s; they are kept")
@@ -118,14 +132,14 @@ class Reporter:
 
 
 class NullReporter:
-    """The reporter of all workers but the first: it writes nothing, and is asked when to save all the same.
+    """The reporter of all other workers: it writes nothing, and knows all the same when a checkpoint is due.
 
     Args:
         loaded: the job.
-        run: of a worker that measures its machine for the MLflow run, or none of it.
+        run: of a worker that measures its machine for the MLflow run; otherwise one that records nothing.
     """
 
-    def __init__(self, loaded: LoadedJob, run: TrackingRun | NullRun) -> None:
+    def __init__(self, loaded: LoadedJob, run: Run) -> None:
         self._job, self._run = loaded.job, run
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
@@ -139,7 +153,7 @@ class NullReporter:
 
     def drain(self) -> None: ...
 
-    def left(self, position: Position) -> None: ...
+    def saved(self, position: Position) -> None: ...
 
     def close(self) -> None:
         self._run.flush(FLUSH_S)

@@ -11,7 +11,7 @@ from torch import distributed
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.cluster.fit.failures import LASTING_ERRORS, MovedError, advice_on_memory, is_out_of_memory, is_timeout
 from dira_dist.cluster.fit.heartbeat import Heartbeat
-from dira_dist.cluster.fit.reporter import NullReporter, Reporter
+from dira_dist.cluster.fit.reporter import NullReporter, Reporter, WorkerReporter
 from dira_dist.data.batch import Batch
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.store import RetryPolicy, open_store
@@ -20,8 +20,9 @@ from dira_dist.jobs.job import LoadedJob, PretrainJob
 from dira_dist.models.pretrained import starting_weights
 from dira_dist.objectives.collectives import gather
 from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.protocol import NullRun, Run
 from dira_dist.tracking.provenance import host_row
-from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
 from dira_dist.training.stages import Plan, Position, StageSpan
@@ -115,19 +116,19 @@ def _train(setup: WorkerSetup, device: torch.device, heartbeat: Heartbeat) -> No
     except InterruptedRunError as error:
         heartbeat.at("saving", error.position.step)
         reporter.drain()
-        reporter.left(error.position)
+        reporter.saved(error.position)
         raise
     finally:
         reporter.close()
 
 
-def _open_reporter(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> Reporter | NullReporter:
-    """The reporter of the run on the first worker, silence on all others; a collective."""
+def _open_reporter(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> WorkerReporter:
+    """The reporter of this worker; a collective, for the table of hosts is the first one's to log."""
     context = ray.train.get_context()
     hosts = gather(host_row(context.get_world_rank(), device))
     start, pending = (resumed.position, resumed.pending_metrics) if resumed else (Position(), [])
     first, measures = context.get_world_rank() == 0, setup.tracking.system_metrics_every_s > 0
-    run: TrackingRun | NullRun = NullRun()
+    run: Run = NullRun()
     if setup.run_id and (first or (measures and context.get_local_rank() == 0)):  # each node's first measures it
         run = TrackingRun.attach(setup.tracking, setup.run_id, pending if first else [])
     if not first:
