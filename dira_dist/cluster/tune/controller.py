@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, StoreError, open_store
-from dira_dist.jobs.job import dump_job
+from dira_dist.jobs.load import dump_job
 from dira_dist.jobs.search_plan import SearchPlan
 from dira_dist.runs.run import read_run
 from dira_dist.search.ledger import REFUSED, SearchState, Trial, of_search

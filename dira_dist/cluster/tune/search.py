@@ -15,7 +15,8 @@ from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError, flatten
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import Store, StoreError, check_reachable, open_store
-from dira_dist.jobs.job import LoadedSearch, ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.load import LoadedSearch
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.runs.lease import sole_driver
 from dira_dist.runs.run import differing_keys, read_run
