@@ -24,7 +24,7 @@ class RangeReader(io.RawIOBase):
         get: asks for a range; takes ``Range`` and ``IfMatch`` as S3's GetObject does, and answers as boto3 does.
         name: of the object, for messages.
         patience: how long trouble is borne.
-        etag, start, size, cancelled: as for ``Store.open``.
+        etag: as for ``Store.open``; so are ``start``, ``size`` and ``cancelled``.
     """
 
     def __init__(

@@ -68,10 +68,10 @@ class ValidationStream(BatchIterator):
         batch_size: rows per batch on this worker.
         rank: of this worker.
         world_size: number of workers.
-        bad_sample_budget, storage_patience_s, cache, index: as for :class:`ShardStream`.
+        bad_sample_budget: as for :class:`ShardStream`; so is all that follows.
 
     Raises:
-        As :class:`ShardStream`.
+        RequestError: as for :class:`ShardStream`, and so are the errors of the storage and of samples.
     """
 
     def __init__(
