@@ -1,4 +1,4 @@
-"""The ground floor: what every section of the job file is made of, and how a mistake in it is told to a person.
+"""The ground floor: what every section of the job file is made of, and how a mistake in it is explained to a person.
 
 A job file is YAML. It is read once into a :class:`Document`, which remembers the line of every key; ``--set``
 overrides and ``${env:NAME}`` references are applied to it; then a :class:`Section` is validated from it, strictly
@@ -58,7 +58,7 @@ class Document:
         values: plain Python values, as JSON knows them; ``${env:NAME}`` references still unresolved.
         source: the file's name, for messages.
         lines: one-based line of every key path that stands in the file.
-        inherited: key paths whose values were taken over from elsewhere in the file; a mistake there is told once.
+        inherited: key paths whose values were taken over from elsewhere in the file; a mistake there is reported once.
     """
 
     values: dict[str, Any]
@@ -136,7 +136,7 @@ def validate(section: type[SectionT], document: Document) -> SectionT:
         raise RequestError("\n".join(problems)) from None
 
 
-def recorded(section: Section, document: Document) -> dict[str, Any]:
+def public_values(section: Section, document: Document) -> dict[str, Any]:
     """The section with all defaults, fit to be written anywhere: environment references stand unresolved in it.
 
     What came from ``${env:NAME}`` is written as ``${env:NAME}`` again, and user names and passwords inside
@@ -265,10 +265,10 @@ def _explain(
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         by_path.setdefault(_path_in_document(error["loc"], values), []).append(error)
-    told = [path for path in by_path if path not in document.inherited] or list(by_path)
+    reported = [path for path in by_path if path not in document.inherited] or list(by_path)
     # pydantic calls a list too short whose items it has refused
-    told = [path for path in told if not any(other != path and other[: len(path)] == path for other in by_path)]
-    return [_explain_key(path, by_path[path], section, document) for path in told]
+    reported = [path for path in reported if not any(other != path and other[: len(path)] == path for other in by_path)]
+    return [_explain_key(path, by_path[path], section, document) for path in reported]
 
 
 def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Section], document: Document) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import ray
 
 from dira_dist.config import RequestError
-from dira_dist.job import ResourcesConfig
-from dira_dist.search.fitting import Share, trials_that_fit
+from dira_dist.jobs.job import ResourcesConfig
+from dira_dist.search.fitting import ResourceRequest, trials_that_fit
 
 Node = tuple[float, int]
 
@@ -16,7 +16,7 @@ Node = tuple[float, int]
 def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
     """Refuse a job whose smallest number of workers the cluster cannot hold.
 
-    What other jobs hold at the moment is not looked at: they end. A cluster with an autoscaler is not judged either:
+    What other jobs hold at the moment is not looked at: they end. A cluster with an autoscaler is not evaluated either:
     Ray does not know how far it grows.
 
     Args:
@@ -27,7 +27,7 @@ def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
         RequestError: with what the cluster has and what the job wants.
     """
     nodes = [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    worker, low = Share(resources.cpus_per_worker, gpus_per_worker), resources.min_workers
+    worker, low = ResourceRequest(resources.cpus_per_worker, gpus_per_worker), resources.min_workers
     if cluster_grows() or trials_that_fit(nodes, [worker] * low, most=1):
         return
     held = trials_that_fit(nodes, [worker], most=low)

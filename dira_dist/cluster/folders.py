@@ -7,10 +7,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dira_dist.cluster.record import FILE_NAME as RECORD
 from dira_dist.config import RequestError
 from dira_dist.data.shards import INDEX_NAME
-from dira_dist.job import PretrainJob
+from dira_dist.jobs.job import PretrainJob
+from dira_dist.runs.run import FILE_NAME as RECORD
 
 _SQLITE = "sqlite:///"
 

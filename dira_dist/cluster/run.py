@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dira_dist.cluster.pretrain import Outcome, pretrain
-from dira_dist.job import LoadedJob, LoadedSearch
+from dira_dist.cluster.fit.driver import Outcome, pretrain
+from dira_dist.jobs.job import LoadedJob, LoadedSearch
 
 if TYPE_CHECKING:
-    from dira_dist.cluster.tune import SearchOutcome
+    from dira_dist.cluster.tune.search import SearchOutcome
 
 
 def run(loaded: LoadedJob, *, console: Console | None = None) -> "Outcome | SearchOutcome":
@@ -20,6 +20,6 @@ def run(loaded: LoadedJob, *, console: Console | None = None) -> "Outcome | Sear
     """
     if not isinstance(loaded, LoadedSearch):
         return pretrain(loaded, console=console)
-    from dira_dist.cluster.tune import search  # Ray Tune and Optuna take seconds to import
+    from dira_dist.cluster.tune.search import search  # Ray Tune and Optuna take seconds to import
 
     return search(loaded, console=console)

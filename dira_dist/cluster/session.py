@@ -10,7 +10,7 @@ import ray
 
 from dira_dist.cluster.capacity import check_capacity
 from dira_dist.config import RequestError
-from dira_dist.job import ResourcesConfig
+from dira_dist.jobs.job import ResourcesConfig
 
 OBJECT_STORE_BYTES = 128 * 2**20
 
@@ -19,7 +19,7 @@ _RAY_SETTINGS = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a spot machine's notice is short
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # of one try; resources.start_timeout_s bounds all of them
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # the next judgement finds torch imported
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # the next evaluation finds torch imported
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
 }

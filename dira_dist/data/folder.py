@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dira_dist.data.patience import ChangedObjectError, DeniedObjectError, MissingObjectError, StoreError
+from dira_dist.data.retry import ChangedObjectError, DeniedObjectError, MissingObjectError, StoreError
 
 _PIECE_BYTES = 1 << 20
 

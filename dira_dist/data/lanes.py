@@ -20,7 +20,7 @@ from dira_dist.data.cache import CacheConfig, ShardCache
 from dira_dist.data.decode import PixelMode
 from dira_dist.data.order import Order, Span, check_set_size, choose_lanes
 from dira_dist.data.shards import ShardInfo, ShardSetIndex
-from dira_dist.data.store import Patience, S3Store, StoreError, open_store
+from dira_dist.data.store import RetryPolicy, S3Store, StoreError, open_store
 
 
 class ShardError(RuntimeError):
@@ -65,18 +65,18 @@ class ShardSet:
         address: of the set.
         index: of the set.
         cache: disk cache for sets in a bucket; a set in a folder needs none.
-        patience_s: seconds of trouble, without a byte of progress, before a read fails.
+        timeout_s: seconds of trouble, without a byte of progress, before a read fails.
     """
 
     def __init__(
-        self, address: str, index: ShardSetIndex, *, cache: CacheConfig | None = None, patience_s: float = 300.0
+        self, address: str, index: ShardSetIndex, *, cache: CacheConfig | None = None, timeout_s: float = 300.0
     ) -> None:
         self.address, self.index = address, index
         counts = np.array([shard.samples for shard in index.shards], dtype=np.int64)
         self._starts = np.cumsum(counts) - counts
-        # a silent connection is given up well before patience is, so that there is another try
-        timeouts_s = {"connect_timeout_s": min(10.0, patience_s / 4), "read_timeout_s": min(30.0, patience_s / 4)}
-        self.store = open_store(address, Patience(give_up_s=patience_s, **timeouts_s))
+        # a silent connection is given up well before the time is over, so that there is another try
+        timeouts_s = {"connect_timeout_s": min(10.0, timeout_s / 4), "read_timeout_s": min(30.0, timeout_s / 4)}
+        self.store = open_store(address, RetryPolicy(timeout_s=timeout_s, **timeouts_s))
         self._cache = ShardCache(cache) if cache and isinstance(self.store, S3Store) else None
 
     @property

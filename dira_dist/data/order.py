@@ -203,7 +203,7 @@ class Order:
             row = block.stop_row
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
-    def share_ids(self, lanes: range, start_sample: int, global_batch: int) -> Int64s:
+    def local_ids(self, lanes: range, start_sample: int, global_batch: int) -> Int64s:
         """Sample ids of the share that the owner of ``lanes`` has in the batch that starts at ``start_sample``."""
         assert start_sample % self.lanes == 0 and global_batch % self.lanes == 0, (start_sample, global_batch)
         row = start_sample // self.lanes

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dira_dist.data.patience import ChangedObjectError, Patience, StoreError, Trouble, status_of
+from dira_dist.data.retry import ChangedObjectError, Retrier, RetryPolicy, StoreError, status_of
 
 RANGE_BYTES = 8 << 20
 _PIECE_BYTES = 1 << 20
@@ -23,7 +23,7 @@ class RangeReader(io.RawIOBase):
     Args:
         get: asks for a range; takes ``Range`` and ``IfMatch`` as S3's GetObject does, and answers as boto3 does.
         name: of the object, for messages.
-        patience: how long trouble is borne.
+        retry: how long failures are retried.
         etag: as for ``Store.open``; so are ``start``, ``size`` and ``cancelled``.
     """
 
@@ -31,14 +31,14 @@ class RangeReader(io.RawIOBase):
         self,
         get: GetRange,
         name: str,
-        patience: Patience,
+        retry: RetryPolicy,
         *,
         etag: str | None = None,
         start: int = 0,
         size: int | None = None,
         cancelled: threading.Event | None = None,
     ) -> None:
-        self._get, self._name, self._patience = get, name, patience
+        self._get, self._name, self._policy = get, name, retry
         self._etag, self._size = etag or None, size
         self._cancelled = cancelled
         self._position = start
@@ -58,15 +58,15 @@ class RangeReader(io.RawIOBase):
     def _next_range(self) -> bytes:
         """The next :data:`RANGE_BYTES` of the object, fewer at its end, none behind it."""
         data = bytearray()
-        trouble = Trouble(f"read {self._name}", self._patience, self._cancelled)
+        retrier = Retrier(f"read {self._name}", self._policy, self._cancelled)
         while len(data) < RANGE_BYTES and not (self._size is not None and self._position >= self._size):
             before = len(data)
             try:
                 self._read_on(data, RANGE_BYTES - before)
             except Exception as error:
                 if len(data) > before:
-                    trouble.progress()
-                trouble.wait(error)
+                    retrier.progress()
+                retrier.wait(error)
         return bytes(data)
 
     def _read_on(self, data: bytearray, count: int) -> None:

@@ -142,7 +142,7 @@ class Sample:
             yield ("mask.npy" if extension == "npy" else "mask.png"), self.mask
 
 
-class ShardRecord(Section):
+class PublishedShard(Section):
     """What publishing one shard found out: its line of the index, and its share of the size statistics."""
 
     info: ShardInfo
@@ -187,7 +187,7 @@ class _ShardFile:
         self._heights_px[sample.height_px] += 1
         self._widths_px[sample.width_px] += 1
 
-    def publish(self, store: Store, name: str) -> ShardRecord:
+    def publish(self, store: Store, name: str) -> PublishedShard:
         self._tar.close()
         self._file.flush()
         size = self._file.tell()
@@ -195,7 +195,7 @@ class _ShardFile:
         self.discard()
         sha256 = self._hashing.sha256.hexdigest()
         info = ShardInfo(name=name, samples=self.samples, bytes=size, sha256=sha256, etag=etag)
-        return ShardRecord(info=info, heights_px=dict(self._heights_px), widths_px=dict(self._widths_px))
+        return PublishedShard(info=info, heights_px=dict(self._heights_px), widths_px=dict(self._widths_px))
 
     def discard(self) -> None:
         self._file.close()
@@ -207,7 +207,7 @@ def shard_name(number: int) -> str:
     return f"{number:06d}.tar"
 
 
-def publish_shard(store: Store, name: str, samples: Iterable[Sample]) -> ShardRecord | None:
+def publish_shard(store: Store, name: str, samples: Iterable[Sample]) -> PublishedShard | None:
     """Writes ``samples`` as one tar and publishes it whole, or not at all when anything raises; none for no samples."""
     shard = _ShardFile()
     try:
@@ -220,7 +220,7 @@ def publish_shard(store: Store, name: str, samples: Iterable[Sample]) -> ShardRe
 
 def publish_index(
     store: Store,
-    records: Iterable[ShardRecord],
+    records: Iterable[PublishedShard],
     *,
     mode: ImageMode,
     encoding: Encoding,
@@ -291,7 +291,7 @@ class ShardWriter:
             raise RequestError(f"{address} already holds a shard set; choose another place or remove it first.")
         self._mode, self._encoding, self._samples_per_shard = mode, encoding, samples_per_shard
         self._labels, self._classes, self._made_by = labels, classes, made_by
-        self._records: list[ShardRecord] = []
+        self._records: list[PublishedShard] = []
         self._shard: _ShardFile | None = None
         self._index: ShardSetIndex | None = None
 
@@ -400,7 +400,7 @@ def verify(address: str) -> list[str]:
 
     Raises:
         RequestError: the address cannot be read, or there is no index to compare with.
-        StoreError: reading failed for longer than patience lasts.
+        StoreError: reading failed for longer than the retry policy allows.
     """
     check_reachable(address)
     index = read_index(address)

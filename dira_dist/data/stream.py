@@ -58,7 +58,7 @@ class DataConfig(Section):
     bad_sample_budget: Annotated[
         int, Field(ge=0, description="different corrupt samples that a worker may meet before the job fails")
     ] = 100
-    storage_patience_s: Annotated[
+    storage_timeout_s: Annotated[
         float, Field(ge=1, description="seconds of trouble with the storage, without progress, before the job fails")
     ] = 300.0
     cache: Annotated[CacheConfig | None, Field(description="disk cache for sets in a bucket")] = None
@@ -78,7 +78,7 @@ class ShardStream(BatchIterator):
         shuffle_window: neighbouring samples of a lane that are shuffled. The order depends on it.
         loader_workers: processes that read and decode; 0: threads of this one.
         bad_sample_budget: different corrupt samples that may be met.
-        storage_patience_s: seconds of trouble with the storage, without progress, before it raises.
+        storage_timeout_s: seconds of trouble with the storage, without progress, before it raises.
         cache: disk cache, for sets in a bucket.
         index: of the set, where it has been read already.
 
@@ -106,7 +106,7 @@ class ShardStream(BatchIterator):
         shuffle_window: int = 128,
         loader_workers: int = 0,
         bad_sample_budget: int = 100,
-        storage_patience_s: float = 300.0,
+        storage_timeout_s: float = 300.0,
         cache: CacheConfig | None = None,
         index: ShardSetIndex | None = None,
     ) -> None:
@@ -116,7 +116,7 @@ class ShardStream(BatchIterator):
         assert 0 <= rank < world_size and start_sample % lanes == 0, (rank, world_size, start_sample, lanes)
         self.order = Order([shard.samples for shard in index.shards], lanes=lanes, window=shuffle_window, seed=seed)
         self.index = index
-        shards = ShardSet(address, index, cache=cache, patience_s=storage_patience_s)
+        shards = ShardSet(address, index, cache=cache, timeout_s=storage_timeout_s)
         self._reading = Reading(shards, self.order, start_sample, global_batch)
         self._lanes = part_of(world_size, rank, range(lanes))
         self._processes = min(loader_workers, len(self._lanes))
@@ -147,7 +147,7 @@ class ShardStream(BatchIterator):
             shuffle_window=config.shuffle_window,
             loader_workers=config.loader_workers,
             bad_sample_budget=config.bad_sample_budget,
-            storage_patience_s=config.storage_patience_s,
+            storage_timeout_s=config.storage_timeout_s,
             cache=config.cache,
             index=index,
         )

@@ -82,7 +82,7 @@ class ValidationStream(BatchIterator):
         rank: int = 0,
         world_size: int = 1,
         bad_sample_budget: int = 100,
-        storage_patience_s: float = 300.0,
+        storage_timeout_s: float = 300.0,
         cache: CacheConfig | None = None,
         index: ShardSetIndex | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class ValidationStream(BatchIterator):
         self.index = index
         longest_part = math.ceil(index.samples / world_size)
         self._pass = _Pass(
-            shards=ShardSet(address, index, cache=cache, patience_s=storage_patience_s),
+            shards=ShardSet(address, index, cache=cache, timeout_s=storage_timeout_s),
             ids=part_of(world_size, rank, range(index.samples)),
             batch_size=batch_size,
             steps=math.ceil(longest_part / batch_size),

@@ -1,4 +1,4 @@
-"""The one undistorted view by which an encoder is judged and used: resized, cut to its centre, scaled to [0, 1].
+"""The one undistorted view by which an encoder is evaluated and used: resized, cut to its centre, scaled to [0, 1].
 
 This file imports torch alone. A copy of it travels with every registered model, so that what the model does to images
 elsewhere is what was done to them here.

@@ -1,4 +1,4 @@
-"""The sections of a job that say when and on what networks are judged; what does it is imported where it is done."""
+"""The sections of a job that say when and on what networks are evaluated; what does it is imported where it is done."""
 
 from typing import Annotated
 
@@ -10,19 +10,21 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class EvaluationConfig(Section):
-    """When and how checkpoints are judged on ``data.val`` and ``probe``, in a task beside the training."""
+    """When and how checkpoints are evaluated on ``data.val`` and ``probe``, in a task beside the training."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="optimiser steps between two judgements; left out, only before and after each stage"
+        None, description="optimiser steps between two evaluations; left out, only before and after each stage"
     )
-    threads: int = Field(2, ge=1, description="CPU threads of the judging task, beside what resources gives to workers")
+    threads: int = Field(
+        2, ge=1, description="CPU threads of the evaluating task, beside what resources gives to workers"
+    )
 
 
 class ProbeConfig(Section):
-    """Labelled shard sets on which the frozen encoder is judged."""
+    """Labelled shard sets on which the frozen encoder is evaluated."""
 
     train: str = Field(description="address of the labelled shard set the probes learn from")
-    val: str = Field(description="address of the labelled shard set they are judged on")
+    val: str = Field(description="address of the labelled shard set they are evaluated on")
     label: str = Field(description="name of the label; a value like `a|b` or a list means several at once")
     k: Annotated[int, Field(ge=1)] = Field(20, description="neighbours of the k-NN probe")
     temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the k-NN votes")

@@ -66,7 +66,7 @@ def encode_labels(train: Sequence[Any], val: Sequence[Any], label: str = "label"
         label: the label's name, for messages.
 
     Raises:
-        RequestError: with fewer than two classes, or where no class can be judged; see :func:`shared_classes`.
+        RequestError: with fewer than two classes, or where no class can be evaluated; see :func:`shared_classes`.
     """
     absent = sum(value is None for value in (*train, *val))
     if absent:
@@ -81,28 +81,28 @@ def encode_labels(train: Sequence[Any], val: Sequence[Any], label: str = "label"
         raise RequestError(
             f"probe.label: {label!r} has one class only ({', '.join(classes) or 'none'}); give a label with two or more"
         )
-    judged = [
+    evaluated = [
         column
         for column in range(len(classes))
         if all(0 < matrix[:, column].sum() < len(matrix) for matrix in matrices)
     ]
-    if not judged or (not several and len(judged) < len(classes)):
-        wrong = [name for column, name in enumerate(classes) if column not in judged]
+    if not evaluated or (not several and len(evaluated) < len(classes)):
+        wrong = [name for column, name in enumerate(classes) if column not in evaluated]
         raise RequestError(
             f"probe.label: {label!r}: {', '.join(wrong)} does not stand beside another class in both probe.train and "
             "probe.val; give sets that hold samples of each class"
         )
     kind: Kind = "multilabel" if several else "binary" if len(classes) == 2 else "multiclass"
-    kept = [matrix[:, judged] for matrix in matrices]
-    return Targets(kind, tuple(classes[column] for column in judged), kept[0], kept[1])
+    kept = [matrix[:, evaluated] for matrix in matrices]
+    return Targets(kind, tuple(classes[column] for column in evaluated), kept[0], kept[1])
 
 
 def shared_classes(
     train: Sequence[Any], val: Sequence[Any], label: str = "label"
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which samples a probe learns from and is judged on: those of classes that both sets hold.
+    """Which samples a probe learns from and is evaluated on: those of classes that both sets hold.
 
-    A class that one of the sets lacks, as a rare one easily does after a split by patient, can be judged by nobody. Its
+    A class that one of the sets lacks, as a rare one easily does after a split by patient, cannot be evaluated. Its
     samples are left out of both sets, so that accuracy and AUROC are those of a label that has the other classes only.
     Labels with several classes at once keep all samples; there :func:`encode_labels` leaves the class itself out.
 

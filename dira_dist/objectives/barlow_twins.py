@@ -26,7 +26,7 @@ class BarlowTwinsConfig(MethodSection):
     would have the encoder follow out of all bounds.
     """
 
-    smallest_share: ClassVar[int] = 2
+    min_local_batch: ClassVar[int] = 2
     own_optimizer: ClassVar[Mapping[str, object]] = {
         "name": "lars",
         "lr": 0.2,

@@ -16,7 +16,7 @@ class Method(nn.Module):
     """A discriminative method: its heads, its memory and its loss between two views.
 
     What the method learns are its parameters that require gradients. What it remembers from step to step changes in
-    :meth:`commit` alone, so that a step that is thrown away, or a validation, leaves no trace.
+    :meth:`after_optimizer_step` alone, so that a step that is thrown away, or a validation, leaves no trace.
     """
 
     def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
@@ -33,7 +33,7 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def commit(self, encoder: nn.Module) -> None:
+    def after_optimizer_step(self, encoder: nn.Module) -> None:
         """Called after an optimiser step that reached the weights; ``encoder`` is the one that learns."""
 
     def compiled_parts(self) -> Iterable[nn.Module]:
@@ -44,7 +44,7 @@ class Method(nn.Module):
 class MethodSection(Section):
     """Settings of a method. A subclass names it: ``name: Literal["..."] = "..."``."""
 
-    smallest_share: ClassVar[int] = 1
+    min_local_batch: ClassVar[int] = 1
     """Samples that each worker must have: 2 where a batch norm over samples has to find a variance."""
 
     own_optimizer: ClassVar[Mapping[str, object]] = {}

@@ -65,9 +65,9 @@ def enqueue(queue: Tensor, position: int, keys: Tensor) -> int:
 class MoCoV2(Method):
     """Query and key projector, key encoder without a decoder, and the queue.
 
-    The key encoder's moving average is taken in :meth:`commit`, after the optimiser's step. The published order, before
-    the keys of the *next* step, is the same arithmetic, for no weights change between the two; at the very first step
-    it averages equal weights.
+    The key encoder's moving average is taken in :meth:`after_optimizer_step`. The published order, before the keys of
+    the *next* step, is the same arithmetic, for no weights change between the two; at the very first step it averages
+    equal weights.
 
     The queue's order is that of the global batches, so it does not depend on how many workers there are.
     """
@@ -89,10 +89,10 @@ class MoCoV2(Method):
         if self.training:
             self._pending = gather_rows(keys, batch)
         with without_autocast(queries):
-            return batch.share_weight * info_nce_loss(queries, keys, self.queue, self.config.temperature)
+            return batch.local_weight * info_nce_loss(queries, keys, self.queue, self.config.temperature)
 
     @torch.no_grad()
-    def commit(self, encoder: nn.Module) -> None:
+    def after_optimizer_step(self, encoder: nn.Module) -> None:
         """The moving average of the key encoder (He et al. 2020, equation 2), and the step's keys into the queue."""
         assert self._pending is not None, "commit() follows a forward pass in training mode"
         self.key.follow(encoder, self.projector, self.config.momentum)
@@ -116,7 +116,7 @@ class MoCoV2(Method):
         if batch.world_size == 1 or not self.training:
             return _unit_length(self.key(view))
         exchange = RowExchange.draw(batch, self.keys_seen, view.device)
-        return exchange.back(_unit_length(self.key(exchange.there(_as_sent(view)))))
+        return exchange.unshuffle(_unit_length(self.key(exchange.shuffle(_as_sent(view)))))
 
 
 class KeyNetwork(nn.Module):

@@ -18,7 +18,7 @@ from dira_dist.objectives.method import Encode, Method, MethodSection
 class SimSiamConfig(MethodSection):
     """SimSiam, with its paper's settings."""
 
-    smallest_share: ClassVar[int] = 2
+    min_local_batch: ClassVar[int] = 2
 
     name: Literal["simsiam"] = "simsiam"
     outputs: int = Field(default=2048, ge=1, description="length of projections and predictions")
@@ -76,4 +76,4 @@ class SimSiam(Method):
         predictions = [self.predictor(each) for each in projections]
         with without_autocast(features):
             loss = simsiam_loss(*map(at_least_float32, predictions), *map(at_least_float32, projections))
-            return batch.share_weight * loss
+            return batch.local_weight * loss

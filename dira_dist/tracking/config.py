@@ -46,7 +46,7 @@ class TrackingConfig(Section):
             raise ValueError(f"found {name!r}; a model name is not empty and has none of / : @ % ' \"")
         return name
 
-    def located(self) -> "TrackingConfig":
+    def resolve_paths(self) -> "TrackingConfig":
         """The same with the address settled: environment read, a relative sqlite path made absolute.
 
         Called where the job starts, so that a process with another working directory finds the same database.
@@ -74,7 +74,7 @@ def absolute(uri: str) -> str:
 
 def page_command(config: TrackingConfig) -> str:
     """What a person does to see the runs: a shell command for a database, the page's address for a server."""
-    uri = config.located().uri
+    uri = config.resolve_paths().uri
     if uri is None:
         return "(tracking is off: give tracking.uri)"
     if uri.startswith(SERVER_SCHEMES):

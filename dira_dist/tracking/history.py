@@ -11,9 +11,9 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from dira_dist.config import RequestError
+from dira_dist.evaluation.pictures import loss_curves
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.picture_files import picture_files
-from dira_dist.tracking.pictures import loss_curves
 from dira_dist.tracking.server import ask, connect
 
 LOSS_PREFIX = "train/loss/"
@@ -78,7 +78,7 @@ def newest_pictures(client: MlflowClient, run_id: str) -> dict[str, npt.NDArray[
 
 
 def _client(config: TrackingConfig) -> tuple[MlflowClient, str]:
-    uri = config.located().uri
+    uri = config.resolve_paths().uri
     if uri is None:
         raise RequestError("tracking.uri: missing; give the address of the run's tracking server")
     return connect(uri), uri

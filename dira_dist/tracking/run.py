@@ -90,9 +90,9 @@ class TrackingRun:
         """Begin a new run.
 
         Args:
-            config: ``uri`` must be known (:meth:`TrackingConfig.located`).
+            config: ``uri`` must be known (:meth:`TrackingConfig.resolve_paths`).
             name: the run's name on the page.
-            params: the resolved job, nested as it is, secrets already replaced (:func:`dira_dist.config.recorded`).
+            params: the resolved job, nested as it is, no secrets in it (:func:`dira_dist.config.public_values`).
                 Flattened into parameters; kept whole in the artifact ``parameters.json``.
             tags: strings to find the run by, beside those of the source: git commit and versions.
             folder: address of the folder whose record is going to name the run, with :meth:`claimed` told when it does.
@@ -101,7 +101,7 @@ class TrackingRun:
         Raises:
             RequestError: if the server is away, refuses the credentials or the experiment is deleted. In seconds.
         """
-        config = config.located()
+        config = config.resolve_paths()
         if config.uri is None:
             raise RequestError("tracking.uri: missing; give an address, or set MLFLOW_TRACKING_URI")
         client = connect(config.uri)
@@ -138,7 +138,7 @@ class TrackingRun:
             RequestError: if the server knows no such run. A server that is away raises nothing: a training that
                 restarts during an outage goes on, and its metrics wait.
         """
-        config = config.located()
+        config = config.resolve_paths()
         if config.uri is None:
             raise RequestError(f"tracking.uri: missing, but the job is recorded in the run {run_id}; give its address")
         run = cls(config, run_id, resumed=True)
@@ -366,7 +366,7 @@ def open_run(
     """
     if run_id:
         return TrackingRun.attach(config, run_id)
-    if config.located().uri is None:
+    if config.resolve_paths().uri is None:
         return NullRun()
     return TrackingRun.create(config, name, params, tags, folder)
 

@@ -31,7 +31,7 @@ class SystemMonitor:
         self._every_s = every_s
         self._node = node or socket.gethostname()
         self._stopped = threading.Event()
-        self._in_trouble: set[Probe] = set()
+        self._failing: set[Probe] = set()
 
     def start(self) -> None:
         """Begin to measure, on a thread that ends with the process."""
@@ -52,13 +52,13 @@ class SystemMonitor:
             log.warning("system metrics end here: %s", error)
 
     def _read(self, probe: Probe) -> dict[str, float]:
-        """What a probe measures; its trouble is said once, and takes nothing from the others."""
+        """What a probe measures; its failure is said once, and takes nothing from the others."""
         try:
             return probe()
         except Exception as error:  # whatever drivers and /proc have in store: figures of the machine end no training
-            if probe not in self._in_trouble:
+            if probe not in self._failing:
                 log.warning("some system metrics are missing: %s", error)
-            self._in_trouble.add(probe)
+            self._failing.add(probe)
             return {}
 
 

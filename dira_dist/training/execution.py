@@ -54,7 +54,7 @@ def prepare(networks: Networks, device: torch.device, execution: ExecutionConfig
     if execution.sync_batchnorm and is_distributed():
         if device.type == "cpu":
             raise RequestError("execution.sync_batchnorm is true and the workers have no GPU: leave it false on CPUs")
-        for part in networks.learning_parts():
+        for part in networks.trainable_parts():
             if not any(isinstance(module, nn.SyncBatchNorm) for module in part.modules()):
                 _synchronise_batch_norms(part)  # a second time, at the next stage, it would lose activations
     torch.backends.cudnn.benchmark = True  # images of a job have one size, so the fastest kernels are looked for once

@@ -48,7 +48,7 @@ class Checkpointer(Protocol):
     """Keeps checkpoints. Its ``save`` takes a copy and returns.
 
     A ``label`` names a moment that people ask about, ``untrained`` or the stage that has ended: the networks of such a
-    checkpoint are judged, elsewhere and later.
+    checkpoint are evaluated, elsewhere and later.
     """
 
     def due(self, position: Position) -> bool: ...
@@ -59,7 +59,7 @@ class Checkpointer(Protocol):
 class Interruption(Protocol):
     """Somebody wants this run to stop where it is: its machine is taken away, or its size changes."""
 
-    def wanted(self) -> bool:
+    def requested(self) -> bool:
         """The same answer on every worker; a collective."""
 
 
@@ -179,7 +179,7 @@ class _Pause(NamedTuple):
 def _pause(training: Training[BatchT], span: StageSpan, position: Position) -> _Pause:
     """A save closes the report: whoever goes on from it has not seen the steps before. A stage's end saves later."""
     ends = position.step_in_stage == span.steps
-    stops = not ends and training.interruption.wanted()
+    stops = not ends and training.interruption.requested()
     saves = stops or (not ends and training.checkpointer.due(position))
     return _Pause(stops, saves, ends or saves or position.step % training.log_every_steps == 0)
 

@@ -45,7 +45,7 @@ class LiveTensors(TorchDispatchMode):
         return result
 
 
-def passing_bytes(networks: Networks, weights: LossWeights, samples: int, image_size: int) -> int:
+def activation_bytes(networks: Networks, weights: LossWeights, samples: int, image_size: int) -> int:
     """The most that the U-Net's step takes in float32 beside what lasts: views, activations, gradients.
 
     Args:

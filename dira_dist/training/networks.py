@@ -15,22 +15,22 @@ from dira_dist.objectives import AdversarialConfig, Method, MethodConfig
 class Networks(nn.Module):
     """U-Net, discriminative method (its heads, key encoder and queue) and discriminator."""
 
-    def __init__(self, unet: UNet, method: Method, discriminator: PatchDiscriminator, smallest_share: int = 1) -> None:
+    def __init__(self, unet: UNet, method: Method, discriminator: PatchDiscriminator, min_local_batch: int = 1) -> None:
         super().__init__()
         self.unet = unet
         self.method = method
         self.discriminator = discriminator
-        self.smallest_share = smallest_share
+        self.min_local_batch = min_local_batch
         self._learnable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def learning_parts(self) -> Iterator[nn.Module]:
+    def trainable_parts(self) -> Iterator[nn.Module]:
         """U-Net and those parts of the method that ever learn: a key encoder has batch statistics of its own."""
         yield self.unet
         for name, part in self.method.named_children():
             if any(weight.startswith(f"method.{name}.") for weight in self._learnable):
                 yield part
 
-    def learn(self, *, discriminate: bool, restore: bool, fool: bool) -> None:
+    def set_trainable(self, *, discriminate: bool, restore: bool, fool: bool) -> None:
         """Lets those parameters require gradients that will get one, so that no worker waits for any other.
 
         Args:
@@ -74,4 +74,4 @@ def build_networks(
         if weights is not None:
             load_weights(unet, weights)
         built = method.build(unet.encoder, unet.channels)
-        return Networks(unet, built, PatchDiscriminator(adversarial.discriminator), method.smallest_share)
+        return Networks(unet, built, PatchDiscriminator(adversarial.discriminator), method.min_local_batch)

@@ -37,7 +37,7 @@ class CheckpointConfig(Section):
         description="figure by which one more is kept, the one where it was highest; "
         "left out: probe/auroc, or val/rankme without a probe",
     )
-    patience_s: float = Field(
+    storage_timeout_s: float = Field(
         1800,
         gt=0,
         description="seconds of storage trouble borne where a run ends or stops, for its last checkpoint",
@@ -56,7 +56,7 @@ class Manifest:
         position: where the run stood.
         job: the resolved job, secrets left out.
         run_id: the MLflow run, or an empty string.
-        label: what the judgement of these networks is filed under; empty where nobody is to judge them.
+        label: what the evaluation of these networks is filed under; empty where nobody is to evaluate them.
         pending_metrics: figures measured but not yet with the tracking server.
     """
 

@@ -110,7 +110,7 @@ class TrainStep:
         self._adversarial, self._execution, self._precision = adversarial, execution, precision
         self._rate = partial(learning_rate, optimizer, steps=total_steps, steps_per_epoch=steps_per_epoch)
         prepare(networks, self.device, execution)
-        set_learning(networks, self.weights)
+        set_trainable_parts(networks, self.weights)
         networks.train()
         self._objectives = distribute(Objectives(networks, self.weights), execution)
         self._player = distribute(networks.discriminator, execution) if self._plays else networks.discriminator
@@ -131,7 +131,7 @@ class TrainStep:
         batch, rate = self._share(len(views.view_1)), self._rate(step_in_stage)
         self._statistics.keep()
         losses, restoration = self._backward(views, batch)
-        figures, grad_norm, finite = self._judge(losses)
+        figures, grad_norm, finite = self._evaluate(losses)
         if finite:
             self._apply(rate)
         else:
@@ -189,7 +189,7 @@ class TrainStep:
             assert samples == self._batch.local_size, "a stage's share is the same at every step"
             return self._batch
         batch = GlobalBatch.of(samples, self.device)
-        smallest = self.networks.smallest_share if self.weights.discriminative > 0 else 1
+        smallest = self.networks.min_local_batch if self.weights.discriminative > 0 else 1
         if min(batch.sizes) < smallest:
             raise RequestError(
                 f"found a global batch of {batch.samples} on {batch.world_size} workers, shares of {batch.sizes}: the "
@@ -218,18 +218,18 @@ class TrainStep:
             scores = self.networks.discriminator(restoration) if self._plays else None
         losses = {} if discriminative is None else {"discriminative": discriminative}
         if self.weights.restorative > 0:
-            losses["restorative"] = batch.share_weight * restorative_loss(restoration, _target(views))
+            losses["restorative"] = batch.local_weight * restorative_loss(restoration, _target(views))
         if scores is not None:
-            losses["adversarial"] = batch.share_weight * adversarial_loss(scores, self._adversarial.loss)
+            losses["adversarial"] = batch.local_weight * adversarial_loss(scores, self._adversarial.loss)
         return losses, restoration
 
     def _discriminator_loss(self, views: Views, restoration: Tensor, batch: GlobalBatch) -> Tensor:
         """One forward pass for real and restored: instance norms keep samples apart."""
         with self._autocast():
             real, restored = self._player(torch.cat([_target(views), restoration])).chunk(2)
-        return batch.share_weight * discriminator_loss(real, restored, self._adversarial.loss)
+        return batch.local_weight * discriminator_loss(real, restored, self._adversarial.loss)
 
-    def _judge(self, losses: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, bool]:
+    def _evaluate(self, losses: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, bool]:
         """Losses over the global batch, the gradient's norm, and whether all is finite: the same on every worker."""
         figures = self._figures(losses)
         norms = {name: _gradient_norm(each.parameters.values()) for name, each in self._optimizers.items()}
@@ -253,7 +253,7 @@ class TrainStep:
         self._optimizers["unet"].step(rate)
         self._optimizers["discriminator"].step(self._adversarial.lr)
         if self.weights.discriminative > 0:
-            self.networks.method.commit(self.networks.unet.encoder)
+            self.networks.method.after_optimizer_step(self.networks.unet.encoder)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
@@ -274,10 +274,10 @@ def active_weights(objective: Objective, weights: LossWeights) -> LossWeights:
     return active
 
 
-def set_learning(networks: Networks, weights: LossWeights) -> None:
+def set_trainable_parts(networks: Networks, weights: LossWeights) -> None:
     """Has those parts learn that a stage of these weights asks for."""
     restores = weights.restorative > 0 or weights.adversarial > 0
-    networks.learn(discriminate=weights.discriminative > 0, restore=restores, fool=weights.adversarial > 0)
+    networks.set_trainable(discriminate=weights.discriminative > 0, restore=restores, fool=weights.adversarial > 0)
 
 
 class Objectives(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 from dira_dist.config import Section
 from dira_dist.views.colour import LUMA, to_grey
 from dira_dist.views.geometry import banded_product
-from dira_dist.views.randomness import PerView, Stream, uniform, uniform_between
+from dira_dist.views.randomness import PerView, RandomPurpose, uniform, uniform_between
 
 _YIQ = (LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 _REFERENCE_PX = 224
@@ -65,7 +65,7 @@ class Jitter(PerView):
 
 def draw_jitter(keys: Tensor, config: JitterConfig) -> Jitter:
     """Jitter of the views with the (V, B) keys."""
-    numbers = uniform(keys, Stream.JITTER, 9)
+    numbers = uniform(keys, RandomPurpose.JITTER, 9)
     on = numbers[..., 0] < config.probability
     strengths = (config.brightness, config.contrast, config.saturation)
     factors = [uniform_between(numbers[..., 1 + k], max(0.0, 1 - s), 1 + s) for k, s in enumerate(strengths)]
@@ -147,7 +147,7 @@ class Blur(PerView):
 def draw_blur(keys: Tensor, config: BlurConfig, view_px: int) -> Blur:
     """Gaussian kernels for the views with the (V, B) keys, cut at three times the largest standard deviation."""
     scale = view_px / _REFERENCE_PX
-    numbers = uniform(keys, Stream.BLUR, 2)
+    numbers = uniform(keys, RandomPurpose.BLUR, 2)
     sigma = uniform_between(numbers[..., 1], *config.sigma_px) * scale
     sigma = torch.where(numbers[..., 0] < config.probability, sigma, 0.0)
     return Blur(gaussian(sigma, math.ceil(3 * config.sigma_px[1] * scale)))

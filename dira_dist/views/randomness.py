@@ -16,7 +16,7 @@ from torch import Tensor
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
 
-class Stream(IntEnum):
+class RandomPurpose(IntEnum):
     """What a number is drawn for. Streams are independent: more draws of one never move another."""
 
     CROP = 1
@@ -66,7 +66,7 @@ def view_keys(seed: int, epochs: Tensor, sample_ids: Tensor, views: int) -> Tens
     return _absorb(keys, torch.arange(views, device=keys.device)[:, None])
 
 
-def uniform(keys: Tensor, stream: Stream, count: int) -> Tensor:
+def uniform(keys: Tensor, stream: RandomPurpose, count: int) -> Tensor:
     """``count`` independent numbers in [0, 1) for each key.
 
     Args:

@@ -25,7 +25,7 @@ def share(order: Order, rank: int, world: int, loaders: int, start: int, batch: 
     """What ``loaders`` processes of one worker contribute to a batch, one after the other."""
     lanes = part_of(world, rank, range(order.lanes))
     parts = [part_of(loaders, loader, lanes) for loader in range(loaders)]
-    return [int(i) for part in parts if len(part) for i in order.share_ids(part, start, batch)]
+    return [int(i) for part in parts if len(part) for i in order.local_ids(part, start, batch)]
 
 
 def global_batch(order: Order, world: int, loaders: int, start: int, batch: int) -> list[int]:
@@ -94,7 +94,7 @@ def test_no_block_is_shorter_than_the_window_and_spans_stay_in_their_shards(orde
 def test_seed_epoch_and_window_change_the_order() -> None:
     def ids(seed: int = 0, window: int = 16, epoch: int = 0) -> list[int]:
         order = Order([10] * 10, lanes=2, window=window, seed=seed)
-        return [int(i) for i in order.share_ids(range(2), 100 * epoch, 100)]
+        return [int(i) for i in order.local_ids(range(2), 100 * epoch, 100)]
 
     variants = [ids(), ids(seed=1), ids(window=1), ids(epoch=1), ids(epoch=2)]
     assert len({tuple(variant) for variant in variants}) == len(variants)
@@ -104,7 +104,7 @@ def test_seed_epoch_and_window_change_the_order() -> None:
 def test_the_order_is_the_same_for_ever() -> None:
     """A resumed job must find the order it left, also after an update of numpy or of this package."""
     order = Order([3, 5, 2, 6], lanes=4, window=2, seed=7)
-    assert list(order.share_ids(range(4), 0, 16)) == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 14, 15]
+    assert list(order.local_ids(range(4), 0, 16)) == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 14, 15]
 
 
 def test_shuffles_evenly() -> None:

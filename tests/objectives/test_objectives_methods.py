@@ -64,7 +64,7 @@ def test_key_encoder_follows_and_queue_fills_in_commit_alone() -> None:
     assert torch.equal(method.queue, before["queue"]) and method.keys_seen == 0
     assert torch.equal(method.key.encoder.conv.weight, before["key.encoder.conv.weight"])
     keys = method._pending
-    method.commit(encoder)
+    method.after_optimizer_step(encoder)
     assert torch.equal(method.queue[:3], keys) and torch.equal(method.queue[3:], before["queue"][3:])
     expected = 0.9 * before["key.encoder.conv.weight"] + 0.1 * encoder.conv.weight
     torch.testing.assert_close(method.key.encoder.conv.weight, expected.detach())
@@ -76,7 +76,7 @@ def test_the_queue_goes_on_from_step_to_step_and_from_a_state() -> None:
     for _ in range(2):
         _loss(method, encoder, torch.rand(3, 1, 4, 4))
         keys = method._pending
-        method.commit(encoder)
+        method.after_optimizer_step(encoder)
     assert keys is not None and torch.equal(method.queue[[3, 4, 0]], keys)
     again, _ = _moco()
     again.load_state_dict(method.state_dict())
@@ -94,7 +94,7 @@ def test_logits_are_against_the_queue_as_it_was() -> None:
     method, encoder = _moco()
     views = torch.rand(2, 1, 4, 4)
     expected = _loss(method, encoder, views)
-    method.commit(encoder)
+    method.after_optimizer_step(encoder)
     assert not torch.equal(_loss(method, encoder, views), expected), "the second step sees the first one's keys"
 
 
@@ -161,7 +161,7 @@ def test_few_rows_leave_home_for_other_places_at_each_step(share: int) -> None:
 
 def test_share_weights_average_to_one() -> None:
     sizes = (22, 21, 21)
-    weights = [GlobalBatch(sizes, rank).share_weight for rank in range(3)]
+    weights = [GlobalBatch(sizes, rank).local_weight for rank in range(3)]
     assert sum(weights) / 3 == pytest.approx(1)
     means = [1.0, 2.0, 3.0]
     by_sample = sum(size * mean for size, mean in zip(sizes, means, strict=True)) / sum(sizes)
@@ -191,7 +191,7 @@ class Pull(Method):
         self.strength = config.strength
 
     def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
-        return batch.share_weight * self.strength * (features - encode(view_2)).square().mean()
+        return batch.local_weight * self.strength * (features - encode(view_2)).square().mean()
 """
 
 USE_OF_IT = """

@@ -446,8 +446,8 @@ def test_without_an_address_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_environment_gives_the_address_where_the_job_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
-    assert TrackingConfig().located().uri == "http://tracker:5000"
-    assert TrackingConfig(uri="http://other:5000").located().uri == "http://other:5000"
+    assert TrackingConfig().resolve_paths().uri == "http://tracker:5000"
+    assert TrackingConfig(uri="http://other:5000").resolve_paths().uri == "http://other:5000"
 
 
 @pytest.mark.parametrize(("uri", "word"), [("mlruns", "sqlite:"), ("ftp://host", "http:"), ("file:///runs", "sqlite:")])

@@ -17,11 +17,11 @@ from dira_dist.cli import main
 from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.evaluation.features import extract_features
-from dira_dist.evaluation.record import Judged, add_judgement
-from dira_dist.job import load_job
+from dira_dist.jobs.job import load_job
+from dira_dist.registry.publish import publish, register_model
+from dira_dist.registry.pull import pull
+from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.publish import publish, register_model
-from dira_dist.tracking.pull import pull
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.networks import Networks, build_networks
@@ -78,12 +78,12 @@ def checkpoint_of(networks: Networks, job: dict[str, Any], run_id: str, step: in
 
 
 def stored(checkpoint: Checkpoint, scratch: Path, quality: dict[str, float]) -> str:
-    """The checkpoint in its run's folder, with the judgement beside it; its address."""
+    """The checkpoint in its run's folder, with the evaluation beside it; its address."""
     step, name = checkpoint.position.step, f"step-{checkpoint.position.step:09d}-abc"
     store = open_store(f"{checkpoint.job['checkpoint']['storage']}/{checkpoint.job['name']}")
     write_checkpoint(scratch / name, checkpoint)
     CheckpointFolder(store).upload(name, scratch / name)
-    add_judgement(store, Judged(f"step-{step}", step, name, quality))
+    add_evaluation(store, EvaluationEntry(f"step-{step}", step, name, quality))
     return store.join(name)
 
 

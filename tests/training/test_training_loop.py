@@ -13,9 +13,9 @@ import torch
 from dira_dist.data.batch import Batch
 from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.order import Order, fingerprint
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.stream import ShardStream
-from dira_dist.job import PretrainJob, load_job
+from dira_dist.jobs.job import PretrainJob, load_job
+from dira_dist.quickstart.phantom import write_archive
 from dira_dist.training.loop import InterruptedRunError, NonFiniteError, Training, train
 from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.state import Checkpoint, read_checkpoint, write_checkpoint
@@ -70,7 +70,7 @@ class Notebook:
         assert step not in self.figures
         self.figures[step] = dict(metrics)
 
-    def wanted(self) -> bool:
+    def requested(self) -> bool:
         self.pauses += 1
         return self.pauses >= self.interrupt_at_pause
 
@@ -185,7 +185,7 @@ def test_an_optimiser_may_start_anew_with_a_stage_and_goes_on_within_it(shards: 
     assert [name for name in anew if not torch.equal(anew[name], again[name])] == []
 
 
-def test_stages_judgements_and_checkpoints_in_their_order(shards: Path) -> None:
+def test_stages_evaluations_and_checkpoints_in_their_order(shards: Path) -> None:
     notebook = Notebook(every_steps=4)
     run(job_on(shards), notebook)
     assert notebook.labels == [("untrained", 0), ("1-di", 2), ("2-dir", 5), ("3-dira", 8)]
@@ -230,7 +230,7 @@ def test_figures_tell_which_samples_were_seen(shards: Path) -> None:
     order = Order([20], lanes=job.lanes, window=job.data.shuffle_window, seed=job.seed)
     for step, figures in notebook.figures.items():
         first = 4 * (step - 1)
-        ids = order.share_ids(range(job.lanes), first, 4)
+        ids = order.local_ids(range(job.lanes), first, 4)
         epochs = np.full(4, first // 20, dtype=np.int64)
         assert figures["train/sample_fingerprint"] == fingerprint(ids, epochs), step
     assert fingerprint(ids, epochs) == fingerprint(ids[::-1], epochs) != fingerprint(ids, epochs + 1)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from dira_dist.job import load_job
-from dira_dist.preflight import estimate_memory
+from dira_dist.jobs.job import load_job
+from dira_dist.jobs.preflight import estimate_memory
 from dira_dist.training.memory import LiveTensors
 from dira_dist.training.step import TrainStep, build_networks
 from dira_dist.views import Views

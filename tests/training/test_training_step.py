@@ -410,7 +410,7 @@ def test_learning_rate_by_step() -> None:
 
 def test_batch_norms_of_the_key_encoder_are_never_synchronised() -> None:
     networks = _networks()
-    assert list(networks.learning_parts()) == [networks.unet, networks.method.projector]
+    assert list(networks.trainable_parts()) == [networks.unet, networks.method.projector]
 
 
 def test_synchronised_norms_keep_their_activations_from_stage_to_stage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,218 @@
+"""Evaluation beside the training: a task of its own reads a checkpoint back and measures its networks."""
+
+import math
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from dira_dist.cluster.fit.coordinator import EvaluationRequest
+from dira_dist.config import RequestError
+from dira_dist.data.store import Store, open_store
+from dira_dist.evaluation.evaluator import Evaluation, Evaluator
+from dira_dist.evaluation.pictures import evaluation_pictures
+from dira_dist.jobs.job import PretrainJob
+from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation, read_evaluations
+from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.training.checkpoints import CheckpointFolder, step_of
+from dira_dist.training.networks import build_networks
+from dira_dist.training.state import Checkpoint
+
+_POLL_S = 0.25
+_MAX_RETRIES = 2
+_MOST_TRIES = 3
+
+OnEvaluation = Callable[[str, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class EvaluationSetup:
+    """What the driver hands to every evaluating task.
+
+    Attributes:
+        tracking: the job's, its address settled, without measurements of the machine.
+        run_id: MLflow run; empty without tracking.
+    """
+
+    job: PretrainJob
+    tracking: TrackingConfig
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of evaluating a checkpoint.
+
+    Attributes:
+        metrics: figures by name.
+        refusal: in words, why there never will be any: a fault in a probe set ends no training.
+        logged: whether the tracking server has taken them.
+    """
+
+    metrics: dict[str, float]
+    refusal: str = ""
+    logged: bool = True
+
+
+def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> Answer:
+    """Evaluator the networks of a checkpoint, and record figures and pictures in the MLflow run.
+
+    Raises:
+        OSError: the storage is away.
+        BrokenCheckpointError: the checkpoint is not whole.
+    """
+    torch.set_num_threads(setup.job.evaluation.threads)
+    checkpoint = CheckpointFolder(open_store(setup.job.run_folder)).fetch(request.checkpoint)
+    try:
+        evaluation = _evaluate(setup.job, checkpoint)
+    except (RequestError, ValueError) as error:
+        return Answer({}, f"{type(error).__name__}: {error}")
+    run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
+    _log(run, setup.job, request, evaluation)
+    return Answer(evaluation.metrics, logged=run.flush(setup.job.checkpoint.storage_timeout_s))
+
+
+def _evaluate(job: PretrainJob, checkpoint: Checkpoint) -> Evaluation:
+    model = job.model.model_copy(update={"init": None})
+    networks = build_networks(model, job.method, job.adversarial, seed=job.seed)
+    networks.load_state_dict(checkpoint.tensors["networks"])
+    evaluator = Evaluator(job.data.val, job.probe, job.views, job.seed, job.data.image_size, job.data.storage_timeout_s)
+    position = checkpoint.position
+    begun = job.stages[: position.stage + (position.step_in_stage > 0)]
+    plays = any(stage.objective == "dira" for stage in begun)
+    return evaluator.evaluate(networks.unet, torch.device("cpu"), networks.discriminator.eval() if plays else None)
+
+
+def log_late(run: TrackingRun | NullRun, store: Store) -> None:
+    """Record in the MLflow run what did not reach it when it was evaluated; the pictures of that are lost."""
+    folder = CheckpointFolder(store)
+    there = folder.names()
+    for evaluated in read_evaluations(store):
+        if not evaluated.logged:
+            run.log_checkpoint(folder.address(evaluated.checkpoint), evaluated.step, _numbers(evaluated.metrics))
+            if evaluated.checkpoint not in there:
+                run.log_removal(evaluated.step)
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def _log(run: TrackingRun | NullRun, job: PretrainJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
+    address = CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint)
+    run.log_checkpoint(address, request.step, _numbers(evaluation.metrics))
+    title = f"{job.name}: {request.label}"
+    for name, picture in evaluation_pictures(evaluation, job.adversarial.loss, title).items():
+        run.log_picture(name, picture, request.step)
+
+
+class EvaluationRunner:
+    """Has the labelled checkpoints of a run evaluated one after another while a ``with`` block runs.
+
+    What earlier sessions left not evaluated comes first. The record of all evaluations is this object's to write.
+
+    Args:
+        setup: for the tasks.
+        coordinator: handle of the job's coordinator, where workers ask for evaluations.
+        heard: called in a thread after each evaluation with its label, step and figures.
+    """
+
+    def __init__(self, setup: EvaluationSetup, coordinator: Any, heard: OnEvaluation | None = None) -> None:
+        self._setup, self._coordinator, self._heard = setup, coordinator, heard
+        self._store = open_store(setup.job.run_folder)
+        self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(evaluate_checkpoint)
+        self._queue: deque[EvaluationRequest] = deque()
+        self._tries: Counter[str] = Counter()
+        self._ending, self._cancelled = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="evaluating", daemon=True)
+
+    def __enter__(self) -> "EvaluationRunner":
+        self._queue.extend(self._left_over())
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """After a finished training wait for all evaluations; after a failed one leave them for its next session."""
+        if kind is not None:
+            self._cancelled.set()
+        self._ending.set()
+        try:
+            self._thread.join()
+        except BaseException:  # a signal: nobody waits for the evaluations any more
+            self._cancelled.set()
+            raise
+
+    def _left_over(self) -> list[EvaluationRequest]:
+        if not self._setup.job.is_evaluated:
+            return []
+        labelled = CheckpointFolder(self._store).labelled()
+        evaluated = {each.label for each in read_evaluations(self._store)}
+        return [
+            EvaluationRequest(label, step_of(name), name) for label, name in labelled.items() if label not in evaluated
+        ]
+
+    def _run(self) -> None:
+        while not self._cancelled.is_set():
+            ending = self._ending.is_set()  # asked first: what was requested before it is taken below
+            self._queue.extend(ray.get(self._coordinator.take_requests.remote()))
+            if self._queue:
+                self._one(self._queue.popleft())
+            elif ending:
+                return
+            else:
+                self._ending.wait(_POLL_S)
+
+    def _one(self, request: EvaluationRequest) -> None:
+        try:
+            answer = self._ask(request)
+        except ray.exceptions.RayError as error:
+            self._try_later(request, error)
+            return
+        if answer is None:
+            return
+        evaluated = EvaluationEntry(request.label, request.step, request.checkpoint, answer.metrics, answer.logged)
+        try:
+            add_evaluation(self._store, evaluated)
+        except OSError as error:
+            self._coordinator.warn.remote(f"the evaluation of {request.label} is not kept: {error}")
+        if answer.refusal:
+            self._coordinator.warn.remote(f"{request.label} was not evaluated: {answer.refusal}")
+            return
+        if answer.metrics.get("val/collapsed") and request.step > 0:
+            self._coordinator.warn.remote(
+                f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}"
+            )
+        if self._heard is not None:
+            self._heard(request.label, request.step, answer.metrics)
+
+    def _try_later(self, request: EvaluationRequest, error: ray.exceptions.RayError) -> None:
+        """After what may pass, such as a storage that is away; in this session, or in the next one."""
+        self._tries[request.label] += 1
+        if self._tries[request.label] < _MOST_TRIES:
+            self._queue.append(request)
+            return
+        cause = getattr(error, "cause", None) or error
+        reason = f"{type(cause).__name__}: {cause}"
+        self._coordinator.warn.remote(
+            f"{request.label} was not evaluated; the next start of this job tries again: {reason}"
+        )
+
+    def _ask(self, request: EvaluationRequest) -> Answer | None:
+        """The task's answer, or none where the run has failed meanwhile.
+
+        Raises:
+            RayError: there is no answer.
+        """
+        task = self._task.remote(self._setup, request)
+        while not self._cancelled.is_set():
+            ready, _ = ray.wait([task], timeout=_POLL_S)
+            if ready:
+                answer: Answer = ray.get(task)
+                return answer
+        ray.cancel(task, force=True)
+        return None

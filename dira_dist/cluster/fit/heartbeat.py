@@ -1,0 +1,78 @@
+"""A worker's thread to the coordinator: it says where the worker is, and hears whether the run is to stop."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
+
+import ray
+import torch
+from torch import distributed
+
+from dira_dist.cluster.fit.coordinator import StopRequest
+
+EVERY_S = 1.0
+
+T = TypeVar("T")
+
+
+class Heartbeat:
+    """Speaks for one worker while a ``with`` block runs.
+
+    Args:
+        coordinator: handle of the job's coordinator.
+        rank: of the worker.
+        device: where collectives take their tensors.
+    """
+
+    def __init__(self, coordinator: Any, rank: int, device: torch.device) -> None:
+        self._coordinator, self._rank, self._device = coordinator, rank, device
+        self._phase, self._step, self._since_s = "starting", 0, time.monotonic()
+        self._request: StopRequest = ""
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+
+    def at(self, phase: str, step: int) -> None:
+        """From here on the worker does this, after so many optimiser steps."""
+        self._phase, self._step, self._since_s = phase, step, time.monotonic()
+
+    def requested(self) -> bool:
+        """Whether any worker has heard that the run is to stop: the same answer on all of them; a collective."""
+        if not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return self._request != ""
+        heard = torch.tensor([float(self._request != "")], device=self._device)
+        distributed.all_reduce(heard, op=distributed.ReduceOp.MAX)
+        return bool(heard.item())
+
+    @contextmanager
+    def watched(self, stream: AbstractContextManager[Iterator[T]], step: int) -> Iterator[Iterator[T]]:
+        """The same stream, open, reporting when the worker waits for it and when it computes."""
+        with stream as batches:
+            yield self._told(batches, step)
+
+    def _told(self, batches: Iterator[T], step: int) -> Iterator[T]:
+        while True:
+            self.at("waiting for data", step)
+            batch = next(batches)
+            self.at("computing", step)
+            yield batch
+            step += 1
+
+    def _run(self) -> None:
+        node = socket.gethostname()
+        while not self._end.wait(EVERY_S):
+            try:
+                doing_s = time.monotonic() - self._since_s
+                sign = self._coordinator.beat.remote(self._rank, node, self._phase, self._step, doing_s)
+                self._request = ray.get(sign, timeout=30)
+            except ray.exceptions.RayError:
+                continue  # Ray ends a worker whose driver is gone; until then there is nobody to speak to

@@ -1,0 +1,211 @@
+"""What runs on each Ray Train worker: a job turned into objects and handed to the training loop."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from torch import distributed
+
+from dira_dist.cluster.fit.failures import LASTING_ERRORS, MovedError, advice_on_memory, is_out_of_memory, is_timeout
+from dira_dist.cluster.fit.heartbeat import Heartbeat
+from dira_dist.cluster.fit.reporter import NullReporter, Reporter
+from dira_dist.data.batch import Batch
+from dira_dist.data.shards import ShardSetIndex
+from dira_dist.data.store import RetryPolicy, open_store
+from dira_dist.data.stream import ShardStream
+from dira_dist.jobs.job import LoadedJob, PretrainJob
+from dira_dist.models.pretrained import starting_weights
+from dira_dist.objectives.collectives import gather
+from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.provenance import host_row
+from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.training.checkpoints import CheckpointFolder
+from dira_dist.training.loop import InterruptedRunError, Training, train
+from dira_dist.training.stages import Plan, Position, StageSpan
+from dira_dist.training.state import Checkpoint
+from dira_dist.training.step import Networks, Precision, TrainStep, build_networks
+from dira_dist.views import Views, make_views
+
+# The writer of checkpoints tries again without end, and reports a failure as soon as it knows.
+SHORT_RETRY = RetryPolicy(timeout_s=3.0, read_timeout_s=60.0)
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What the driver hands to every worker.
+
+    Attributes:
+        index: of the training set.
+        tracking: the job's, its address settled on the driver.
+        run_id: MLflow run; empty without tracking.
+        coordinator: handle of the job's coordinator.
+    """
+
+    loaded: LoadedJob
+    index: ShardSetIndex
+    plan: Plan
+    tracking: TrackingConfig
+    run_id: str
+    coordinator: Any
+
+
+def train_worker(setup: WorkerSetup) -> None:
+    """Train this worker's part of the job, unless the job was given up; errors that last give it up.
+
+    Raises:
+        MovedError: the run goes on elsewhere, from what was saved.
+        RuntimeError: another worker hangs, and is named.
+    """
+    heard = gather(ray.get([setup.coordinator.fatal.remote(), setup.coordinator.requested.remote()]))
+    if any(
+        fatal or request == "stop" for fatal, request in heard
+    ):  # all or none: nobody may wait for one that has gone
+        return  # Ray restarts the workers after any error; the driver tells the reason
+    rank, device = ray.train.get_context().get_world_rank(), ray.train.torch.get_device()
+    try:
+        with Heartbeat(setup.coordinator, rank, device) as heartbeat:
+            _train(setup, device, heartbeat)
+    except LASTING_ERRORS as error:
+        ray.get(setup.coordinator.give_up.remote(f"worker {rank}: {type(error).__name__}: {error}"))
+        raise
+    except InterruptedRunError as error:
+        if (
+            ray.get(setup.coordinator.requested.remote()) != "stop"
+        ):  # to Ray Train a worker that returns has finished the job
+            raise MovedError(str(error)) from None
+    except Exception as error:
+        if is_out_of_memory(error):
+            advice = advice_on_memory(setup.loaded.job, device, error)
+            ray.get(setup.coordinator.give_up.remote(f"worker {rank}: {advice}"))
+        elif is_timeout(error) and (straggler := ray.get(setup.coordinator.straggler.remote())):
+            raise RuntimeError(
+                f"the workers waited {setup.loaded.job.guards.hang_timeout_s:g} s: {straggler}"
+            ) from error
+        raise
+
+
+def _train(setup: WorkerSetup, device: torch.device, heartbeat: Heartbeat) -> None:
+    """Train from the newest whole checkpoint, or from the start."""
+    job = setup.loaded.job
+    resumed = _newest_checkpoint(setup, device)
+    start = starting_weights(job.model, job.seed) if resumed is None else None
+    weights = start.weights if start else None
+    model = job.model.model_copy(update={"init": None})
+    networks = build_networks(model, job.method, job.adversarial, seed=job.seed, weights=weights).to(device)
+    reporter = _open_reporter(setup, resumed, device)
+    if start:
+        reporter.started_from(start.report)
+    training = Training(
+        plan=setup.plan,
+        device=device,
+        open_stream=lambda span, position: heartbeat.watched(_open_stream(setup, span, position), position.step),
+        make_views=lambda batch, span: _make_views(job, batch, span, device),
+        make_step=lambda span: _make_step(job, networks, span, device),
+        tracker=reporter,
+        checkpointer=reporter,
+        interruption=heartbeat,
+        seed=(job.seed + ray.train.get_context().get_world_rank()) << 32,
+        log_every_steps=job.tracking.log_every_steps,
+        max_nonfinite_steps=job.guards.max_nonfinite_steps,
+    )
+    position, tensors = (resumed.position, resumed.tensors) if resumed else (Position(), None)
+    try:
+        train(training, position, tensors)
+        reporter.drain()
+    except InterruptedRunError as error:
+        heartbeat.at("saving", error.position.step)
+        reporter.drain()
+        reporter.left(error.position)
+        raise
+    finally:
+        reporter.close()
+
+
+def _open_reporter(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> Reporter | NullReporter:
+    """The reporter of the run on the first worker, silence on all others; a collective."""
+    context = ray.train.get_context()
+    hosts = gather(host_row(context.get_world_rank(), device))
+    start, pending = (resumed.position, resumed.pending_metrics) if resumed else (Position(), [])
+    first, measures = context.get_world_rank() == 0, setup.tracking.system_metrics_every_s > 0
+    run: TrackingRun | NullRun = NullRun()
+    if setup.run_id and (first or (measures and context.get_local_rank() == 0)):  # each node's first measures it
+        run = TrackingRun.attach(setup.tracking, setup.run_id, pending if first else [])
+    if not first:
+        return NullReporter(setup.loaded, run)
+    run.log_table(hosts, f"hosts/step-{start.step}.json")
+    store = open_store(setup.loaded.job.run_folder, SHORT_RETRY)
+    return Reporter(setup.loaded, store, run, setup.coordinator, start)
+
+
+def _newest_checkpoint(setup: WorkerSetup, device: torch.device) -> Checkpoint | None:
+    """The newest checkpoint that is whole, the same on all workers; none where nothing was saved yet.
+
+    Raises:
+        BrokenCheckpointError: checkpoints were saved, and none of them is whole.
+    """
+    folder = CheckpointFolder(open_store(setup.loaded.job.run_folder))
+    context = ray.train.get_context()
+    first = context.get_world_rank() == 0
+    name, checkpoint = "", None
+    if first:
+        found = folder.newest_whole(lambda warning: setup.coordinator.warn.remote(warning))
+        name, checkpoint = found or ("", None)
+    if context.get_world_size() > 1:
+        chosen = [name]
+        distributed.broadcast_object_list(chosen, src=0, device=device)
+        (name,) = chosen
+    return folder.fetch(name) if name and not first else checkpoint
+
+
+def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> ShardStream:
+    context = ray.train.get_context()
+    job = setup.loaded.job
+    return ShardStream.from_config(
+        job.data,
+        seed=job.seed,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        start_sample=position.samples,
+        global_batch=span.config.global_batch,
+        lanes=job.lanes,
+        index=setup.index,
+    )
+
+
+def _make_views(job: PretrainJob, batch: Batch, span: StageSpan, device: torch.device) -> Views:
+    if device.type == "cuda":
+        batch = batch.pin_memory().to(device, non_blocking=True)
+    return make_views(
+        batch.images,
+        batch.sizes_px,
+        batch.sample_ids,
+        batch.epochs,
+        seed=job.seed,
+        image_size=job.data.image_size,
+        in_channels=job.model.in_channels,
+        config=job.views,
+        with_target=span.config.objective != "di",
+    )
+
+
+def _make_step(job: PretrainJob, networks: Networks, span: StageSpan, device: torch.device) -> TrainStep:
+    stage = span.config
+    return TrainStep(
+        networks,
+        stage.objective,
+        weights=stage.loss_weights,
+        optimizer=stage.optimizer,
+        adversarial=job.adversarial,
+        execution=job.execution,
+        precision=job.precision or _precision_of(device),
+        device=device,
+        total_steps=span.steps,
+        steps_per_epoch=span.steps_per_epoch,
+    )
+
+
+def _precision_of(device: torch.device) -> Precision:
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -1,0 +1,115 @@
+"""The job file as a whole: what stages inherit, which combinations are refused, what may be written down."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from dira_dist.config import RequestError
+from dira_dist.jobs.job import PretrainJob, dump_job, job_schema, load_job
+from dira_dist.training.optimizer import OptimizerConfig
+
+JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
+SHORTEST: dict[str, Any] = {"name": "a", "data": {"train": "shards"}}
+
+
+def refusal(values: dict[str, Any], overrides: list[str] | None = None) -> str:
+    with pytest.raises(RequestError) as caught:
+        load_job(values, overrides or [])
+    return str(caught.value)
+
+
+def test_the_shortest_file_is_a_whole_job() -> None:
+    job = load_job(SHORTEST).job
+    assert [stage.objective for stage in job.stages] == ["di", "dir", "dira"]
+    assert job.method.name == "moco_v2"
+    assert job.loss_weights.model_dump() == {"discriminative": 1, "restorative": 10, "adversarial": 0.001}
+
+
+def test_stages_inherit_and_override() -> None:
+    job = load_job(
+        {
+            "name": "a",
+            "data": {"train": "x", "global_batch": 64},
+            "optimizer": {"lr": 0.5, "momentum": 0.8},
+            "loss_weights": {"restorative": 3},
+            "stages": [
+                {"objective": "di", "epochs": 1},
+                {"objective": "dira", "steps": 2, "global_batch": 16, "optimizer": {"lr": 0.1}},
+            ],
+        }
+    ).job
+    first, second = job.stages
+    assert (first.global_batch, first.optimizer.lr, first.loss_weights.restorative) == (64, 0.5, 3)
+    assert (second.global_batch, second.optimizer.lr, second.optimizer.momentum) == (16, 0.1, 0.8)
+    assert job.lanes == 16, "lanes divide every batch"
+
+
+def test_a_method_brings_its_own_optimiser_unless_one_is_named() -> None:
+    barlow = ["method={name: barlow_twins}"]
+    own = load_job(SHORTEST, barlow).job
+    assert own.optimizer == OptimizerConfig(name="lars", lr=0.2, weight_decay=1e-6, warmup_epochs=10)
+    assert [stage.optimizer for stage in own.stages] == [own.optimizer] * 3
+    slower = load_job(SHORTEST, [*barlow, "optimizer.lr=0.1"]).job
+    assert slower.optimizer == own.optimizer.model_copy(update={"lr": 0.1})
+    assert load_job(SHORTEST, [*barlow, "optimizer.name=sgd"]).job.optimizer == OptimizerConfig()
+    assert load_job(SHORTEST, ["method={name: simsiam}"]).job.optimizer == OptimizerConfig()
+
+
+def test_a_recorded_job_is_the_same_job_again() -> None:
+    loaded = load_job(SHORTEST, ["seed=3", "method={name: simsiam}"])
+    assert load_job(yaml.safe_load(dump_job(loaded.public))) == loaded
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.global_bach=2"], ["data.global_bach", "did you mean 'global_batch'"]),
+        (["data.global_batch=many"], ["data.global_batch", "found 'many'", "integer"]),
+        (["data.image_size=96", "model.encoder=tu-swin_tiny_patch4_window7_224"], ["data.image_size is 96", "224 px"]),
+        (["data.global_batch=30", "resources.workers=4"], ["resources.workers is 4", "workers: [1, 2, 3, 5"]),
+        (["resources.workers=[4, 2]"], ["[4, 2]", "min at most max"]),
+        (["data.lanes=7"], ["data.lanes is 7", "global batch 256"]),
+        (["model.encoder=resnet5"], ["resnet5", "resnet50"]),
+        (["loss_weights.adversarial=-1"], ["loss_weights.adversarial", "greater than or equal to 0"]),
+        (["method={name: byol}"], ["method", "'moco_v2'", "'barlow_twins'", "'simsiam'"]),
+        (["method={name: [a]}"], ["method", "'moco_v2'"]),
+        (["method={name: simsiam, queue_size: 3}"], ["method.queue_size", "key; known here: bottleneck, name"]),
+        (["stages=[]"], ["stages"]),
+        (["stages=[{objective: di}]"], ["stages.0", "exactly one of epochs and steps"]),
+        (["tracking.uri=./mlruns"], ["tracking.uri", "sqlite:"]),
+        (["kind=train"], ["kind", "pretrain"]),
+        (["name=a/b"], ["name"]),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_named_with_its_remedy(overrides: list[str], words: list[str]) -> None:
+    message = refusal(SHORTEST, overrides)
+    assert not [word for word in words if word not in message], message
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_the_jobs_of_the_project_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    loaded = load_job(path)
+    assert isinstance(loaded.job, PretrainJob)
+    jsonschema.validate(yaml.safe_load(path.read_text()), job_schema())
+    assert path.stat().st_mode & 0o111, "job files are executable"
+
+
+def test_the_schema_refuses_what_the_job_refuses() -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**SHORTEST, "sead": 1}, job_schema())
+    jsonschema.validate(SHORTEST, job_schema())
+
+
+def test_reading_a_job_needs_neither_ray_nor_mlflow() -> None:
+    program = (
+        "import sys; from dira_dist.jobs.job import load_job; load_job({'name': 'a', 'data': {'train': 'x'}});"
+        "sys.exit(str(sorted({'ray', 'mlflow', 'boto3'} & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
