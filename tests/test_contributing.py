@@ -78,7 +78,7 @@ def test_commits_run_what_make_lint_runs() -> None:
 def test_version_and_title_are_the_same_everywhere() -> None:
     citation = _read("CITATION.cff")
     assert citation["version"] == dira_dist.__version__
-    assert f"\n## [{dira_dist.__version__}] - {citation['date-released']}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\n## {dira_dist.__version__} - {citation['date-released']}\n" in (ROOT / "CHANGELOG.md").read_text()
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert citation["preferred-citation"]["title"] in readme
 

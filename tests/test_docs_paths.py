@@ -68,9 +68,9 @@ def test_what_a_page_names_is_there(page: Path) -> None:
 
 
 def test_a_missing_file_or_module_is_found() -> None:
-    there = "`jobs/my-job.yaml` (`data/order.py`, `k8s/base/...`) k8s/*/*.example, dira_dist.config.Section, dira_dist.run"
+    there = "`jobs/my-job.yaml` (`data/order.py`, `k8s/base/...`) k8s/*/*.example, dira_dist.config.Section"
     gone = "`dira_dist/gone.py`, tests/gone/, gone.py and `dira_dist.config.gone`"
     paths, modules = list(_named_paths(there + gone)), _MODULE.findall(there + gone)
     assert [path for path in paths if not _is_there(path)] == ["dira_dist/gone.py", "tests/gone", "gone.py"]
     assert [name for name in modules if not _is_bound(name)] == ["dira_dist.config.gone"]
-    assert len(paths) == 6 and len(modules) == 3
+    assert len(paths) == 6 and len(modules) == 2
