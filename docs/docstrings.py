@@ -52,6 +52,9 @@ def _calls(expression: Any) -> Iterator[griffe.ExprCall]:
 
 
 def _text(literal: str) -> str:
-    """A string's words from its literal; the braces of an f-string stay."""
-    words = literal.removeprefix("f")
-    return str(ast.literal_eval(words))
+    """A string's words from its literal. The braces of an f-string stay.
+
+    What griffe reads in an annotation has lost its quotes where it could be an expression: ``side in pixels``.
+    """
+    quoted = re.fullmatch(r"""f?(['"].*['"])""", literal, re.DOTALL)
+    return str(ast.literal_eval(quoted[1])) if quoted else literal

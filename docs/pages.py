@@ -14,6 +14,8 @@ from pathlib import Path
 
 from docstrings import to_markdown
 
+import dira_dist
+
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "build" / "docs"
 BESIDE = ("LICENSE", "NOTICE", "docs/site.css")
@@ -31,6 +33,7 @@ def main() -> None:
             _write(_page(source.parent), _overview(source.parent))
         elif source.name != "__main__.py":
             _write(_page(source), f"::: {_dotted(source)}\n")
+    _write(Path("api/public.md"), "\n".join(_public()))
     _write(Path("SUMMARY.md"), "\n".join(_navigation(floors)) + "\n")
 
 
@@ -46,6 +49,7 @@ def _navigation(floors: list[Path]) -> Iterator[str]:
     yield from (f"    {_link(ROOT / name)}" for name in ("CONTRIBUTING.md", "CHANGELOG.md"))
     yield "- API"
     yield f"    - [dira_dist]({_page(ROOT / 'dira_dist')})"
+    yield "    - [Public names](api/public.md)"
     for floor in floors:
         yield from _branch(floor, depth=1)
 
@@ -80,6 +84,13 @@ def _members(package: Path) -> list[Path]:
     """Modules and packages in a package: packages last, dunder modules not at all."""
     members = [each for each in package.iterdir() if each.suffix == ".py" or (each / "__init__.py").exists()]
     return sorted((each for each in members if not each.stem.startswith("__")), key=lambda each: (each.is_dir(), each))
+
+
+def _public() -> Iterator[str]:
+    """The page of what a program imports from the package itself."""
+    yield "# Public names\n\nWhat `import dira_dist` offers: everything that the command line does, as calls.\n"
+    for name in sorted({*dira_dist.__all__} - {"__version__"}, key=str.lower):
+        yield f"::: dira_dist.{name}\n    options: {{heading_level: 2, show_if_no_docstring: false}}\n"
 
 
 def _overview(package: Path) -> str:
