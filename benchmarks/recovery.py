@@ -28,6 +28,7 @@ from ray.cluster_utils import Cluster
 
 import dira_dist
 import dira_dist.cluster.fit.driver as pretrain_module
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.data.store import open_store
 from dira_dist.jobs.job import ResourcesConfig, load_job
@@ -130,7 +131,7 @@ class Watch:
         self._ended = threading.Event()
         self._thread = threading.Thread()
 
-    def follow(self, coordinator: Any) -> Any:
+    def follow(self, coordinator: CoordinatorClient) -> CoordinatorClient:
         self._thread = threading.Thread(target=self._run, args=(coordinator,))
         self._thread.start()
         return coordinator
@@ -139,9 +140,9 @@ class Watch:
         self._ended.set()
         self._thread.join()
 
-    def _run(self, coordinator: Any) -> None:
+    def _run(self, coordinator: CoordinatorClient) -> None:
         while not self._ended.is_set():
-            step = ray.get(coordinator.read.remote()).step
+            step = coordinator.call(Coordinator.read).step
             if not self.seen or self.seen[-1][1] != step:
                 self.seen.append((time.monotonic(), step))
             if self._acted_s is None and step >= self._at_step:

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dira_dist.cluster.session import live_nodes
 from dira_dist.config import RequestError
 from dira_dist.data.shards import INDEX_NAME
 from dira_dist.jobs.job import PretrainJob
@@ -60,11 +61,7 @@ def _local_files(job: PretrainJob) -> Iterator[str]:
 
 def _other_machines() -> dict[str, str]:
     here = ray.util.get_node_ip_address()
-    return {
-        node["NodeManagerAddress"]: node["NodeID"]
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU", 0) > 0 and node["NodeManagerAddress"] != here
-    }
+    return {node.address: node.node_id for node in live_nodes() if node.cpus > 0 and node.address != here}
 
 
 def _on(node: str) -> Any:

@@ -17,6 +17,7 @@ from dira_dist.models.heads import moco_projector
 from dira_dist.models.precision import at_least_float32, average_over_positions, without_autocast
 from dira_dist.objectives.collectives import GlobalBatch, RowExchange, gather_rows
 from dira_dist.objectives.method import Encode, Method, MethodSection
+from dira_dist.objectives.torch_internals import lerp_each
 
 
 class MoCoV2Config(MethodSection):
@@ -138,7 +139,7 @@ class KeyNetwork(nn.Module):
         """``key = momentum * key + (1 - momentum) * query`` for every parameter, in a few fused calls."""
         leaders: list[Tensor] = [*encoder.parameters(), *projector.parameters()]
         followers: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
-        torch._foreach_lerp_(followers, leaders, 1 - momentum)
+        lerp_each(followers, leaders, 1 - momentum)
 
 
 def _unit_length(rows: Tensor) -> Tensor:

@@ -18,15 +18,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from dira_dist.config import RequestError, flatten, without_credentials
 from dira_dist.tracking.config import SERVER_SCHEMES, TrackingConfig, page_command
 from dira_dist.tracking.logged_models import LoggedCheckpoint, record_checkpoint, record_removal
-from dira_dist.tracking.null_run import NullRun, Status
 from dira_dist.tracking.outbox import Outbox, ReceiverGoneError, RefusedError
 from dira_dist.tracking.picture_files import encodings, picture_files, picture_stem
+from dira_dist.tracking.protocol import NullRun, Run, Status
 from dira_dist.tracking.provenance import source_tags
 from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal
 from dira_dist.tracking.system import SystemMonitor
 from dira_dist.tracking.unclaimed import CLAIMED_TAG, delete_unclaimed, unclaimed
-
-__all__ = ["NullRun", "TrackingConfig", "TrackingRun", "open_run", "page_command"]
 
 log = logging.getLogger(__name__)
 
@@ -199,16 +197,6 @@ class TrackingRun:
         table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
         self._do(f"table {path}", lambda: self._send_table(json.dumps(table, default=str), path))
 
-    def log_file(self, source: Path, folder: str = "") -> None:
-        """Record a small file; it is read now, and may be gone afterwards."""
-        path = str(PurePosixPath(folder) / source.name)
-        try:
-            content = source.read_bytes()
-        except OSError as error:
-            log.warning("file %s is not recorded: %s", source, error)
-            return
-        self._do(f"file {path}", lambda: self._send_bytes(content, path))
-
     def claimed(self) -> None:
         """Say that the run is named in a record, by which the next start finds it."""
         self.set_tags({CLAIMED_TAG: "yes"})
@@ -358,7 +346,7 @@ def open_run(
     run_id: str | None = None,
     *,
     folder: str | None = None,
-) -> TrackingRun | NullRun:
+) -> Run:
     """The job's run: gone on with where ``run_id`` is known, begun otherwise, and a :class:`NullRun` without address.
 
     Raises:

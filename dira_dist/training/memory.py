@@ -5,13 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dira_dist.objectives import GlobalBatch, adversarial_loss, restorative_loss
 from dira_dist.training.networks import Networks
 from dira_dist.training.step import LossWeights, Objectives
+from dira_dist.training.torch_internals import StorageWeakRef, TorchDispatchMode, storage_id, tree_leaves
 
 
 class LiveTensors(TorchDispatchMode):
@@ -30,16 +28,16 @@ class LiveTensors(TorchDispatchMode):
     def __init__(self, apart: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes: int = 0
-        self._apart = {tensor.untyped_storage()._cdata for tensor in apart}
+        self._apart = {storage_id(tensor) for tensor in apart}
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         result = operation(*arguments, **(named or {}))
         for tensor in tree_leaves((arguments, result)):
             if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._apart:
-                    self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                storage, key = tensor.untyped_storage(), storage_id(tensor)
+                if key not in self._apart:
+                    self._alive[key] = (StorageWeakRef(storage), storage.nbytes())
         self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
         self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._alive.values()))
         return result

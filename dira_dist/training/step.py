@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from dira_dist.config import RequestError, Section
 from dira_dist.objectives import AdversarialConfig, GlobalBatch, adversarial_loss, discriminator_loss, restorative_loss
@@ -20,6 +19,7 @@ from dira_dist.objectives.collectives import is_distributed, mean_over_workers
 from dira_dist.training.execution import ExecutionConfig, distribute, laid_out, prepare
 from dira_dist.training.networks import Networks, build_networks
 from dira_dist.training.optimizer import NamedOptimizer, OptimizerConfig, build_optimizer, learning_rate
+from dira_dist.training.torch_internals import NormBase, copy_each
 from dira_dist.views import Views
 
 __all__ = [
@@ -304,7 +304,7 @@ class _Statistics:
     """The running statistics of all norms, kept aside so that a step can be undone."""
 
     def __init__(self, networks: Networks) -> None:
-        norms = [module for module in networks.modules() if isinstance(module, _NormBase)]
+        norms = [module for module in networks.modules() if isinstance(module, NormBase)]
         buffers = [buffer for norm in norms for buffer in norm.buffers()]
         self._floating = [buffer for buffer in buffers if buffer.is_floating_point()]
         counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
@@ -315,19 +315,19 @@ class _Statistics:
     def keep(self) -> None:
         """Remembers the statistics as they are."""
         for buffers, kept in self._pairs:
-            torch._foreach_copy_(kept, buffers)
+            copy_each(kept, buffers)
 
     def agree(self) -> None:
         """Averages them over the workers, whose batches each saw only a share of the samples."""
         if self._floating and is_distributed():
             mean = mean_over_workers(torch.cat(self._floating))
-            torch._foreach_copy_(self._floating, list(torch.split(mean, [len(each) for each in self._floating])))
+            copy_each(self._floating, torch.split(mean, [len(each) for each in self._floating]))
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Makes them what they were when last kept."""
         for buffers, kept in self._pairs:
-            torch._foreach_copy_(buffers, kept)
+            copy_each(buffers, kept)
 
 
 @contextmanager

@@ -17,15 +17,15 @@ def test_the_dashboard_shows_every_figure_and_no_other() -> None:
 
 
 def test_panels_are_told_apart_and_do_not_overlap() -> None:
-    coordinator = json.loads(DASHBOARD.read_text())
-    assert len({panel["id"] for panel in coordinator["panels"]}) == len(coordinator["panels"])
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     cells = [
         (x, y)
-        for place in (panel["gridPos"] for panel in coordinator["panels"])
+        for place in (panel["gridPos"] for panel in dashboard["panels"])
         for x in range(place["x"], place["x"] + place["w"])
         for y in range(place["y"], place["y"] + place["h"])
     ]
     assert len(set(cells)) == len(cells)
     assert all(0 <= x < 24 for x, _ in cells)
-    variables = {each["name"] for each in coordinator["templating"]["list"]}
-    assert set(re.findall(r"\$\{?(\w+)\}?", json.dumps(coordinator["panels"]))) <= variables
+    variables = {each["name"] for each in dashboard["templating"]["list"]}
+    assert set(re.findall(r"\$\{?(\w+)\}?", json.dumps(dashboard["panels"]))) <= variables

@@ -5,15 +5,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.config import LoggingConfig
 from rich.console import Console
 
-from dira_dist.cluster.fit.coordinator import start_coordinator
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, start_coordinator
 from dira_dist.cluster.fit.evaluations import EvaluationRunner, EvaluationSetup, OnEvaluation, log_late
 from dira_dist.cluster.fit.failures import COLLATERAL_ERRORS, advice_on_memory
 from dira_dist.cluster.fit.preemption import ControllerWatch
@@ -21,6 +19,7 @@ from dira_dist.cluster.fit.progress import ProgressView
 from dira_dist.cluster.fit.stopping import JobStoppedError, fit_until_stopped, signals_interrupt
 from dira_dist.cluster.fit.worker import WorkerSetup, train_worker
 from dira_dist.cluster.folders import check_shared
+from dira_dist.cluster.ray_internals import LoggingConfig, worker_failures
 from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.shards import read_index
@@ -34,7 +33,8 @@ from dira_dist.runs.lease import sole_driver
 from dira_dist.runs.run import RunState, claim
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.history import draw_losses
-from dira_dist.tracking.run import NullRun, TrackingRun, open_run
+from dira_dist.tracking.protocol import Run
+from dira_dist.tracking.run import TrackingRun, open_run
 from dira_dist.training.checkpoints import CheckpointFolder, step_of
 from dira_dist.training.state import Checkpoint
 from dira_dist.version import __version__
@@ -172,7 +172,7 @@ def _pretrain(session: _Session, state: RunState, console: Console) -> Outcome:
     return outcome
 
 
-def _open_run(session: _Session, run_id: str) -> TrackingRun | NullRun:
+def _open_run(session: _Session, run_id: str) -> Run:
     """The job's MLflow run on the driver's side."""
     loaded, train = session.loaded, session.facts.train
     own = {"dira.job": session.job.name, "dira.version": __version__}
@@ -206,9 +206,9 @@ def _fit(session: _Session, run_id: str, console: Console) -> None:
         )
         try:
             stopped = fit_until_stopped(trainer.fit, coordinator, job.resources.start_timeout_s)
-            cause = ray.get(coordinator.fatal.remote())
+            cause = coordinator.call(Coordinator.fatal)
         except ray.train.TrainingFailedError as error:
-            stopped, cause = False, ray.get(coordinator.fatal.remote()) or _cause(job, error)
+            stopped, cause = False, coordinator.call(Coordinator.fatal) or _cause(job, error)
         except TimeoutError as error:
             stopped, cause = False, _no_room(job.resources, error)
         if cause:
@@ -248,7 +248,7 @@ def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _run_config(job: PretrainJob, scratch: str, coordinator: Any) -> ray.train.RunConfig:
+def _run_config(job: PretrainJob, scratch: str, coordinator: CoordinatorClient) -> ray.train.RunConfig:
     """Checkpoints are this project's own affair: Ray Train is given a scratch folder, and keeps nothing in it."""
     return ray.train.RunConfig(
         name=job.name,
@@ -262,7 +262,7 @@ def _run_config(job: PretrainJob, scratch: str, coordinator: Any) -> ray.train.R
     )
 
 
-def _draw_losses(session: _Session, run: TrackingRun | NullRun) -> None:
+def _draw_losses(session: _Session, run: Run) -> None:
     """The curves of the whole run as a picture, where its tracking server is there to be asked for them."""
     boundaries = {span.first_step: span.name for span in session.facts.plan.spans}
     try:
@@ -274,7 +274,7 @@ def _draw_losses(session: _Session, run: TrackingRun | NullRun) -> None:
         run.flush()
 
 
-def _outcome(session: _Session, run: TrackingRun | NullRun) -> Outcome:
+def _outcome(session: _Session, run: Run) -> Outcome:
     """Register what the last checkpoint holds, and say what came out."""
     job, folder = session.job, CheckpointFolder(session.store)
     newest = folder.newest_whole(lambda warning: None)
@@ -318,7 +318,7 @@ def _published(session: _Session, run_id: str, checkpoint: Checkpoint, quality: 
 
 def _cause(job: PretrainJob, error: ray.train.TrainingFailedError) -> str:
     """What failed first, as far as can be told: not a worker that only lost its connection to the one that did."""
-    failures = {rank: getattr(failure, "_base_exc", failure) for rank, failure in _failures(error).items()}
+    failures = worker_failures(error)
     if not failures:
         return str(error)
     own = {rank: failure for rank, failure in failures.items() if not isinstance(failure, COLLATERAL_ERRORS)}
@@ -326,8 +326,3 @@ def _cause(job: PretrainJob, error: ray.train.TrainingFailedError) -> str:
     if isinstance(failure, ray.exceptions.OutOfMemoryError):
         return f"worker {rank}: {advice_on_memory(job)}"
     return f"worker {rank}: {type(failure).__name__}: {failure}"
-
-
-def _failures(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
-    found: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    return found

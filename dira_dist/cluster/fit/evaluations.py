@@ -5,12 +5,11 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import torch
 
-from dira_dist.cluster.fit.coordinator import EvaluationRequest
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, EvaluationRequest
 from dira_dist.config import RequestError
 from dira_dist.data.store import Store, open_store
 from dira_dist.evaluation.evaluator import Evaluation, Evaluator
@@ -18,7 +17,8 @@ from dira_dist.evaluation.pictures import evaluation_pictures
 from dira_dist.jobs.job import PretrainJob
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation, read_evaluations
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.tracking.protocol import NullRun, Run
+from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder, step_of
 from dira_dist.training.networks import build_networks
 from dira_dist.training.state import Checkpoint
@@ -60,7 +60,7 @@ class Answer:
 
 
 def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> Answer:
-    """Evaluator the networks of a checkpoint, and record figures and pictures in the MLflow run.
+    """Evaluate the networks of a checkpoint, and log figures and pictures to the MLflow run.
 
     Raises:
         OSError: the storage is away.
@@ -72,7 +72,7 @@ def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> A
         evaluation = _evaluate(setup.job, checkpoint)
     except (RequestError, ValueError) as error:
         return Answer({}, f"{type(error).__name__}: {error}")
-    run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
+    run: Run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
     _log(run, setup.job, request, evaluation)
     return Answer(evaluation.metrics, logged=run.flush(setup.job.checkpoint.storage_timeout_s))
 
@@ -88,7 +88,7 @@ def _evaluate(job: PretrainJob, checkpoint: Checkpoint) -> Evaluation:
     return evaluator.evaluate(networks.unet, torch.device("cpu"), networks.discriminator.eval() if plays else None)
 
 
-def log_late(run: TrackingRun | NullRun, store: Store) -> None:
+def log_late(run: Run, store: Store) -> None:
     """Record in the MLflow run what did not reach it when it was evaluated; the pictures of that are lost."""
     folder = CheckpointFolder(store)
     there = folder.names()
@@ -103,7 +103,7 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def _log(run: TrackingRun | NullRun, job: PretrainJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
+def _log(run: Run, job: PretrainJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
     address = CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint)
     run.log_checkpoint(address, request.step, _numbers(evaluation.metrics))
     title = f"{job.name}: {request.label}"
@@ -118,15 +118,18 @@ class EvaluationRunner:
 
     Args:
         setup: for the tasks.
-        coordinator: handle of the job's coordinator, where workers ask for evaluations.
+        coordinator: the job's, where workers request evaluations.
         heard: called in a thread after each evaluation with its label, step and figures.
     """
 
-    def __init__(self, setup: EvaluationSetup, coordinator: Any, heard: OnEvaluation | None = None) -> None:
+    def __init__(
+        self, setup: EvaluationSetup, coordinator: CoordinatorClient, heard: OnEvaluation | None = None
+    ) -> None:
         self._setup, self._coordinator, self._heard = setup, coordinator, heard
         self._store = open_store(setup.job.run_folder)
         self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(evaluate_checkpoint)
         self._queue: deque[EvaluationRequest] = deque()
+        self._requests_known = 0
         self._tries: Counter[str] = Counter()
         self._ending, self._cancelled = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="evaluating", daemon=True)
@@ -159,13 +162,18 @@ class EvaluationRunner:
     def _run(self) -> None:
         while not self._cancelled.is_set():
             ending = self._ending.is_set()  # asked first: what was requested before it is taken below
-            self._queue.extend(ray.get(self._coordinator.take_requests.remote()))
+            self._take_requests()
             if self._queue:
                 self._one(self._queue.popleft())
             elif ending:
                 return
             else:
                 self._ending.wait(_POLL_S)
+
+    def _take_requests(self) -> None:
+        new = self._coordinator.call(Coordinator.evaluation_requests, self._requests_known)
+        self._requests_known += len(new)
+        self._queue.extend(new)
 
     def _one(self, request: EvaluationRequest) -> None:
         try:
@@ -179,16 +187,17 @@ class EvaluationRunner:
         try:
             add_evaluation(self._store, evaluated)
         except OSError as error:
-            self._coordinator.warn.remote(f"the evaluation of {request.label} is not kept: {error}")
+            self._warn(f"the evaluation of {request.label} is not kept: {error}")
         if answer.refusal:
-            self._coordinator.warn.remote(f"{request.label} was not evaluated: {answer.refusal}")
+            self._warn(f"{request.label} was not evaluated: {answer.refusal}")
             return
         if answer.metrics.get("val/collapsed") and request.step > 0:
-            self._coordinator.warn.remote(
-                f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}"
-            )
+            self._warn(f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}")
         if self._heard is not None:
             self._heard(request.label, request.step, answer.metrics)
+
+    def _warn(self, warning: str) -> None:
+        self._coordinator.send(Coordinator.warn, warning)
 
     def _try_later(self, request: EvaluationRequest, error: ray.exceptions.RayError) -> None:
         """After what may pass, such as a storage that is away; in this session, or in the next one."""
@@ -198,9 +207,7 @@ class EvaluationRunner:
             return
         cause = getattr(error, "cause", None) or error
         reason = f"{type(cause).__name__}: {cause}"
-        self._coordinator.warn.remote(
-            f"{request.label} was not evaluated; the next start of this job tries again: {reason}"
-        )
+        self._warn(f"{request.label} was not evaluated; the next start of this job tries again: {reason}")
 
     def _ask(self, request: EvaluationRequest) -> Answer | None:
         """The task's answer, or none where the run has failed meanwhile.

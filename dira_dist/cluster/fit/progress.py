@@ -1,4 +1,4 @@
-"""Live progress of a job: what stands on its coordinator, as a bar on a terminal and as lines elsewhere."""
+"""Live progress of a job, read from its coordinator: a bar on a terminal, lines elsewhere."""
 
 import sys
 import threading
@@ -6,16 +6,17 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
 
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.training.stages import Plan, StageSpan
 
 _POLL_S = 0.5
+_READ_TIMEOUT_S = 5.0
 _LINE_EVERY_S = 15.0
 _BEFORE_THE_FIRST_STEP = "starting workers"
 _SHORT_NAMES = {"discriminative": "di", "restorative": "re", "adversarial": "adv", "discriminator": "D"}
@@ -48,10 +49,10 @@ class _TimeLeft(ProgressColumn):
 
 
 class ProgressView:
-    """Shows a coordinator while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere."""
+    """Shows a job's progress while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, coordinator: Any, plan: Plan, console: Console | None = None) -> None:
-        self._coordinator, self._plan = coordinator, plan
+    def __init__(self, coordinator: CoordinatorClient, plan: Plan, console: Console | None = None) -> None:
+        self._coordinator, self._plan = coordinator.within(_READ_TIMEOUT_S), plan
         self._console = console or Console(file=sys.stderr, soft_wrap=True)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -76,12 +77,12 @@ class ProgressView:
 
     def _read(self) -> tuple[int, dict[str, float]] | None:
         try:
-            step, figures, warnings = ray.get(self._coordinator.read.remote(), timeout=5)
+            step, figures, warnings = self._coordinator.call(Coordinator.read)
             for warning in warnings:
                 self._console.print(f"warning: {warning}", markup=False, highlight=False)
             return step, figures
-        except (ray.exceptions.RayError, TimeoutError):
-            return None  # the coordinator comes back or the job ends; neither is for the display to settle
+        except ray.exceptions.RayError:
+            return None  # the next reading succeeds, or the job ends for this reason
 
     def _left_s(self, step: int) -> float | None:
         now = time.monotonic()

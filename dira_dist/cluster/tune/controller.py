@@ -21,7 +21,8 @@ from dira_dist.search.overview import describe, seconds_left
 from dira_dist.search.pictures import search_pictures
 from dira_dist.search.ranking import Ranking, conclude, ranked
 from dira_dist.search.suggestions import Suggestions
-from dira_dist.tracking.run import NullRun, TrackingRun, open_run
+from dira_dist.tracking.protocol import NullRun, Run
+from dira_dist.tracking.run import TrackingRun, open_run
 from dira_dist.version import __version__
 
 CLOSE_S = 30.0
@@ -50,7 +51,7 @@ class SearchController:
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._failing: set[str] = set()
         self._began_s, self._steps_before = time.monotonic(), {trial.name: trial.step for trial in state.trials}
-        self._run: TrackingRun | NullRun = NullRun()
+        self._run: Run = NullRun()
 
     def __enter__(self) -> "SearchController":
         loaded = self.plan.loaded

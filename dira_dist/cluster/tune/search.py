@@ -5,13 +5,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
-import ray
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
-from dira_dist.cluster.capacity import cluster_grows
 from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
-from dira_dist.cluster.session import gpus_per_worker, ray_session
+from dira_dist.cluster.session import cluster_grows, gpus_per_worker, live_nodes, ray_session
 from dira_dist.cluster.tune.controller import WINNER_FILE, SearchController, SearchProgress, trial_name
 from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError, flatten
@@ -207,8 +205,7 @@ def trials_at_once(plan: SearchPlan) -> int:
     if cluster_grows():
         return _asked_of_a_growing_cluster(plan)
     resources = plan.loaded.job.resources
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    sizes = [(node.get("CPU", 0.0), int(node.get("GPU", 0))) for node in nodes]
+    sizes = [node.size for node in live_nodes()]
     shares = _shares(resources)
     fit = trials_that_fit(sizes, shares)
     asked = plan.loaded.search.max_concurrent

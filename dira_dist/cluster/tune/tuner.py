@@ -16,8 +16,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from dira_dist.cluster.ray_internals import remove_orphaned_groups
 from dira_dist.cluster.tune.controller import SearchController
-from dira_dist.cluster.tune.placement_groups import remove_orphaned_groups
 from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialSetup
 from dira_dist.config import ENV_REFERENCE, JobFailedError, without_credentials
 from dira_dist.environment import environment

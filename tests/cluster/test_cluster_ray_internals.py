@@ -6,8 +6,8 @@ from collections.abc import Callable
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
+from dira_dist.cluster.ray_internals import remove_orphaned_groups
 from dira_dist.cluster.session import embedded_ray
-from dira_dist.cluster.tune.placement_groups import remove_orphaned_groups
 from dira_dist.jobs.job import ResourcesConfig
 
 
