@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dira_dist"
 FOLDERS = {".ci", ".github", "benchmarks", "dira_dist", "docker", "docs", "jobs", "k8s", "tests"}
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")])
+PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md", ".github/*.md")
+PAGES = sorted(page for place in PLACES for page in ROOT.glob(place))
 
 _PATH = re.compile(r"(?<![\w./:-])[\w.*-]+(?:/[\w.*-]+)*")
 _MODULE = re.compile(r"\bdira_dist(?:\.[a-z_0-9]+)*\.(?!py\b)[A-Za-z_0-9]+")
