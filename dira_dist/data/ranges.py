@@ -24,7 +24,7 @@ class RangeReader(io.RawIOBase):
         get: asks for a range; takes ``Range`` and ``IfMatch`` as S3's GetObject does, and answers as boto3 does.
         name: of the object, for messages.
         retry: how long failures are retried.
-        etag, start, size, cancelled: as for ``Store.open``.
+        etag: as for ``Store.open``; so are ``start``, ``size`` and ``cancelled``.
     """
 
     def __init__(
