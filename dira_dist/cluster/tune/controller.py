@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dira_dist.background import Background
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, StoreError, open_store
 from dira_dist.jobs.job import dump_job
@@ -283,33 +284,24 @@ def trial_name(plan: SearchPlan, number: int) -> str:
     return f"{plan.loaded.job.name}-{number:03d}"
 
 
-class SearchProgress:
+class SearchProgress(Background):
     """Shows the controller's line while a ``with`` block runs: live on a terminal, now and then elsewhere."""
 
     POLL_S = 1.0
     LINE_EVERY_S = 30.0
 
     def __init__(self, controller: SearchController, console: Console) -> None:
+        super().__init__("progress", join_timeout_s=5.0)
         self._controller, self._console = controller, console
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
-    def __enter__(self) -> "SearchProgress":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def _show(self) -> None:
+    def _run(self) -> None:
         if self._console.is_terminal:
             with self._console.status(self._controller.line()) as status:
-                while not self._stop.wait(self.POLL_S):
+                while not self._ended.wait(self.POLL_S):
                     status.update(self._controller.line())
             return
         shown, shown_at_s = "", 0.0
-        while not self._stop.wait(self.POLL_S):
+        while not self._ended.wait(self.POLL_S):
             line = self._controller.line()
             events = line.partition(";")[0]  # what is counted; the rest changes with every second
             if events != shown or time.monotonic() - shown_at_s >= self.LINE_EVERY_S:
