@@ -1,4 +1,4 @@
-"""Batches: decoded samples stacked into tensors, and what every iterator over them does."""
+"""A worker's part of a global batch: rows stacked into tensors, and what every iterator over batches does."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -7,55 +7,20 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dira_dist.data.decode import Pixels
+from dira_dist.data.decode import BadSample, Row
 from dira_dist.data.order import fingerprint
 
 NO_SAMPLE = -1
 _NAMED_BAD_SAMPLES = 10
+_SMALL_TENSORS = ("sizes_px", "sample_ids", "epochs")
 
 
 @dataclass(frozen=True)
-class BadSample:
-    """A sample that could not be decoded, and why."""
-
-    id: int
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One decoded sample of a share, with the corrupt ones in whose place it stands."""
-
-    pixels: Pixels
-    id: int
-    epoch: int
-    key: str
-    labels: Mapping[str, Any]
-    bad: tuple[BadSample, ...] = ()
-
-
-@dataclass(frozen=True)
-class Share:
-    """Rows stacked by one process, before they are joined to a batch; pickles cheaply."""
-
-    images: Tensor
-    sizes_px: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.int64]
-    epochs: npt.NDArray[np.int64]
-    keys: tuple[str, ...]
-    labels: tuple[Mapping[str, Any], ...]
-    replaced: int
-    bad: tuple[BadSample, ...]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A worker's share of a global batch.
+class LocalBatch:
+    """A worker's part of a global batch, or what one of its loader processes adds to that.
 
     Attributes:
         images: ``(B, C, H, W)`` uint8, or uint16 for sets of 16 bit, zero-padded at the bottom and on the right to the
@@ -65,7 +30,9 @@ class Batch:
         epochs: ``(B,)`` int64.
         keys: of the samples in their shards.
         labels: of the samples, by name.
+        groups: whom the samples are of, such as their patients; a sample of nobody known is a group of its own.
         bad_samples: rows that stand in the place of a corrupt sample.
+        bad: the corrupt samples that were met.
     """
 
     images: Tensor
@@ -74,7 +41,9 @@ class Batch:
     epochs: Tensor
     keys: tuple[str, ...]
     labels: tuple[Mapping[str, Any], ...]
+    groups: tuple[str, ...]
     bad_samples: int
+    bad: tuple[BadSample, ...] = ()
 
     @property
     def valid(self) -> Tensor:
@@ -88,6 +57,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The small tensors go to another process by value: each shared one would cost it a file descriptor."""
+        return {**vars(self), **{name: vars(self)[name].numpy() for name in _SMALL_TENSORS}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {name: torch.from_numpy(state[name]) for name in _SMALL_TENSORS})
 
     def pin_memory(self) -> Self:
         """The same with page-locked tensors, for copies beside the computation."""
@@ -107,7 +83,7 @@ class Batch:
         )
 
 
-def stack(rows: Sequence[Row]) -> Share:
+def stack(rows: Sequence[Row]) -> LocalBatch:
     """Stacks rows, padding their images to the largest of them."""
     sizes_px = np.array([row.pixels.shape[1:] for row in rows], dtype=np.int64)
     height, width = sizes_px.max(axis=0)
@@ -116,34 +92,37 @@ def stack(rows: Sequence[Row]) -> Share:
     images = (np.empty if even else np.zeros)((len(rows), first.shape[0], height, width), dtype=first.dtype)
     for image, row in zip(images, rows, strict=True):
         image[:, : row.pixels.shape[1], : row.pixels.shape[2]] = row.pixels
-    return Share(
+    return LocalBatch(
         images=torch.from_numpy(images),
-        sizes_px=sizes_px,
-        ids=np.array([row.id for row in rows], dtype=np.int64),
-        epochs=np.array([row.epoch for row in rows], dtype=np.int64),
+        sizes_px=torch.from_numpy(sizes_px),
+        sample_ids=torch.tensor([row.id for row in rows]),
+        epochs=torch.tensor([row.epoch for row in rows]),
         keys=tuple(row.key for row in rows),
         labels=tuple(row.labels for row in rows),
-        replaced=sum(1 for row in rows if row.bad),
+        groups=tuple(row.group or row.key for row in rows),
+        bad_samples=sum(1 for row in rows if row.bad),
         bad=tuple(bad for row in rows for bad in row.bad),
     )
 
 
-def join(shares: Sequence[Share]) -> Batch:
-    """The shares of a worker's processes, one after the other."""
-    return Batch(
-        images=_join_images([share.images for share in shares]),
-        sizes_px=torch.from_numpy(np.concatenate([share.sizes_px for share in shares])),
-        sample_ids=torch.from_numpy(np.concatenate([share.ids for share in shares])),
-        epochs=torch.from_numpy(np.concatenate([share.epochs for share in shares])),
-        keys=tuple(key for share in shares for key in share.keys),
-        labels=tuple(labels for share in shares for labels in share.labels),
-        bad_samples=sum(share.replaced for share in shares),
+def join(parts: Sequence[LocalBatch]) -> LocalBatch:
+    """The parts of a worker's loader processes as one batch, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return LocalBatch(
+        images=_join_images([part.images for part in parts]),
+        sizes_px=torch.cat([part.sizes_px for part in parts]),
+        sample_ids=torch.cat([part.sample_ids for part in parts]),
+        epochs=torch.cat([part.epochs for part in parts]),
+        keys=tuple(key for part in parts for key in part.keys),
+        labels=tuple(labels for part in parts for labels in part.labels),
+        groups=tuple(group for part in parts for group in part.groups),
+        bad_samples=sum(part.bad_samples for part in parts),
+        bad=tuple(bad for part in parts for bad in part.bad),
     )
 
 
 def _join_images(parts: Sequence[Tensor]) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
     count = sum(len(part) for part in parts)
     height, width = (max(part.shape[axis] for part in parts) for axis in (2, 3))
     images = torch.zeros((count, parts[0].shape[1], height, width), dtype=parts[0].dtype)
@@ -159,42 +138,45 @@ class TooManyBadSamplesError(RuntimeError):
 
 
 class BatchIterator:
-    """An iterator over the batches of a source of shares, which is opened by the first ``next`` and closed once."""
+    """An iterator over a worker's batches, each joined of as many parts as it has loader processes.
 
-    _source: AbstractContextManager[Iterator[Share]] | None = None
-    _shares: Iterator[Share] | None = None
+    Their source is opened by the first ``next`` and closed once.
+    """
+
+    _source: AbstractContextManager[Iterator[LocalBatch]] | None = None
+    _parts: Iterator[LocalBatch] | None = None
     _closed = False
 
-    def __init__(self, address: str, bad_sample_budget: int, *, shares_per_batch: int) -> None:
+    def __init__(self, address: str, bad_sample_budget: int, *, parts_per_batch: int) -> None:
         self._address, self._budget = address, bad_sample_budget
-        self._shares_per_batch = shares_per_batch
+        self._parts_per_batch = parts_per_batch
         self._bad: dict[int, BadSample] = {}
 
-    def _open(self) -> AbstractContextManager[Iterator[Share]]:
+    def _open(self) -> AbstractContextManager[Iterator[LocalBatch]]:
         raise NotImplementedError
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> LocalBatch:
         if self._closed:
             raise StopIteration
         try:
-            shares = self._next_shares()
-            self._count_bad(shares)
+            batch = join(self._next_parts())
+            self._count_bad(batch.bad)
         except BaseException:
             self.close()
             raise
-        return join(shares)
+        return batch
 
-    def _next_shares(self) -> list[Share]:
-        if self._shares is None:
+    def _next_parts(self) -> list[LocalBatch]:
+        if self._parts is None:
             self._source = self._open()
-            self._shares = self._source.__enter__()
-        return [next(self._shares) for _ in range(self._shares_per_batch)]
+            self._parts = self._source.__enter__()
+        return [next(self._parts) for _ in range(self._parts_per_batch)]
 
-    def _count_bad(self, shares: Sequence[Share]) -> None:
-        self._bad.update((bad.id, bad) for share in shares for bad in share.bad)
+    def _count_bad(self, met: Sequence[BadSample]) -> None:
+        self._bad.update((bad.id, bad) for bad in met)
         if len(self._bad) > self._budget:
             named = "; ".join(f"{bad.key} ({bad.reason})" for bad in list(self._bad.values())[:_NAMED_BAD_SAMPLES])
             raise TooManyBadSamplesError(
@@ -205,7 +187,7 @@ class BatchIterator:
     def close(self) -> None:
         """Ends all threads and processes of the stream; it gives no more batches."""
         self._closed = True
-        source, self._source, self._shares = self._source, None, None
+        source, self._source, self._parts = self._source, None, None
         if source is not None:
             source.__exit__(None, None, None)
 

@@ -1,4 +1,4 @@
-"""From the members of a sample to pixels and labels."""
+"""From the members of a sample, as they stand in a shard, to a row of a batch."""
 
 import io
 import json
@@ -27,31 +27,77 @@ class CorruptSampleError(ValueError):
     """A sample cannot be decoded; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """A sample as it stands in its shard.
+
+    Attributes:
+        id: place in the set.
+        key: its name in the shard.
+        members: bytes by extension.
+    """
+
+    id: int
+    key: str
+    members: Mapping[str, bytes]
+
+
 @dataclass(frozen=True)
-class DecodedSample:
-    """Attributes:
-    pixels: ``(C, H, W)`` uint8, or uint16 for a set of mode ``I;16``.
-    labels: by name, as far as known.
+class BadSample:
+    """A sample that could not be decoded, and why."""
+
+    id: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One decoded sample, a row of a batch.
+
+    Attributes:
+        pixels: ``(C, H, W)`` uint8, or uint16 for a set of mode ``I;16``.
+        id: place in the set.
+        epoch: in which it is read.
+        key: its name in the shard.
+        labels: by name, as far as known.
+        group: whom the sample is of, such as its patient; empty where that is not known.
+        bad: corrupt samples in whose place it stands.
     """
 
     pixels: Pixels
+    id: int
+    epoch: int
+    key: str
     labels: Mapping[str, Any]
+    group: str = ""
+    bad: tuple[BadSample, ...] = ()
 
 
-def decode_sample(members: Mapping[str, bytes], mode: PixelMode) -> DecodedSample:
-    """Decodes the image and the labels of one sample.
+def decode_sample(sample: EncodedSample, mode: PixelMode, epoch: int = 0) -> Row:
+    """Decodes the image and what else is known of one sample.
 
     Args:
-        members: by extension, as they stand in the shard.
+        sample: as it stands in its shard.
         mode: of the set; images of another one are converted.
+        epoch: in which it is read.
 
     Raises:
-        CorruptSampleError: there is no image among them, or it or the record cannot be decoded.
+        CorruptSampleError: there is no image among its members, or it or the metadata cannot be decoded.
     """
+    members = sample.members
     data = next((members[name] for name in _IMAGE_MEMBERS if name in members), None)
     if data is None:
         raise CorruptSampleError(f"no image among its members {sorted(members)}")
-    return DecodedSample(decode_image(data, mode), _labels(members.get("json", b"{}")))
+    metadata = _metadata(members.get("json", b"{}"))
+    return Row(
+        pixels=decode_image(data, mode),
+        id=sample.id,
+        epoch=epoch,
+        key=sample.key,
+        labels=metadata.get("labels", {}),
+        group=str(metadata.get("split_group", "")),
+    )
 
 
 def decode_image(data: bytes, mode: PixelMode) -> Pixels:
@@ -106,11 +152,11 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _labels(record: bytes) -> Mapping[str, Any]:
+def _metadata(member: bytes) -> Mapping[str, Any]:
     try:
-        labels = json.loads(record).get("labels", {})
+        metadata = dict(json.loads(member).items())
     except (ValueError, AttributeError) as error:
-        raise CorruptSampleError(f"its record is no JSON object: {error}") from error
-    if not isinstance(labels, dict):
+        raise CorruptSampleError(f"its metadata is no JSON object: {error}") from error
+    if not isinstance(metadata.get("labels", {}), dict):
         raise CorruptSampleError("its labels are no mapping")
-    return labels
+    return metadata

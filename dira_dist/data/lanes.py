@@ -8,7 +8,7 @@ and lets go what it does not need, undecoded. That costs at most one shard per l
 """
 
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ import numpy as np
 
 from dira_dist.config import RequestError
 from dira_dist.data.cache import CacheConfig, ShardCache
-from dira_dist.data.decode import PixelMode
+from dira_dist.data.decode import EncodedSample, PixelMode
 from dira_dist.data.order import Order, Span, check_set_size, choose_lanes
 from dira_dist.data.shards import ShardInfo, ShardSetIndex
 from dira_dist.data.store import RetryPolicy, S3Store, StoreError, open_store
@@ -25,19 +25,6 @@ from dira_dist.data.store import RetryPolicy, S3Store, StoreError, open_store
 
 class ShardError(RuntimeError):
     """A shard is not what the index says."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedSample:
-    """Attributes:
-    id: place in the set.
-    key: its name in the shard.
-    members: bytes by extension.
-    """
-
-    id: int
-    key: str
-    members: Mapping[str, bytes]
 
 
 def check_set(
@@ -58,19 +45,35 @@ def check_set(
         raise RequestError(f"{address}: {error}") from None
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a set is read; none of it changes which samples come, or when.
+
+    Attributes:
+        loader_workers: processes that read and decode; 0: threads of this one.
+        bad_sample_budget: different corrupt samples that may be met.
+        storage_timeout_s: seconds of trouble with the storage, without a byte of progress, before a read fails.
+        cache: disk cache for sets in a bucket; a set in a folder needs none.
+    """
+
+    loader_workers: int = 0
+    bad_sample_budget: int = 100
+    storage_timeout_s: float = 300.0
+    cache: CacheConfig | None = None
+
+
 class ShardSet:
     """The shards of an index, wherever they lie; without open connections, so it may go to another process.
 
     Args:
         address: of the set.
         index: of the set.
-        cache: disk cache for sets in a bucket; a set in a folder needs none.
-        timeout_s: seconds of trouble, without a byte of progress, before a read fails.
+        options: how it is read.
     """
 
-    def __init__(
-        self, address: str, index: ShardSetIndex, *, cache: CacheConfig | None = None, timeout_s: float = 300.0
-    ) -> None:
+    def __init__(self, address: str, index: ShardSetIndex, options: ReadOptions | None = None) -> None:
+        options = options or ReadOptions()
+        cache, timeout_s = options.cache, options.storage_timeout_s
         self.address, self.index = address, index
         counts = np.array([shard.samples for shard in index.shards], dtype=np.int64)
         self._starts = np.cumsum(counts) - counts

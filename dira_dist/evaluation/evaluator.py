@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dira_dist.data.batch import Batch
+from dira_dist.data.batch import LocalBatch
+from dira_dist.data.lanes import ReadOptions
 from dira_dist.data.validation import ValidationStream
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.features import extract_features, frozen, pooled
@@ -128,8 +129,8 @@ class Evaluator:
                 metrics |= figures
         return Evaluation(metrics, restorations, scores, labelled)
 
-    def _batches(self, address: str, most: int) -> Iterator[Batch]:
-        with ValidationStream(address, batch_size=BATCH, storage_timeout_s=self.timeout_s) as stream:
+    def _batches(self, address: str, most: int) -> Iterator[LocalBatch]:
+        with ValidationStream(address, ReadOptions(storage_timeout_s=self.timeout_s), batch_size=BATCH) as stream:
             yield from islice(stream, -(-most // BATCH))
 
     def _restoration(

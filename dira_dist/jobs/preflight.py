@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dira_dist.config import RequestError
+from dira_dist.data.lanes import check_set
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
-from dira_dist.data.stream import check_set
 from dira_dist.jobs.job import LoadedJob, PretrainJob
 from dira_dist.training.memory import activation_bytes
 from dira_dist.training.networks import Networks, networks_on_meta

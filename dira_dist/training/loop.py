@@ -97,7 +97,7 @@ class Training(Generic[BatchT]):
     """What one worker trains with.
 
     Attributes:
-        open_stream: this worker's shares of the global batches of a stage, from a position on, without end.
+        open_stream: this worker's parts of the global batches of a stage, from a position on, without end.
         make_views: a share on the device as network inputs and target.
         make_step: the optimiser step of a stage, on the networks that all stages share.
         seed: of what a network draws in a step, such as dropout; of this worker's own.

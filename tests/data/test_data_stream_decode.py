@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dira_dist.data.decode import CorruptSampleError, decode_image, decode_sample
+from dira_dist.data.decode import CorruptSampleError, EncodedSample, Row, decode_image, decode_sample
+from dira_dist.data.lanes import ReadOptions
 from dira_dist.data.shards import Sample, ShardWriter
 from dira_dist.data.stream import ShardStream
 
@@ -23,6 +24,10 @@ def coded(pixels: np.ndarray | Image.Image, form: str = "PNG", **options: object
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(out, form, **options)
     return out.getvalue()
+
+
+def decoded(members: dict[str, bytes]) -> Row:
+    return decode_sample(EncodedSample(0, "k", members), "L")
 
 
 def test_png_is_exact_in_every_mode() -> None:
@@ -68,19 +73,24 @@ def test_a_cut_image_is_noticed(form: str, kept: float) -> None:
 
 def test_labels_come_from_the_record() -> None:
     record = json.dumps({"labels": {"finding": ["a", "b"], "age": 3}, "boxes": []}).encode()
-    assert decode_sample({"png": coded(GREY), "json": record}, "L").labels == {"finding": ["a", "b"], "age": 3}
-    assert decode_sample({"png": coded(GREY)}, "L").labels == {}
+    assert decoded({"png": coded(GREY), "json": record}).labels == {"finding": ["a", "b"], "age": 3}
+    assert decoded({"png": coded(GREY)}).labels == {}
+
+
+def test_the_patient_comes_from_the_metadata() -> None:
+    assert decoded({"png": coded(GREY), "json": b'{"split_group": "p3"}'}).group == "p3"
+    assert decoded({"png": coded(GREY)}).group == ""
 
 
 @pytest.mark.parametrize("record", [b"{", b"[]", b'{"labels": 3}', b"\xff"])
 def test_a_damaged_record_makes_a_corrupt_sample(record: bytes) -> None:
     with pytest.raises(CorruptSampleError):
-        decode_sample({"png": coded(GREY), "json": record}, "L")
+        decoded({"png": coded(GREY), "json": record})
 
 
 def test_a_sample_without_an_image_is_corrupt() -> None:
     with pytest.raises(CorruptSampleError, match=r"no image among its members \['json', 'mask\.png'\]"):
-        decode_sample({"json": b"{}", "mask.png": coded(GREY)}, "L")
+        decoded({"json": b"{}", "mask.png": coded(GREY)})
 
 
 @pytest.mark.parametrize(("pixels", "mode", "dtype"), [(DEEP, "I;16", torch.uint16), (COLOUR, "RGB", torch.uint8)])
@@ -91,7 +101,7 @@ def test_deep_and_coloured_sets_stream(
     with ShardWriter(str(tmp_path), mode=mode, encoding="png") as writer:
         for number, height in enumerate((40, 30, 20, 40)):
             writer.add(Sample(f"k{number}", coded(pixels[:height]), "png", height, 30, {}))
-    with ShardStream(str(tmp_path), global_batch=4, loader_workers=loader_workers) as stream:
+    with ShardStream(str(tmp_path), ReadOptions(loader_workers=loader_workers), global_batch=4) as stream:
         batch = next(stream)
     assert batch.images.dtype == dtype and batch.images.shape == (4, 1 if mode == "I;16" else 3, 40, 30)
     whole = torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).copy())

@@ -5,17 +5,21 @@ import multiprocessing
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
 
 from dira_dist.config import RequestError
 from dira_dist.data import ranges
-from dira_dist.data.lanes import LaneReader, ShardError, ShardSet
+from dira_dist.data.batch import LocalBatch
+from dira_dist.data.lanes import LaneReader, ReadOptions, ShardError, ShardSet
 from dira_dist.data.order import Order
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import ChangedObjectError, MissingObjectError, StoreError, check_reachable, open_store
-from dira_dist.data.stream import Batch, ShardStream, ValidationStream
+from dira_dist.data.stream import ShardStream
+from dira_dist.data.validation import ValidationStream
 
 pytestmark = pytest.mark.timeout(60)  # what would hang fails here
 
@@ -36,12 +40,19 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "RANGE_BYTES", RANGE_BYTES)
 
 
-def take(address: str, batches: int = EPOCH, **settings_: object) -> list[Batch]:
-    with ShardStream(address, **{"global_batch": 12, "lanes": 6, "shuffle_window": 4} | settings_) as stream:
+_READ_OPTIONS = {option.name for option in fields(ReadOptions)}
+
+
+def take(
+    address: str, batches: int = EPOCH, *, index: ShardSetIndex | None = None, **settings_: Any
+) -> list[LocalBatch]:
+    options = ReadOptions(**{name: settings_.pop(name) for name in _READ_OPTIONS & set(settings_)})
+    settings_ = {"global_batch": 12, "lanes": 6, "shuffle_window": 4} | settings_
+    with ShardStream(address, options, index=index, **settings_) as stream:
         return [next(stream) for _ in range(batches)]
 
 
-def assert_same(found: list[Batch], expected: list[Batch]) -> None:
+def assert_same(found: list[LocalBatch], expected: list[LocalBatch]) -> None:
     assert [batch.keys for batch in found] == [batch.keys for batch in expected]
     assert sorted(key for batch in found for key in batch.keys) == [f"k{number:04d}" for number in range(60)]
     assert all(torch.equal(a.images, b.images) for a, b in zip(found, expected, strict=True))
@@ -164,7 +175,7 @@ def test_a_stream_in_trouble_can_be_closed(address: str, proxy, fault) -> None:
         return fault("status")
 
     proxy.plan = plan
-    stream = ShardStream(address, global_batch=12, lanes=6, shuffle_window=2, storage_timeout_s=300)
+    stream = ShardStream(address, global_batch=12, lanes=6, shuffle_window=2)
     with ThreadPoolExecutor(1) as pool:
         consumer = pool.submit(lambda: sum(1 for _ in stream))
         storm.wait()
@@ -182,7 +193,7 @@ def test_loader_processes_in_trouble_can_be_ended(address: str, proxy, fault) ->
         return fault("status")
 
     proxy.plan = plan
-    with ShardStream(address, global_batch=6, lanes=6, loader_workers=1, storage_timeout_s=300) as stream:
+    with ShardStream(address, ReadOptions(loader_workers=1), global_batch=6, lanes=6) as stream:
         next(stream)  # the block of the next epoch is being read from now on
         storm.wait()
     assert multiprocessing.active_children() == []

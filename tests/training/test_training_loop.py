@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dira_dist.data.batch import Batch
+from dira_dist.data.batch import LocalBatch
 from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.order import Order, fingerprint
 from dira_dist.data.stream import ShardStream
@@ -101,7 +101,7 @@ def run(
             job.data, seed=job.seed, start_sample=position.samples, global_batch=batch, lanes=job.lanes
         )
 
-    def views_of(batch: Batch, span: StageSpan) -> Views:
+    def views_of(batch: LocalBatch, span: StageSpan) -> Views:
         views = make_views(
             batch.images,
             batch.sizes_px,

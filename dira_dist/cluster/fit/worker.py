@@ -12,7 +12,7 @@ from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.cluster.fit.failures import LASTING_ERRORS, MovedError, advice_on_memory, is_out_of_memory, is_timeout
 from dira_dist.cluster.fit.heartbeat import Heartbeat
 from dira_dist.cluster.fit.reporter import NullReporter, Reporter, WorkerReporter
-from dira_dist.data.batch import Batch
+from dira_dist.data.batch import LocalBatch
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.store import RetryPolicy, open_store
 from dira_dist.data.stream import ShardStream
@@ -173,7 +173,7 @@ def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> Sha
     )
 
 
-def _make_views(job: PretrainJob, batch: Batch, span: StageSpan, device: torch.device) -> Views:
+def _make_views(job: PretrainJob, batch: LocalBatch, span: StageSpan, device: torch.device) -> Views:
     if device.type == "cuda":
         batch = batch.pin_memory().to(device, non_blocking=True)
     return make_views(

@@ -1,4 +1,4 @@
-"""Where shares come from: threads that read and decode, in this process or in loader processes beside it."""
+"""Where local batches come from: threads that read and decode, in this process or in loader processes beside it."""
 
 import os
 import queue
@@ -6,16 +6,16 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch.multiprocessing
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dira_dist.data.batch import BadSample, Row, Share, stack
+from dira_dist.data.batch import LocalBatch, stack
 from dira_dist.data.cores import usable_cores
-from dira_dist.data.decode import CorruptSampleError, PixelMode, decode_sample
+from dira_dist.data.decode import BadSample, CorruptSampleError, PixelMode, Row, decode_sample
 from dira_dist.data.lanes import EncodedBlock, LaneCursor, LaneReader, ShardError, ShardSet
 from dira_dist.data.order import Order, part_of
 from dira_dist.data.torch_internals import shut_down_workers
@@ -23,9 +23,9 @@ from dira_dist.data.torch_internals import shut_down_workers
 _MOST_READ_THREADS = 8
 _AHEAD_THREADS = 2
 _MOST_DECODE_THREADS = 4
-_PREFETCHED_SHARES = 2
+_PREFETCHED_BATCHES = 2
 
-Source = Callable[[threading.Event], Generator[Share, None, None]]
+Source = Callable[[threading.Event], Generator[LocalBatch, None, None]]
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Reading:
     global_batch: int
 
 
-def read_shares(
+def read_batches(
     reading: Reading, lanes: range, threads: int, cancelled: threading.Event
-) -> Generator[Share, None, None]:
-    """Endless shares of the global batches, restricted to ``lanes`` and listed lane by lane.
+) -> Generator[LocalBatch, None, None]:
+    """The global batches without end, restricted to ``lanes`` and listed lane by lane.
 
     Args:
         reading: what to read.
@@ -106,48 +106,48 @@ def _decode(mode: PixelMode, slot: tuple[EncodedBlock, int]) -> Row:
     for step in range(len(block.samples)):
         sample = block.samples[(place + step) % len(block.samples)]
         try:
-            decoded = decode_sample(sample.members, mode)
+            row = decode_sample(sample, mode, block.epoch)
         except CorruptSampleError as error:
             bad.append(BadSample(sample.id, sample.key, str(error)))
         else:
-            return Row(decoded.pixels, sample.id, block.epoch, sample.key, decoded.labels, tuple(bad))
+            return replace(row, bad=tuple(bad)) if bad else row
     raise ShardError(
         f"{len(bad)} samples in a row are corrupt, and none is left in their place: {bad[0].key} ({bad[0].reason})"
     )
 
 
 @contextmanager
-def shares_here(make: Source) -> Iterator[Iterator[Share]]:
-    """Runs a source in a thread, a few shares ahead. Leaving cancels it and ends the thread."""
-    shares: queue.Queue[Share | BaseException] = queue.Queue(_PREFETCHED_SHARES)
+def batches_here(make: Source) -> Iterator[Iterator[LocalBatch]]:
+    """Runs a source in a thread, a few batches ahead. Leaving cancels it and ends the thread."""
+    batches: queue.Queue[LocalBatch | BaseException] = queue.Queue(_PREFETCHED_BATCHES)
     stopping = threading.Event()
-    thread = threading.Thread(target=_produce, args=(make, shares, stopping), name="shares", daemon=True)
+    thread = threading.Thread(target=_produce, args=(make, batches, stopping), name="load-batches", daemon=True)
     thread.start()
     try:
-        yield _consume(shares)
+        yield _consume(batches)
     finally:
         stopping.set()
         with suppress(queue.Empty):
             while True:  # the producer may be waiting for room
-                shares.get_nowait()
+                batches.get_nowait()
         thread.join()
-        shares.put(StopIteration())  # for a consumer in another thread, which may be waiting still
+        batches.put(StopIteration())  # for a consumer in another thread, which may be waiting still
 
 
-def _produce(make: Source, shares: "queue.Queue[Share | BaseException]", stopping: threading.Event) -> None:
+def _produce(make: Source, batches: "queue.Queue[LocalBatch | BaseException]", stopping: threading.Event) -> None:
     source = make(stopping)
     try:
         while not stopping.is_set():
-            shares.put(next(source))
-    except BaseException as error:  # whatever ended the thread is raised where its shares are taken
-        shares.put(error)
+            batches.put(next(source))
+    except BaseException as error:  # whatever ended the thread is raised where its batches are taken
+        batches.put(error)
     finally:
         source.close()
 
 
-def _consume(shares: "queue.Queue[Share | BaseException]") -> Iterator[Share]:
+def _consume(batches: "queue.Queue[LocalBatch | BaseException]") -> Iterator[LocalBatch]:
     while True:
-        found = shares.get()
+        found = batches.get()
         if isinstance(found, StopIteration):
             return
         if isinstance(found, BaseException):
@@ -155,7 +155,7 @@ def _consume(shares: "queue.Queue[Share | BaseException]") -> Iterator[Share]:
         yield found
 
 
-class _LoaderDataset(IterableDataset[Share]):
+class _LoaderDataset(IterableDataset[LocalBatch]):
     """The part of a worker's lanes that one loader process reads."""
 
     def __init__(self, reading: Reading, lanes: range) -> None:
@@ -163,20 +163,20 @@ class _LoaderDataset(IterableDataset[Share]):
         # loader processes come from a server that may be older than the variables, credentials above all
         self._environment = dict(os.environ)
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[LocalBatch]:
         os.environ.update(self._environment)
         info = get_worker_info()
         assert info is not None, "made for loader processes"
-        return read_shares(self._reading, part_of(info.num_workers, info.id, self._lanes), 1, threading.Event())
+        return read_batches(self._reading, part_of(info.num_workers, info.id, self._lanes), 1, threading.Event())
 
 
-def _as_it_is(share: Any) -> Any:
-    return share
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 @contextmanager
-def shares_of_processes(reading: Reading, lanes: range, processes: int) -> Iterator[Iterator[Share]]:
-    """Shares of ``processes`` loader processes in turn. Leaving ends the processes.
+def batches_of_processes(reading: Reading, lanes: range, processes: int) -> Iterator[Iterator[LocalBatch]]:
+    """The batches of ``processes`` loader processes in turn. Leaving ends the processes.
 
     They come from a fork server, which knows no threads and no CUDA context: a fork of a Ray worker, with the threads
     it has, may inherit a lock that nobody will release.
@@ -188,11 +188,11 @@ def shares_of_processes(reading: Reading, lanes: range, processes: int) -> Itera
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=processes,
-        prefetch_factor=_PREFETCHED_SHARES,
+        prefetch_factor=_PREFETCHED_BATCHES,
         multiprocessing_context=context,
     )
-    shares = iter(loader)
+    batches = iter(loader)
     try:
-        yield shares
+        yield batches
     finally:
-        shut_down_workers(shares)
+        shut_down_workers(batches)
