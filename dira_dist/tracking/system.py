@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 from dira_dist.background import Background
+from dira_dist.metrics import MACHINE
 
 log = logging.getLogger(__name__)
 Record = Callable[[Mapping[str, float], int], None]
@@ -44,7 +45,7 @@ class SystemMonitor(Background):
             probes = [probe for probe in (_processor_probe(), _gpu_probe()) if probe is not None]
             while probes and not self._ended.wait(self._every_s):
                 numbers = [item for probe in probes for item in self._read(probe).items()]
-                self._record({f"system/{self._node}/{name}": value for name, value in numbers}, int(time.time()))
+                self._record({MACHINE.of(f"{self._node}/{name}"): value for name, value in numbers}, int(time.time()))
         except Exception as error:
             log.warning("system metrics end here: %s", error)
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dira_dist.config import Section
+from dira_dist.metrics import GRAD_NORM, LEARNING_RATE, LOSS, SAMPLES, STAGE, WEIGHTED
 from dira_dist.objectives.collectives import gather
 from dira_dist.training.meter import Meter
 from dira_dist.training.stages import Plan, Position, StageSpan
@@ -156,7 +157,7 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                 with meter.paused():
                     pause = _pause(training, span, position)
                 if pause.reports:
-                    place = {"train/stage": span.number + 1, "train/samples": position.samples}
+                    place = {STAGE.name: span.number + 1, SAMPLES.name: position.samples}
                     training.tracker.log_metrics(meter.summary() | place, position.step)
                 if pause.saves:
                     with meter.paused():
@@ -185,12 +186,12 @@ def _pause(training: Training[BatchT], span: StageSpan, position: Position) -> _
 
 
 def _figures(result: StepResult, weights: LossWeights) -> dict[str, Tensor]:
-    """Losses as they are (``loss/...``) and as they weigh (``weighted/...``), gradient norm and learning rate."""
+    """Losses as they are and as they weigh, gradient norm and learning rate."""
     weigh = weights.model_dump()
-    figures = {f"loss/{part}": loss for part, loss in result.losses.items()}
-    figures |= {f"weighted/{part}": weigh[part] * loss for part, loss in result.losses.items() if part in weigh}
+    figures = {LOSS.of(part): loss for part, loss in result.losses.items()}
+    figures |= {WEIGHTED.of(part): weigh[part] * loss for part, loss in result.losses.items() if part in weigh}
     rate = torch.tensor(result.learning_rate)
-    return figures | {"grad_norm": result.grad_norm, "learning_rate": rate}
+    return figures | {GRAD_NORM.name: result.grad_norm, LEARNING_RATE.name: rate}
 
 
 class _NonFiniteGuard:

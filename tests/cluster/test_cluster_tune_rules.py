@@ -35,7 +35,7 @@ SPACE = {"loss_weights.restorative": {"low": 1, "high": 100}}
 def wanted(*overrides: str) -> SearchState:
     values: dict[str, Any] = {"kind": "tune", "name": "s", "search": {"space": SPACE}}
     values["base"] = {"data": {"train": "a"}, "stages": [{"objective": "dir", "epochs": 200}]}
-    return SearchState(load_job(values, overrides).record, "digest", evaluated_on={"val": "v", "probe-val": "p"})
+    return SearchState(load_job(values, overrides).public, "digest", evaluated_on={"val": "v", "probe-val": "p"})
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from dira_dist.data.store import Store, open_store
 from dira_dist.evaluation.evaluator import Evaluation, Evaluator
 from dira_dist.evaluation.pictures import evaluation_pictures
 from dira_dist.jobs.job import PretrainJob
+from dira_dist.metrics import COLLAPSED
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation, read_evaluations
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.protocol import NullRun, Run
@@ -193,7 +194,7 @@ class EvaluationRunner(Background):
         if answer.refusal:
             self._warn(f"{request.label} was not evaluated: {answer.refusal}")
             return
-        if answer.metrics.get("val/collapsed") and request.step > 0:
+        if answer.metrics.get(COLLAPSED.name) and request.step > 0:
             self._warn(f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}")
         if self._heard is not None:
             self._heard(request.label, request.step, answer.metrics)

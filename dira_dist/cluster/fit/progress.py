@@ -12,6 +12,7 @@ from rich.text import Text
 
 from dira_dist.background import Background
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
+from dira_dist.metrics import DATA_WAIT_SHARE, IMAGES_PER_S, LOSS
 from dira_dist.training.stages import Plan, StageSpan
 
 _POLL_S = 0.5
@@ -25,11 +26,11 @@ def describe(plan: Plan, step: int, figures: Mapping[str, float]) -> str:
     """Stage, step of steps, losses, images/s and share of time waiting for data, in one line."""
     span = _span_at(plan, step)
     parts = [f"{span.name} ({span.number + 1}/{len(plan.spans)})", f"step {step}/{plan.steps}"]
-    losses = {short: figures.get(f"train/loss/{name}") for name, short in _SHORT_NAMES.items()}
+    losses = {short: figures.get(LOSS.of(name)) for name, short in _SHORT_NAMES.items()}
     parts += [f"{short} {loss:.4g}" for short, loss in losses.items() if loss is not None]
-    if (rate := figures.get("train/images_per_s")) is not None:
+    if (rate := figures.get(IMAGES_PER_S.name)) is not None:
         parts.append(f"{rate:.3g} images/s")
-    if (wait := figures.get("train/data_wait_share")) is not None:
+    if (wait := figures.get(DATA_WAIT_SHARE.name)) is not None:
         parts.append(f"waiting for data {wait:.0%}")
     return ", ".join(parts)
 

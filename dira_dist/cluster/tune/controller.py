@@ -16,6 +16,7 @@ from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, StoreError, open_store
 from dira_dist.jobs.job import dump_job
 from dira_dist.jobs.search_plan import SearchPlan
+from dira_dist.metrics import BEST, TRIALS
 from dira_dist.runs.run import read_run
 from dira_dist.search.ledger import REFUSED, SearchState, Trial, of_search
 from dira_dist.search.overview import describe, seconds_left
@@ -257,9 +258,9 @@ class SearchController:
         trials, goal = self.trials, self.plan.goal
         counts = Counter(trial.status for trial in trials)
         ended = len(trials) - counts["running"] - counts["waiting"]
-        figures = {f"search/{status}": float(counts[status]) for status in ("finished", "stopped", "failed")}
+        figures = {TRIALS.of(status): float(counts[status]) for status in ("finished", "stopped", "failed")}
         for best in ranked(trials, goal)[:1]:
-            figures |= {f"search/best {metric}": best.metrics[metric] for metric in goal.metrics}
+            figures |= {BEST.of(metric): best.metrics[metric] for metric in goal.metrics}
         self._run.log_metrics(figures, ended)
         for name, picture in search_pictures(trials, goal, self.plan.loaded.search.space).items():
             self._run.log_picture(name, picture, ended)
