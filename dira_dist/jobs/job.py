@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from dira_dist.config import (
+    MAY_CHANGE,
     Document,
     KeyPath,
     RequestError,
@@ -42,6 +43,8 @@ DEFAULT_STAGES = (
 
 class ResourcesConfig(Section):
     """What one job takes of the cluster."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
         1, description="training processes: a number, or [min, max] for an elastic run"

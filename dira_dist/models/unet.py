@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError, Section
+from dira_dist.config import MAY_CHANGE, RequestError, Section
 from dira_dist.models.checkpointing import recompute, segments
 from dira_dist.models.precision import at_least_float32, average_over_positions
 
@@ -33,7 +33,9 @@ class UNetConfig(Section):
     )
     in_channels: Literal[1, 3] = Field(default=1, description="channels of the input: 1 (grey) or 3")
     gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass: less memory, more time"
+        default=False,
+        description="recompute activations in the backward pass: less memory, more time",
+        json_schema_extra=MAY_CHANGE,
     )
     init: str | None = Field(
         default=None, description="file of weights to start from (.pt, .pth, .safetensors); random where left out"

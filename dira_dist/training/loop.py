@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from dira_dist.config import Section
+from dira_dist.config import MAY_CHANGE, Section
 from dira_dist.metrics import GRAD_NORM, LEARNING_RATE, LOSS, SAMPLES, STAGE, WEIGHTED
 from dira_dist.objectives.collectives import gather
 from dira_dist.training.meter import Meter
@@ -66,6 +66,8 @@ class Interruption(Protocol):
 
 class GuardConfig(Section):
     """When a job gives up rather than go on."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     max_nonfinite_steps: int = Field(
         20, ge=1, description="steps in a row, skipped for a loss or gradient that is not finite, that end the job"

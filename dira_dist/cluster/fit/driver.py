@@ -21,7 +21,7 @@ from dira_dist.cluster.fit.worker import WorkerSetup, train_worker
 from dira_dist.cluster.folders import check_shared
 from dira_dist.cluster.ray_internals import LoggingConfig, worker_failures
 from dira_dist.cluster.session import gpus_per_worker, ray_session
-from dira_dist.config import JobFailedError, RequestError
+from dira_dist.config import JobFailedError, RequestError, mutable_keys
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import Store, StoreError, check_reachable, open_store
 from dira_dist.evaluation.pictures import LOSSES
@@ -144,7 +144,7 @@ def _claim(session: _Session) -> RunState:
     newest = CheckpointFolder(session.store).newest_manifest()
     digests = {name: read_index(address).digest for name, address, _ in session.job.shard_sets()}
     wanted = RunState(session.loaded.public, digests)
-    return claim(session.store, wanted, newest.position.stage if newest else 0)
+    return claim(session.store, wanted, mutable_keys(type(session.job), "run"), newest.position.stage if newest else 0)
 
 
 def _finished(state: RunState) -> Outcome | None:
