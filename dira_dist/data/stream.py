@@ -14,7 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
-from dira_dist.config import Section
+from dira_dist.config import MAY_CHANGE, Section
 from dira_dist.data.batch import BatchIterator, LocalBatch
 from dira_dist.data.cache import CacheConfig
 from dira_dist.data.lanes import ReadOptions, ShardSet, check_set
@@ -24,14 +24,26 @@ from dira_dist.data.shards import ShardSetIndex, read_index
 
 
 class DataConfig(Section):
-    """Where the images come from and how they are read."""
+    """Where the images come from and how they are read.
 
-    train: Annotated[str, Field(description="shard set to train on: s3://bucket/prefix or a path")]
-    val: Annotated[str | None, Field(description="shard set to measure restoration on")] = None
+    The addresses of sets may change between two starts of a run: the digests of what lies there are compared instead.
+    """
+
+    train: Annotated[
+        str, Field(description="shard set to train on: s3://bucket/prefix or a path", json_schema_extra=MAY_CHANGE)
+    ]
+    val: Annotated[
+        str | None, Field(description="shard set to measure restoration on", json_schema_extra=MAY_CHANGE)
+    ] = None
     image_size: Annotated[int, Field(ge=32, description="side of the views, in pixels")] = 224
     global_batch: Annotated[int, Field(ge=1, description="samples per optimiser step, over all workers")] = 256
     loader_workers: Annotated[
-        int, Field(ge=0, description="processes per worker that read and decode; 0: threads of the worker itself")
+        int,
+        Field(
+            ge=0,
+            description="processes per worker that read and decode; 0: threads of the worker itself",
+            json_schema_extra=MAY_CHANGE,
+        ),
     ] = 4
     lanes: Annotated[
         int | None,
@@ -45,12 +57,24 @@ class DataConfig(Section):
         ),
     ] = 128
     bad_sample_budget: Annotated[
-        int, Field(ge=0, description="different corrupt samples that a worker may meet before the job fails")
+        int,
+        Field(
+            ge=0,
+            description="different corrupt samples that a worker may meet before the job fails",
+            json_schema_extra=MAY_CHANGE,
+        ),
     ] = 100
     storage_timeout_s: Annotated[
-        float, Field(ge=1, description="seconds of trouble with the storage, without progress, before the job fails")
+        float,
+        Field(
+            ge=1,
+            description="seconds of trouble with the storage, without progress, before the job fails",
+            json_schema_extra=MAY_CHANGE,
+        ),
     ] = 300.0
-    cache: Annotated[CacheConfig | None, Field(description="disk cache for sets in a bucket")] = None
+    cache: Annotated[
+        CacheConfig | None, Field(description="disk cache for sets in a bucket", json_schema_extra=MAY_CHANGE)
+    ] = None
 
     @property
     def read_options(self) -> ReadOptions:

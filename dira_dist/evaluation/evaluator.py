@@ -16,6 +16,7 @@ from dira_dist.evaluation.features import extract_features, frozen
 from dira_dist.evaluation.probes import class_names, probe_metric_names, probe_metrics
 from dira_dist.evaluation.rank import representation_health, view_distances
 from dira_dist.evaluation.restoration import psnr, ssim
+from dira_dist.metrics import ALIGNMENT, COLLAPSED, FEATURE_STD, PSNR, RANKME, SSIM, UNIFORMITY
 from dira_dist.models.backbone import Backbone, Size
 from dira_dist.views import ViewsConfig, make_views
 
@@ -66,16 +67,7 @@ class Evaluation:
     features: LabelledFeatures | None = None
 
 
-VAL_METRICS = (
-    "val/psnr",
-    "val/ssim",
-    "val/rankme",
-    "val/feature_std",
-    "val/uniformity",
-    "val/collapsed",
-    "val/alignment",
-)
-LOWER_IS_BETTER = ("val/uniformity", "val/collapsed", "val/alignment")
+VAL_METRICS = tuple(metric.name for metric in (PSNR, SSIM, RANKME, FEATURE_STD, UNIFORMITY, COLLAPSED, ALIGNMENT))
 
 
 def reported_metrics(val: str | None, probe: ProbeConfig | None) -> list[str]:
@@ -120,7 +112,7 @@ class Evaluator:
             if self.val is not None:
                 figures, restorations, agreement = self._restoration(unet, self.val, device)
                 features, _ = self._features(unet, self.val, device, MOST_IMAGES)
-                metrics |= figures | representation_health(features).as_metrics("val/") | {"val/alignment": agreement}
+                metrics |= figures | representation_health(features).as_metrics() | {ALIGNMENT.name: agreement}
                 if discriminator is not None:
                     target, restored = restorations.target.to(device), restorations.restored.to(device)
                     scores = PatchScores(discriminator(target).float().cpu(), discriminator(restored).float().cpu())
@@ -158,7 +150,7 @@ class Evaluator:
             if shown is None:
                 shown = Restorations(*(images[:PICTURED].cpu() for images in (views.view_1, restored, views.target)))
         assert shown is not None, "a shard set has at least one sample"
-        figures = {"val/psnr": float(torch.cat(signal).mean()), "val/ssim": float(torch.cat(similarity).mean())}
+        figures = {PSNR.name: float(torch.cat(signal).mean()), SSIM.name: float(torch.cat(similarity).mean())}
         return figures, shown, float(torch.cat(distances).mean())
 
     def _features(self, unet: Backbone, address: str, device: torch.device, most: int) -> tuple[Tensor, list[Any]]:

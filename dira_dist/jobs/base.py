@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from dira_dist.config import Document, RequestError, Section
+from dira_dist.config import MAY_CHANGE, Document, RequestError, Section
 from dira_dist.data.order import choose_lanes
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.loop import GuardConfig
@@ -17,6 +17,8 @@ from dira_dist.training.task import Recipe
 
 class ResourcesConfig(Section):
     """What one job takes of the cluster."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
         1, description="training processes: a number, or [min, max] for an elastic run"

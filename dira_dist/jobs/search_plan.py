@@ -8,18 +8,16 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from dira_dist.config import RequestError, flatten
-from dira_dist.evaluation.evaluator import LOWER_IS_BETTER
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob, LoadedSearch
 from dira_dist.jobs.preflight import Preflight, lay_out, preflight
-from dira_dist.search.config import Dimension, Mode
+from dira_dist.metrics import Mode, better, find
+from dira_dist.search.config import Dimension
 from dira_dist.search.ranking import CONFIRMED, Goal
 from dira_dist.search.rungs import Rungs, plan_rungs
 from dira_dist.search.suggestions import distributions
 
 WEIGHTS = "loss_weights."
-# Figures that are measured on views as base.views makes them.
-OF_VIEWS = ("val/psnr", "val/ssim", "val/alignment")
 FIXED = {
     "seed": "search.confirm_seeds repeats the best with other seeds",
     "name": "trials are named by the search",
@@ -141,7 +139,7 @@ def _goal(loaded: LoadedSearch) -> Goal:
             near = difflib.get_close_matches(metric, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise RequestError(f"search.metric: nobody reports {metric!r} here; {hint}known: {', '.join(known)}")
-    natural: tuple[Mode, ...] = tuple("min" if metric in LOWER_IS_BETTER else "max" for metric in metrics)
+    natural: tuple[Mode, ...] = tuple(map(better, metrics))
     return Goal(metrics, search.modes or natural)
 
 
@@ -151,7 +149,9 @@ def _check_key(key: str, now: Mapping[str, Any], goal: Goal) -> None:
     for fixed, reason in FIXED.items():
         if key == fixed or key.startswith(f"{fixed}."):
             raise RequestError(f"{place}: this key is the same in all trials: {reason}; leave it out of the space")
-    if key.startswith("views.") and (measured := [metric for metric in goal.metrics if metric in OF_VIEWS]):
+    if key.startswith("views.") and (
+        measured := [name for name in goal.metrics if (found := find(name)) and found.of_views]
+    ):
         raise RequestError(f"{place}: {measured[0]} is measured on what base.views makes; take another metric")
     if key in now:
         return

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError, Section
+from dira_dist.config import MAY_CHANGE, RequestError, Section
 from dira_dist.models.precision import average_over_positions
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -27,7 +27,9 @@ class BackboneSection(Section):
     name: str
     in_channels: int = Field(1, ge=1, description="channels of the input: 1 (grey), 3 (colour), or one per MR sequence")
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
+        False,
+        description="recompute activations in the backward pass: less memory, more time",
+        json_schema_extra=MAY_CHANGE,
     )
     init: str | None = Field(
         None, description="file of weights to start from (.pt, .pth, .safetensors); random where left out"

@@ -15,6 +15,7 @@ from dira_dist.config import read_document
 from dira_dist.data.ingest import ShardOptions, ShardReport, shard
 from dira_dist.evaluation.pictures import RESTORATIONS
 from dira_dist.jobs.load import LoadedJob, load_training_job
+from dira_dist.metrics import KNN_ACCURACY, KNN_AUROC, LOSS, PSNR, RANKME, SSIM
 from dira_dist.quickstart.embedded_s3 import embedded_s3
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.registry.pull import Pulled, pull
@@ -69,11 +70,11 @@ class QuickstartReport:
         for name, (first, last) in self.losses.items():
             yield f"{name + ' loss':28}{first:10.4f}{last:10.4f}"
         for name, title in (
-            ("val/psnr", "restoration PSNR, dB"),
-            ("val/ssim", "restoration SSIM"),
-            ("val/rankme", "RankMe"),
-            ("probe/knn_accuracy", "k-NN probe, accuracy"),
-            ("probe/knn_auroc", "k-NN probe, AUROC"),
+            (PSNR.name, "restoration PSNR, dB"),
+            (SSIM.name, "restoration SSIM"),
+            (RANKME.name, "RankMe"),
+            (KNN_ACCURACY.name, "k-NN probe, accuracy"),
+            (KNN_AUROC.name, "k-NN probe, AUROC"),
         ):
             yield f"{title:28}{before[name]:10.4f}{after[name]:10.4f}"
 
@@ -113,7 +114,7 @@ def _first_and_last_losses(loaded: LoadedJob, run_id: str) -> dict[str, tuple[fl
     found = {}
     for name in LOSSES:
         since = queue_full_step + job.tracking.log_every_steps if name == "discriminative" else 0
-        history = metric_history(job.tracking, run_id, f"train/loss/{name}")
+        history = metric_history(job.tracking, run_id, LOSS.of(name))
         values = [value for step, value in history if step >= since]
         found[name] = (values[0], values[-1])
     return found

@@ -52,7 +52,7 @@ def publish(
         run_id: the run that made them.
         checkpoint: of a finished run.
         quality: what the checkpoint's networks were evaluated to be, may be empty; by the first figure of
-            :data:`dira_dist.runs.evaluations.RANKING` in it versions are compared.
+            :data:`dira_dist.metrics.RANKING` in it versions are compared.
         data: what the card says of the training images; ``digest`` becomes a tag.
         tags: more of them, such as the search that a run was a part of.
         timeout_s: how long a registry that does not answer is waited for.

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from dira_dist.data.store import MissingObjectError, Store
+from dira_dist.metrics import RANKING
 
 FILE_NAME = "quality.json"
-# By which checkpoints and models are compared: the first of these that was measured.
-RANKING = ("probe/auroc", "val/rankme")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def best(evaluations: list[EvaluationEntry], metric: str | None = None) -> Evalu
 
     Args:
         evaluations: of one run.
-        metric: a figure's name; the first of :data:`RANKING` that was measured if none.
+        metric: a figure's name; the first of :data:`dira_dist.metrics.RANKING` that was measured if none.
     """
     trained = [each for each in evaluations if each.step > 0]
     for name in (metric,) if metric else RANKING:

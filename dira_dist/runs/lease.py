@@ -9,16 +9,15 @@ import os
 import secrets
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from types import TracebackType
 
 import psutil
 from rich.console import Console
 
+from dira_dist.background import Background
 from dira_dist.config import RequestError
 from dira_dist.data.store import MissingObjectError, Store
 
@@ -86,7 +85,7 @@ def sole_driver(store: Store, console: Console) -> Iterator[None]:
         yield
 
 
-class Lease:
+class Lease(Background):
     """Drives a run while a ``with`` block runs.
 
     Args:
@@ -100,12 +99,11 @@ class Lease:
     """
 
     def __init__(self, store: Store, *, say: Callable[[str], None], lost: Callable[[Driver], None]) -> None:
+        super().__init__("lease")
         self._store, self._say, self._lost = store, say, lost
         self._own = Driver.here()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
-    def __enter__(self) -> "Lease":
+    def start(self) -> None:
         other = self._read()
         if other is not None and self._lives(other):
             raise RequestError(
@@ -113,14 +111,10 @@ class Lease:
                 "end, stop it, or give this job another name"
             )
         self._write()
-        self._thread.start()
-        return self
+        super().start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
+    def stop(self) -> None:
+        super().stop()
         with suppress(OSError):  # the next driver sees that this process is gone
             if self._is_own(self._read()):
                 self._store.delete(FILE_NAME)
@@ -147,7 +141,7 @@ class Lease:
                 return True
         return False
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while not self._ended.wait(BEAT_S):
             try:
                 found = self._read()

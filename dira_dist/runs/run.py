@@ -1,7 +1,7 @@
 """Whose run it is: ``run.json`` beside a run's checkpoints names the job, its MLflow run and how far it came."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,25 +9,6 @@ from dira_dist.config import RequestError, flatten
 from dira_dist.data.store import Store
 
 FILE_NAME = "run.json"
-
-# What may change between two starts of one run: where things are and who computes, never what is computed.
-MAY_CHANGE = (
-    "resources",
-    "tracking",
-    "checkpoint",
-    "data.train",  # the digests of sets are compared instead
-    "data.val",
-    "data.bad_sample_budget",
-    "data.cache",
-    "data.loader_workers",
-    "data.storage_timeout_s",
-    "evaluation",
-    "execution.compile",
-    "guards",
-    "model.gradient_checkpointing",
-    "probe.train",
-    "probe.val",
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +43,7 @@ def read_run(store: Store) -> RunState | None:
     return RunState(**json.loads(store.read_bytes(FILE_NAME)))
 
 
-def claim(store: Store, wanted: RunState, stages_passed: int = 0) -> RunState:
+def claim(store: Store, wanted: RunState, may_change: Sequence[str], stages_passed: int = 0) -> RunState:
     """The run this job goes on with: the one already there, or the wanted one as a new run.
 
     Nothing is written here.
@@ -70,6 +51,7 @@ def claim(store: Store, wanted: RunState, stages_passed: int = 0) -> RunState:
     Args:
         store: of the run's folder.
         wanted: what is asked for now.
+        may_change: keys of the job that may differ, see :func:`dira_dist.config.mutable_keys`.
         stages_passed: stages that the run has behind it, whose lengths nothing can change any more.
 
     Raises:
@@ -78,7 +60,7 @@ def claim(store: Store, wanted: RunState, stages_passed: int = 0) -> RunState:
     existing = read_run(store)
     if existing is None:
         return wanted
-    differences = differing_keys(existing.job, wanted.job, stages_passed)
+    differences = differing_keys(existing.job, wanted.job, may_change, stages_passed)
     differences += [
         f"the images of {name}: digest {there[:12]} there, {here[:12]} here"
         for name, there in existing.digests.items()
@@ -101,14 +83,14 @@ def claim(store: Store, wanted: RunState, stages_passed: int = 0) -> RunState:
 def differing_keys(
     there: Mapping[str, Any],
     here: Mapping[str, Any],
+    may_change: Sequence[str],
     stages_passed: int = 0,
-    may_change: tuple[str, ...] = MAY_CHANGE,
 ) -> list[str]:
-    """``key: X there, Y here`` for each key that may not change between two starts of a run."""
+    """``key: X there, Y here`` for each key that differs and is none, nor below one, of those that may change."""
     old, new = flatten(dict(there)), flatten(dict(here))
     lines = []
     for key in sorted({*old, *new}):
-        if old.get(key) == new.get(key) or key.startswith(may_change):
+        if old.get(key) == new.get(key) or any(f"{key}.".startswith(f"{each}.") for each in may_change):
             continue
         grew = _grew(key, old.get(key), new.get(key))
         if grew and int(key.split(".")[1]) >= stages_passed:

@@ -12,7 +12,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from dira_dist.search.config import Dimension, Mode, SearchConfig
+from dira_dist.metrics import Mode
+from dira_dist.search.config import Dimension, SearchConfig
 from dira_dist.search.ledger import Trial
 from dira_dist.search.optuna_internals import holds
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from dira_dist.config import Section
+from dira_dist.config import MAY_CHANGE, Section
+from dira_dist.metrics import SAMPLES, STAGE
 from dira_dist.objectives.collectives import gather
 from dira_dist.training.meter import Meter
 from dira_dist.training.stages import Plan, Position, StageSpan
@@ -63,6 +64,8 @@ class Interruption(Protocol):
 
 class GuardConfig(Section):
     """When a job gives up rather than go on."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     max_nonfinite_steps: int = Field(
         20, ge=1, description="steps in a row, skipped for a loss or gradient that is not finite, that end the job"
@@ -154,7 +157,7 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                 with meter.paused():
                     pause = _pause(training, span, position)
                 if pause.reports:
-                    place = {"train/stage": span.number + 1, "train/samples": position.samples}
+                    place = {STAGE.name: span.number + 1, SAMPLES.name: position.samples}
                     training.tracker.log_metrics(meter.summary() | place, position.step)
                 if pause.saves:
                     with meter.paused():

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from dira_dist.config import Section
+from dira_dist.config import MAY_CHANGE, Section
 from dira_dist.training.stages import Position
 
 FORMAT_VERSION = 1
@@ -28,6 +28,8 @@ CHECKPOINT_FILES = (STATE, MANIFEST)
 
 class CheckpointConfig(Section):
     """Where and how often a run is saved."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     storage: str = Field("runs", description="folder or s3:// prefix that all nodes reach; a run lies under its name")
     every_steps: int = Field(500, ge=1, description="optimiser steps between checkpoints, the most a crash can cost")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError
+from dira_dist.metrics import GRAD_NORM, LEARNING_RATE, LOSS, WEIGHTED
 from dira_dist.objectives import GlobalBatch
 from dira_dist.objectives.collectives import is_distributed, mean_over_workers
 from dira_dist.training.networks import Networks
@@ -42,12 +43,12 @@ class StepResult:
 
     @cached_property
     def figures(self) -> dict[str, Tensor]:
-        """Losses as they are (``loss/...``) and as they weigh (``weighted/...``), gradient norm and learning rate."""
+        """Losses as they are and as they weigh, gradient norm and learning rate, by the catalogue's names."""
         return {
-            **{f"loss/{name}": loss for name, loss in self.losses.items()},
-            **{f"weighted/{name}": weight * self.losses[name] for name, weight in self.weights.items()},
-            "grad_norm": self.grad_norm,
-            "learning_rate": torch.tensor(self.learning_rate),
+            **{LOSS.of(name): loss for name, loss in self.losses.items()},
+            **{WEIGHTED.of(name): weight * self.losses[name] for name, weight in self.weights.items()},
+            GRAD_NORM.name: self.grad_norm,
+            LEARNING_RATE.name: torch.tensor(self.learning_rate),
         }
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from dira_dist.config import RequestError
+from dira_dist.config import RequestError, flatten, mutable_keys
 from dira_dist.jobs.load import dump_job, job_schema, load_job
 from dira_dist.jobs.pretrain import PretrainJob
 from dira_dist.training.optimizer import OptimizerConfig
@@ -114,3 +115,38 @@ def test_reading_a_job_needs_neither_ray_nor_mlflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "[]"
+
+
+# What may change between two starts of a run, by dotted key: where things are and who computes.
+CHANGES_IN_A_RUN = (
+    "checkpoint",
+    "data.bad_sample_budget",
+    "data.cache",
+    "data.loader_workers",
+    "data.storage_timeout_s",
+    "data.train",
+    "data.val",
+    "evaluation",
+    "execution.compile",
+    "guards",
+    "model.gradient_checkpointing",
+    "probe.train",
+    "probe.val",
+    "resources",
+    "tracking",
+)
+
+
+def _leaves_below(keys: Iterable[str]) -> set[str]:
+    values = {**SHORTEST, "probe": {"train": "a", "val": "b", "label": "c"}}
+    leaves = flatten(load_job({**values, "data": {**SHORTEST["data"], "cache": {"dir": "x", "max_bytes": 1}}}).public)
+    return {leaf for leaf in leaves if any(f"{leaf}.".startswith(f"{key}.") for key in keys)}
+
+
+def test_what_may_change_between_two_starts_of_a_run() -> None:
+    assert _leaves_below(mutable_keys(PretrainJob, "run")) == _leaves_below(CHANGES_IN_A_RUN)
+
+
+def test_a_search_goes_on_with_the_same_steps_of_evaluation() -> None:
+    allowed = _leaves_below(CHANGES_IN_A_RUN) - {"evaluation.every_steps"}
+    assert _leaves_below(mutable_keys(PretrainJob, "search")) == allowed

@@ -4,15 +4,14 @@ import json
 import re
 from pathlib import Path
 
-from dira_dist.cluster.fit import prometheus as metrics
+from dira_dist.metrics import CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "k8s" / "components" / "monitoring" / "dira.json"
 
 
 def test_the_dashboard_shows_every_figure_and_no_other() -> None:
-    own = [metrics.LOSS, metrics.STEP, metrics.CHECKPOINT_TIME, metrics.CHECKPOINT_STEP]
-    exported = {f"ray_{each.name}{'_total' if each.total else ''}" for each in [*metrics.FIGURES.values(), *own]}
+    exported = {f"ray_{each.prometheus}{'_total' if each.counted else ''}" for each in CATALOGUE if each.prometheus}
     assert set(re.findall(r"ray_dira_\w+", DASHBOARD.read_text())) == exported
 
 

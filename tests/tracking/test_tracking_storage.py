@@ -65,7 +65,7 @@ def a_job(name: str, storage: str, encoder: str = "tu-test_resnet") -> dict[str,
         "checkpoint": {"storage": storage},
         "tracking": {"register_as": "dira-cxr14"},
     }
-    return load_job(values).record
+    return load_job(values).public
 
 
 def networks_of(record: dict[str, Any], seed: int = 0) -> PretrainNetworks:

@@ -13,7 +13,7 @@ from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
 from dira_dist.cluster.fit.trainer import train_on_ray
 from dira_dist.cluster.folders import check_shared
 from dira_dist.cluster.session import ray_session
-from dira_dist.config import JobFailedError
+from dira_dist.config import JobFailedError, mutable_keys
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import StoreError, check_reachable, open_store
 from dira_dist.jobs.load import LoadedJob, dump_job
@@ -75,7 +75,7 @@ def _claim(session: FitSession) -> RunState:
     newest = CheckpointFolder(session.store).newest_manifest()
     digests = {name: read_index(address).digest for name, address, _ in session.job.shard_sets()}
     wanted = RunState(session.loaded.public, digests)
-    return claim(session.store, wanted, newest.position.stage if newest else 0)
+    return claim(session.store, wanted, mutable_keys(type(session.job), "run"), newest.position.stage if newest else 0)
 
 
 def _finished(state: RunState) -> Outcome | None:

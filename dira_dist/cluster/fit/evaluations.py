@@ -5,14 +5,17 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 
 import ray
 import torch
 
+from dira_dist.background import Background
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, EvaluationRequest
 from dira_dist.config import RequestError
 from dira_dist.data.store import Store, open_store
 from dira_dist.jobs.base import TrainingJob
+from dira_dist.metrics import COLLAPSED
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation, read_evaluations
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.protocol import NullRun, Run
@@ -104,7 +107,7 @@ def _log(run: Run, job: TrainingJob, request: EvaluationRequest, evaluation: Eva
         run.log_picture(name, picture, request.step)
 
 
-class EvaluationRunner:
+class EvaluationRunner(Background):
     """Has the labelled checkpoints of a run evaluated one after another while a ``with`` block runs.
 
     What earlier sessions left not evaluated comes first. The record of all evaluations is this object's to write.
@@ -118,27 +121,27 @@ class EvaluationRunner:
     def __init__(
         self, setup: EvaluationSetup, coordinator: CoordinatorClient, heard: OnEvaluation | None = None
     ) -> None:
+        super().__init__("evaluations")
         self._setup, self._coordinator, self._heard = setup, coordinator, heard
         self._store = open_store(setup.job.run_folder)
         self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(evaluate_checkpoint)
         self._queue: deque[EvaluationRequest] = deque()
         self._requests_known = 0
         self._tries: Counter[str] = Counter()
-        self._ending, self._cancelled = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="evaluating", daemon=True)
+        self._cancelled = threading.Event()
 
-    def __enter__(self) -> "EvaluationRunner":
+    def start(self) -> None:
         self._queue.extend(self._left_over())
-        self._thread.start()
-        return self
+        super().start()
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """After a finished training wait for all evaluations; after a failed one leave them for its next session."""
         if kind is not None:
             self._cancelled.set()
-        self._ending.set()
         try:
-            self._thread.join()
+            self.stop()
         except BaseException:  # a signal: nobody waits for the evaluations any more
             self._cancelled.set()
             raise
@@ -154,14 +157,14 @@ class EvaluationRunner:
 
     def _run(self) -> None:
         while not self._cancelled.is_set():
-            ending = self._ending.is_set()  # asked first: what was requested before it is taken below
+            ending = self._ended.is_set()  # asked first: what was requested before it is taken below
             self._take_requests()
             if self._queue:
                 self._one(self._queue.popleft())
             elif ending:
                 return
             else:
-                self._ending.wait(_POLL_S)
+                self._ended.wait(_POLL_S)
 
     def _take_requests(self) -> None:
         new = self._coordinator.call(Coordinator.evaluation_requests, self._requests_known)
@@ -184,7 +187,7 @@ class EvaluationRunner:
         if answer.refusal:
             self._warn(f"{request.label} was not evaluated: {answer.refusal}")
             return
-        if answer.metrics.get("val/collapsed") and request.step > 0:
+        if answer.metrics.get(COLLAPSED.name) and request.step > 0:
             self._warn(f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}")
         if self._heard is not None:
             self._heard(request.label, request.step, answer.metrics)

@@ -1,7 +1,6 @@
 """A worker's heartbeat: a thread that reports its phase and step, and learns whether the run is to stop."""
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +10,7 @@ import ray
 import torch
 from torch import distributed
 
+from dira_dist.background import Background
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, StopRequest
 
 EVERY_S = 1.0
@@ -18,7 +18,7 @@ EVERY_S = 1.0
 T = TypeVar("T")
 
 
-class Heartbeat:
+class Heartbeat(Background):
     """Reports one worker to the coordinator, every second, while a ``with`` block runs.
 
     Args:
@@ -28,18 +28,10 @@ class Heartbeat:
     """
 
     def __init__(self, coordinator: CoordinatorClient, rank: int, device: torch.device) -> None:
+        super().__init__("heartbeat", join_timeout_s=0)  # a call that waits must not hold up a worker that ends
         self._coordinator, self._rank, self._device = coordinator, rank, device
         self._phase, self._step, self._since_s = "starting", 0, time.monotonic()
         self._request: StopRequest = ""
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> "Heartbeat":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end.set()
 
     def at(self, phase: str, step: int) -> None:
         """The worker is now in this phase, after so many optimiser steps."""
@@ -69,7 +61,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         node = socket.gethostname()
-        while not self._end.wait(EVERY_S):
+        while not self._ended.wait(EVERY_S):
             try:
                 doing_s = time.monotonic() - self._since_s
                 self._request = self._coordinator.call(

@@ -9,6 +9,7 @@ from dira_dist.cluster.fit.prometheus import JobMetrics
 from dira_dist.data.store import Store
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob
+from dira_dist.metrics import RESTARTS, STEPS_DONE_AGAIN
 from dira_dist.runs.evaluations import best, read_evaluations
 from dira_dist.tracking.protocol import Run
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
@@ -69,8 +70,8 @@ class Reporter:
             removed=run.log_removal,
             warn=self.warn,
         )
-        setbacks = coordinator.call(Coordinator.resumed, start.step, secrets.token_hex(8))
-        self._setbacks = {f"train/{name}": count for name, count in setbacks._asdict().items()}
+        restarts, again = coordinator.call(Coordinator.resumed, start.step, secrets.token_hex(8))
+        self._setbacks = {RESTARTS.name: restarts, STEPS_DONE_AGAIN.name: again}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log_metrics({**metrics, **self._setbacks}, step)

@@ -11,10 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
+from dira_dist.background import Background
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, StoreError, open_store
 from dira_dist.jobs.load import dump_job
 from dira_dist.jobs.search_plan import SearchPlan
+from dira_dist.metrics import BEST, TRIALS
 from dira_dist.runs.run import read_run
 from dira_dist.search.ledger import REFUSED, SearchState, Trial, of_search
 from dira_dist.search.overview import describe, seconds_left
@@ -256,9 +258,9 @@ class SearchController:
         trials, goal = self.trials, self.plan.goal
         counts = Counter(trial.status for trial in trials)
         ended = len(trials) - counts["running"] - counts["waiting"]
-        figures = {f"search/{status}": float(counts[status]) for status in ("finished", "stopped", "failed")}
+        figures = {TRIALS.of(status): float(counts[status]) for status in ("finished", "stopped", "failed")}
         for best in ranked(trials, goal)[:1]:
-            figures |= {f"search/best {metric}": best.metrics[metric] for metric in goal.metrics}
+            figures |= {BEST.of(metric): best.metrics[metric] for metric in goal.metrics}
         self._run.log_metrics(figures, ended)
         for name, picture in search_pictures(trials, goal, self.plan.loaded.search.space).items():
             self._run.log_picture(name, picture, ended)
@@ -283,33 +285,24 @@ def trial_name(plan: SearchPlan, number: int) -> str:
     return f"{plan.loaded.job.name}-{number:03d}"
 
 
-class SearchProgress:
+class SearchProgress(Background):
     """Shows the controller's line while a ``with`` block runs: live on a terminal, now and then elsewhere."""
 
     POLL_S = 1.0
     LINE_EVERY_S = 30.0
 
     def __init__(self, controller: SearchController, console: Console) -> None:
+        super().__init__("progress", join_timeout_s=5.0)
         self._controller, self._console = controller, console
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
-    def __enter__(self) -> "SearchProgress":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def _show(self) -> None:
+    def _run(self) -> None:
         if self._console.is_terminal:
             with self._console.status(self._controller.line()) as status:
-                while not self._stop.wait(self.POLL_S):
+                while not self._ended.wait(self.POLL_S):
                     status.update(self._controller.line())
             return
         shown, shown_at_s = "", 0.0
-        while not self._stop.wait(self.POLL_S):
+        while not self._ended.wait(self.POLL_S):
             line = self._controller.line()
             events = line.partition(";")[0]  # what is counted; the rest changes with every second
             if events != shown or time.monotonic() - shown_at_s >= self.LINE_EVERY_S:

@@ -12,10 +12,11 @@ from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
 from dira_dist.cluster.session import cluster_grows, gpus_per_worker, live_nodes, ray_session
 from dira_dist.cluster.tune.controller import WINNER_FILE, SearchController, SearchProgress, trial_name
 from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
-from dira_dist.config import JobFailedError, RequestError, flatten
+from dira_dist.config import JobFailedError, RequestError, flatten, mutable_keys
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import Store, StoreError, check_reachable, open_store
 from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.kinds import kinds
 from dira_dist.jobs.load import LoadedSearch
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.runs.lease import sole_driver
@@ -27,22 +28,6 @@ from dira_dist.search.suggestions import Suggestions
 
 MAY_GROW = ("trials", "confirm_seeds")
 MAY_CHANGE = ("max_concurrent",)
-# What of the base may change between two starts of a search: where things are and who computes, never the yardstick.
-BASE_MAY_CHANGE = (
-    "resources",
-    "tracking",
-    "checkpoint",
-    "data.train",  # the digest of the set is compared instead
-    "data.bad_sample_budget",
-    "data.cache",
-    "data.loader_workers",
-    "data.storage_timeout_s",
-    "evaluation.threads",
-    "execution.compile",
-    "guards",
-    "model.gradient_checkpointing",
-)
-EVALUATED_ON = ("data.val", "probe.train", "probe.val")  # likewise, where the state has their digests
 
 
 @dataclass(frozen=True)
@@ -176,9 +161,10 @@ def claim_search(store: Store, wanted: SearchState) -> SearchState:
 
 def _differing_keys(existing: SearchState, wanted: SearchState) -> Iterator[str]:
     there, here = existing.job["base"], wanted.job["base"]
-    may_change = BASE_MAY_CHANGE + (EVALUATED_ON if existing.evaluated_on else ())
     # no stage may be made longer: trials that ended have all of them behind them
-    for line in differing_keys(there, here, stages_passed=len(there["stages"]), may_change=may_change):
+    for line in differing_keys(
+        there, here, mutable_keys(kinds()[here["kind"]], "search"), stages_passed=len(there["stages"])
+    ):
         yield f"base.{line}"
     old, new = flatten(existing.job["search"]), flatten(wanted.job["search"])
     for key in sorted({*old, *new}):
