@@ -19,6 +19,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.cache import CacheConfig, ShardCache
 from dira_dist.data.decode import EncodedSample, PixelMode
 from dira_dist.data.order import Order, Span, check_set_size, choose_lanes
+from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.shards import ShardInfo, ShardSetIndex
 from dira_dist.data.store import RetryPolicy, S3Store, StoreError, open_store
 
@@ -106,7 +107,7 @@ class ShardSet:
     def open(self, shard: ShardInfo, cancelled: threading.Event) -> BinaryIO:
         """A reader of one shard, from the cache where there is one with room for it."""
         file = self._cache.open(self.store, shard, cancelled) if self._cache else None
-        return file or self.store.open(shard.name, etag=shard.etag, size=shard.bytes, cancelled=cancelled)
+        return file or self.store.open(shard.name, ObjectRange(shard.etag, shard.bytes, cancelled=cancelled))
 
     def fetch_ahead(self, number: int, pool: ThreadPoolExecutor, cancelled: threading.Event) -> None:
         """Brings a shard to the disk cache, where there is one, before it is opened."""

@@ -12,6 +12,7 @@ from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.utils.rest_utils import http_request
 
 from dira_dist.config import RequestError, without_credentials
+from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.store import RetryPolicy, StoreError, open_store
 from dira_dist.models.export import sha256_of
 from dira_dist.tracking.server import credentials_advice, is_unauthorised
@@ -147,7 +148,7 @@ class StoreSource:
         return start, self._blocks(name, start)
 
     def _blocks(self, name: str, start: int) -> Iterator[bytes]:
-        with self._store.open(name, start=start) as stream:
+        with self._store.open(name, ObjectRange(start=start)) as stream:
             yield from _blocks(stream)
 
 
