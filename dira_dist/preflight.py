@@ -48,7 +48,8 @@ class Preflight:
             share = f"{batch // low}" if low == high else f"{batch // high} to {batch // low}"
             epochs = span.steps * batch / self.plan.epoch_samples
             steps = f"{span.steps:,} steps of {batch} images ({share} per worker)"
-            yield f"stage    {span.name:8} {steps}, {epochs:.3g} epochs"
+            rate = span.config.optimizer.for_batch(batch).lr
+            yield f"stage    {span.name:8} {steps}, {epochs:.3g} epochs, rate {rate:.3g}"
         yield f"total    {self.plan.steps:,} steps, {self.plan.samples:,} images"
         yield f"reading  {_mib(self.bytes_per_step)} per step from storage"
         parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())

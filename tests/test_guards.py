@@ -52,3 +52,40 @@ def test_few_images_are_enough_where_nothing_normalises_over_them() -> None:
     assert told(*layer_norms, "stages.0.objective=di") == ""
     assert "batch norm" in told(*layer_norms), "the decoder has batch norms"
     assert "batch norm" in told(*layer_norms, "stages.0.objective=di", "method={name: simsiam}"), "so have the heads"
+
+
+BARLOW = "method={name: barlow_twins}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([BARLOW], []),
+        ([BARLOW, "optimizer.lr_batch=null"], ["stages.0.optimizer.lr: 0.2 with a batch of 16", "0.013 here", "256"]),
+        ([BARLOW, "optimizer={lr: 0.02, lr_batch: null}"], []),
+        ([BARLOW, "optimizer={name: sgd, lr: 0.2}"], []),
+        (["method={name: simsiam}", "optimizer.lr_batch=null", "data.global_batch=1024"], ["0.2 here"]),
+        (["data.global_batch=256"], []),
+        (["data.global_batch=4096"], ["stages.0.optimizer.lr: 0.03", "batches of 16 to 256", "0.48 here"]),
+        (["data.global_batch=4096", "optimizer.lr_batch=256"], []),
+        (["optimizer.lr=0.3"], ["0.03 here"]),
+    ],
+)
+def test_a_rate_of_another_batch(overrides: list[str], words: list[str]) -> None:
+    """LARS at 0.2 with a batch of 16, for one."""
+    found = told("stages.0={objective: dira, epochs: 100}", *overrides)
+    assert bool(found) == bool(words) and not [word for word in words if word not in found], found
+
+
+def test_a_stage_that_is_all_warm_up() -> None:
+    assert "stages.0.optimizer.warmup_epochs: 10, and the stage has 3" in told(
+        BARLOW, "stages.0={objective: di, epochs: 3}"
+    )
+    assert told(BARLOW, "stages.0={objective: di, epochs: 30}") == ""
+
+
+def test_few_lanes() -> None:
+    assert "67 are read in 1 lanes" in told("data.global_batch=67")
+    assert "data.shuffle_window" in told("data.lanes=2")
+    assert told("data.global_batch=24", "data.lanes=8") == ""
+    assert told("data.global_batch=5", "optimizer.lr_batch=16") == "", "each sample of a batch has a lane of its own"

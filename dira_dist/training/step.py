@@ -83,6 +83,7 @@ class TrainStep:
     Args:
         networks: moved to ``device``, and set to learn what the stage needs.
         objective: ``di``, ``dir`` or ``dira``.
+        optimizer: its rate is set for the global batch at hand, see ``lr_batch``.
         total_steps: length of the stage, for the schedule.
         steps_per_epoch: for the warm-up, which is given in epochs.
 
@@ -108,7 +109,7 @@ class TrainStep:
         self.weights = active_weights(objective, weights)
         self.device = torch.device(device)
         self._adversarial, self._execution, self._precision = adversarial, execution, precision
-        self._rate = partial(learning_rate, optimizer, steps=total_steps, steps_per_epoch=steps_per_epoch)
+        self._optimizer_config, self._steps, self._steps_per_epoch = optimizer, total_steps, steps_per_epoch
         prepare(networks, self.device, execution)
         set_learning(networks, self.weights)
         networks.train()
@@ -128,12 +129,14 @@ class TrainStep:
         Raises:
             RequestError: a worker has fewer samples than the method needs.
         """
-        batch, rate = self._share(len(views.view_1)), self._rate(step_in_stage)
+        batch = self._share(len(views.view_1))
+        optimizer = self._optimizer_config.for_batch(batch.samples)
+        rate = learning_rate(optimizer, step_in_stage, self._steps, self._steps_per_epoch)
         self._statistics.keep()
         losses, restoration = self._backward(views, batch)
         figures, grad_norm, finite = self._judge(losses)
         if finite:
-            self._apply(rate)
+            self._apply(rate, optimizer.lr)
         else:
             self._statistics.put_back()
         self.networks.zero_grad()
@@ -177,9 +180,10 @@ class TrainStep:
         learned = {name: weight for name, weight in self.networks.named_parameters() if weight.requires_grad}
         played = {name: weight for name, weight in learned.items() if name.startswith("discriminator.")}
         own = {name: weight for name, weight in learned.items() if name not in played}
+        constant = [weight for part in self.networks.method.constant_rate_parts() for weight in part.parameters()]
         adam = partial(torch.optim.Adam, lr=self._adversarial.lr, betas=self._adversarial.betas, fused=True)
         return {
-            "unet": NamedOptimizer(config.name, partial(build_optimizer, config), own),
+            "unet": NamedOptimizer(config.name, partial(build_optimizer, config, constant=constant), own),
             "discriminator": NamedOptimizer("adam", adam, played),
         }
 
@@ -249,8 +253,8 @@ class TrainStep:
         )
         return figures
 
-    def _apply(self, rate: float) -> None:
-        self._optimizers["unet"].step(rate)
+    def _apply(self, rate: float, highest: float) -> None:
+        self._optimizers["unet"].step(rate, highest)
         self._optimizers["discriminator"].step(self._adversarial.lr)
         if self.weights.discriminative > 0:
             self.networks.method.commit(self.networks.unet.encoder)
