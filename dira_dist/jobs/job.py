@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from dira_dist.config import (
@@ -16,6 +15,7 @@ from dira_dist.config import (
     KeyPath,
     RequestError,
     Section,
+    dump_yaml,
     public_values,
     read_document,
     validate,
@@ -306,6 +306,6 @@ def _complete_stage(stage: dict[str, Any], values: dict[str, Any]) -> Iterator[K
                 yield (section, key)
 
 
-def dump_job(record: dict[str, Any]) -> str:
-    """A recorded job as YAML text that :func:`load_job` reads again."""
-    return yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+def dump_job(public: Mapping[str, Any]) -> str:
+    """A job, in the form that may be written anywhere, as YAML text that :func:`load_job` reads again."""
+    return dump_yaml(public)

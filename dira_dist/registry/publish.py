@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from torch import Tensor
 
-from dira_dist.config import RequestError, flatten, without_credentials
+from dira_dist.config import RequestError, dump_yaml, flatten, without_credentials
 from dira_dist.registry.checkpoint import FoundCheckpoint, download_checkpoint, is_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.lookup import RUN_ADDRESS
@@ -64,7 +63,7 @@ def publish(
             Path(scratch) / "model",
             network_state(checkpoint, "unet"),
             _facts(str(config.register_as), run_id, checkpoint, data, quality),
-            job=yaml.safe_dump(checkpoint.job, sort_keys=False, allow_unicode=True),
+            job=dump_yaml(checkpoint.job),
             discriminator_state=network_state(checkpoint, "discriminator"),
             pictures=_pictures(config, run_id),
         )

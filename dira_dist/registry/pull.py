@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -73,26 +73,27 @@ def pull(
     if dest.exists() and not dest.is_dir():
         raise RequestError(f"{dest}: is a file; give a folder")
     work = dest / f".pulling-{hashlib.sha256(model.encode()).hexdigest()[:12]}"
-    state, facts = _fetch(model, work, tracking_at(tracking_uri), progress)
-    own: Channels = facts["in_channels"]
+    state, encoder, own_channels = _fetch(model, work, tracking_at(tracking_uri), progress)
     try:
-        exported = export(state, facts["encoder"], chosen, channels or own)
+        exported = export(state, encoder, chosen, channels or own_channels)
     finally:
         shutil.rmtree(work)
-    path = dest / f"{facts['encoder']}-{chosen}.{file_format}"
-    digest = save_weights(exported.state, path, {"names": chosen, "encoder": facts["encoder"]})
+    path = dest / f"{encoder}-{chosen}.{file_format}"
+    digest = save_weights(exported.state, path, {"names": chosen, "encoder": encoder})
     return Pulled(path, digest, exported.loading_lines(path))
 
 
 def _fetch(
     model: str, work: Path, config: TrackingConfig, progress: Progress | None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The U-Net's weights, and what the network is."""
+) -> tuple[dict[str, Tensor], str, Channels]:
+    """The U-Net's weights, its encoder and the channels of its input."""
     if not model.startswith(("models:", "runs:")):
         found = download_checkpoint(model, work, progress).checkpoint
-        return network_state(found, "unet"), found.job["model"]
+        network = found.job["model"]
+        return network_state(found, "unet"), network["encoder"], network["in_channels"]
     folder = fetch(model, work, config, progress, only=("unet.safetensors", FACTS))
-    return load_file(folder / "unet.safetensors"), read_facts(folder)
+    facts = read_facts(folder)
+    return load_file(folder / "unet.safetensors"), facts.encoder, facts.in_channels
 
 
 def _known_format(name: str) -> Format:
