@@ -1,7 +1,7 @@
 """Files that this project writes and reads back: each has a version and is held to a schema, like a job file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from dira_dist.config import RequestError, dotted, flatten
 
 FileT = TypeVar("FileT")
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 OF_0_1_0 = (
     "it was written by dira-dist 0.1.0: finish it with that version (pip install dira-dist==0.1.0), or start under "
@@ -29,8 +30,8 @@ class FileFormat(Generic[FileT]):
     Args:
         kind: a dataclass; its fields are the file's keys, beside ``version``.
         version: the one that is written, and read.
-        unnumbered: the version of a file that names none; left out, such a file is refused.
-        remedies: what to do with a file of another version; None stands for one that names none.
+        upgrades: how the keys of another version become those of this one; None stands for a file that names none.
+        remedies: what to do with a file of any other version, likewise.
     """
 
     def __init__(
@@ -38,11 +39,11 @@ class FileFormat(Generic[FileT]):
         kind: type[FileT],
         version: int,
         *,
-        unnumbered: int | None = None,
+        upgrades: Mapping[int | None, Upgrade] | None = None,
         remedies: Mapping[int | None, str] | None = None,
     ) -> None:
-        self._kind, self._version, self._unnumbered = kind, version, unnumbered
-        self._remedies = dict(remedies or {})
+        self._kind, self._version = kind, version
+        self._upgrades, self._remedies = dict(upgrades or {}), dict(remedies or {})
 
     def dump(self, value: FileT) -> bytes:
         """The file's content."""
@@ -59,11 +60,13 @@ class FileFormat(Generic[FileT]):
             FormatError: it is damaged, or of another version.
         """
         values = _mapping(content, address)
-        found = values.pop("version", self._unnumbered)
-        if found != self._version or isinstance(found, bool):
-            remedy = self._remedies.get(found if isinstance(found, int) else None, _OF_ANOTHER)
+        numbered, found = "version" in values, values.pop("version", None)
+        if (known := found if type(found) is int or not numbered else -1) in self._upgrades:
+            values = self._upgrades[known](values)
+        elif known != self._version:
+            remedy = self._remedies.get(known, _OF_ANOTHER)
             raise FormatError(
-                f"{address}: format version {'missing' if found is None else repr(found)}; this version of dira-dist "
+                f"{address}: format version {repr(found) if numbered else 'missing'}; this version of dira-dist "
                 f"reads version {self._version}. {remedy[0].upper()}{remedy[1:]}"
             )
         try:

@@ -9,7 +9,7 @@ import pytest
 from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.formats import FileFormat, FormatError
-from dira_dist.registry import model_files
+from dira_dist.models import model_files
 from dira_dist.runs import evaluations, folder, lease, run, search
 from dira_dist.training import state
 from dira_dist.training.state import BrokenCheckpointError, read_manifest

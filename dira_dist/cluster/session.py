@@ -15,7 +15,7 @@ import ray
 
 from dira_dist.cluster.ray_internals import AUTHENTICATION_LOGGER
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
 from dira_dist.search.fitting import ResourceRequest, trials_that_fit
 
 OBJECT_STORE_BYTES = 128 * 2**20

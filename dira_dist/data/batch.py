@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dira_dist.data.decode import BadSample, Row
+from dira_dist.data.decode import NO_LABEL, NO_SAMPLE, BadSample, Box, Pixels, Row
 from dira_dist.data.order import fingerprint
 
-NO_SAMPLE = -1
 _NAMED_BAD_SAMPLES = 10
 _SMALL_TENSORS = ("sizes_px", "sample_ids", "epochs")
 
@@ -23,9 +24,9 @@ class LocalBatch:
     """A worker's part of a global batch, or what one of its loader processes adds to that.
 
     Attributes:
-        images: ``(B, C, H, W)`` uint8, or uint16 for sets of 16 bit, zero-padded at the bottom and on the right to the
-            largest height and width in it.
-        sizes_px: ``(B, 2)`` int64, true height and width.
+        images: ``(B, C, *S)`` with two or three spatial axes, of the type that the set's index says: uint8 or uint16,
+            or int16 or float32 for arrays; zero-padded at the end of each axis to the largest sample in it.
+        sizes_px: ``(B, n)`` int64, true sizes along the spatial axes.
         sample_ids: ``(B,)`` int64, place in the shard set; :data:`NO_SAMPLE` for padding of a validation batch.
         epochs: ``(B,)`` int64.
         keys: of the samples in their shards.
@@ -33,6 +34,9 @@ class LocalBatch:
         groups: whom the samples are of, such as their patients; a sample of nobody known is a group of its own.
         bad_samples: rows that stand in the place of a corrupt sample.
         bad: the corrupt samples that were met.
+        masks: ``(B, *S)`` int16, label of each pixel, :data:`~dira_dist.data.decode.NO_LABEL` in the padding and where
+            a sample has none; none where the stream does not decode annotations.
+        boxes: of each sample, in pixels of its image; empty tuples where the stream does not decode annotations.
     """
 
     images: Tensor
@@ -44,6 +48,8 @@ class LocalBatch:
     groups: tuple[str, ...]
     bad_samples: int
     bad: tuple[BadSample, ...] = ()
+    masks: Tensor | None = None
+    boxes: tuple[tuple[Box, ...], ...] = ()
 
     @property
     def valid(self) -> Tensor:
@@ -80,21 +86,16 @@ class LocalBatch:
             sizes_px=change(self.sizes_px),
             sample_ids=change(self.sample_ids),
             epochs=change(self.epochs),
+            masks=None if self.masks is None else change(self.masks),
         )
 
 
 def stack(rows: Sequence[Row]) -> LocalBatch:
     """Stacks rows, padding their images to the largest of them."""
-    sizes_px = np.array([row.pixels.shape[1:] for row in rows], dtype=np.int64)
-    height, width = sizes_px.max(axis=0)
-    first = rows[0].pixels
-    even = bool((sizes_px == sizes_px[0]).all())
-    images = (np.empty if even else np.zeros)((len(rows), first.shape[0], height, width), dtype=first.dtype)
-    for image, row in zip(images, rows, strict=True):
-        image[:, : row.pixels.shape[1], : row.pixels.shape[2]] = row.pixels
+    masks = [row.mask for row in rows if row.mask is not None]
     return LocalBatch(
-        images=torch.from_numpy(images),
-        sizes_px=torch.from_numpy(sizes_px),
+        images=torch.from_numpy(_stacked([row.pixels for row in rows])),
+        sizes_px=torch.tensor([row.pixels.shape[1:] for row in rows]),
         sample_ids=torch.tensor([row.id for row in rows]),
         epochs=torch.tensor([row.epoch for row in rows]),
         keys=tuple(row.key for row in rows),
@@ -102,35 +103,51 @@ def stack(rows: Sequence[Row]) -> LocalBatch:
         groups=tuple(row.group or row.key for row in rows),
         bad_samples=sum(1 for row in rows if row.bad),
         bad=tuple(bad for row in rows for bad in row.bad),
+        masks=torch.from_numpy(_stacked(masks, NO_LABEL)) if masks else None,
+        boxes=tuple(row.boxes for row in rows),
     )
+
+
+def _stacked(arrays: Sequence[Pixels], fill: int = 0) -> Pixels:
+    """Arrays of equally many axes as one, padded with ``fill`` at the end of each axis to the largest."""
+    shapes = {array.shape for array in arrays}
+    shape = (len(arrays), *np.max(list(shapes), axis=0))
+    make = np.empty if len(shapes) == 1 else np.zeros if fill == 0 else partial(np.full, fill_value=fill)
+    stacked = make(shape, dtype=arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[tuple(map(slice, array.shape))] = array
+    return stacked
 
 
 def join(parts: Sequence[LocalBatch]) -> LocalBatch:
     """The parts of a worker's loader processes as one batch, one after the other."""
     if len(parts) == 1:
         return parts[0]
+    masks = [part.masks for part in parts if part.masks is not None]
     return LocalBatch(
-        images=_join_images([part.images for part in parts]),
+        images=_joined([part.images for part in parts]),
         sizes_px=torch.cat([part.sizes_px for part in parts]),
         sample_ids=torch.cat([part.sample_ids for part in parts]),
         epochs=torch.cat([part.epochs for part in parts]),
-        keys=tuple(key for part in parts for key in part.keys),
-        labels=tuple(labels for part in parts for labels in part.labels),
-        groups=tuple(group for part in parts for group in part.groups),
+        keys=tuple(chain.from_iterable(part.keys for part in parts)),
+        labels=tuple(chain.from_iterable(part.labels for part in parts)),
+        groups=tuple(chain.from_iterable(part.groups for part in parts)),
         bad_samples=sum(part.bad_samples for part in parts),
-        bad=tuple(bad for part in parts for bad in part.bad),
+        bad=tuple(chain.from_iterable(part.bad for part in parts)),
+        masks=_joined(masks, NO_LABEL) if masks else None,
+        boxes=tuple(chain.from_iterable(part.boxes for part in parts)),
     )
 
 
-def _join_images(parts: Sequence[Tensor]) -> Tensor:
-    count = sum(len(part) for part in parts)
-    height, width = (max(part.shape[axis] for part in parts) for axis in (2, 3))
-    images = torch.zeros((count, parts[0].shape[1], height, width), dtype=parts[0].dtype)
+def _joined(parts: Sequence[Tensor], fill: int = 0) -> Tensor:
+    """Tensors one after the other along the first axis, padded with ``fill`` at the end of all other axes."""
+    shape = [max(sides) for sides in zip(*(part.shape[1:] for part in parts), strict=True)]
+    joined = torch.full((sum(map(len, parts)), *shape), fill, dtype=parts[0].dtype)
     start = 0
     for part in parts:
-        images[start : start + len(part), :, : part.shape[2], : part.shape[3]] = part
+        joined[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
         start += len(part)
-    return images
+    return joined
 
 
 class TooManyBadSamplesError(RuntimeError):

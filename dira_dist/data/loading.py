@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dira_dist.data.batch import LocalBatch, stack
 from dira_dist.data.cores import usable_cores
-from dira_dist.data.decode import BadSample, CorruptSampleError, PixelMode, Row, decode_sample
+from dira_dist.data.decode import BadSample, CorruptSampleError, Decoder, Row
 from dira_dist.data.lanes import EncodedBlock, LaneCursor, LaneReader, ShardError, ShardSet
 from dira_dist.data.order import Order, part_of
 from dira_dist.data.torch_internals import shut_down_workers
@@ -56,12 +56,12 @@ def read_batches(
         threads: that decode; 1 decodes in the caller's.
         cancelled: when set (from another thread), ends all reading with an error.
     """
-    order, mode = reading.order, reading.shards.mode
+    order, decoder = reading.order, reading.shards.decoder
     first_row, rows = reading.start_sample // order.lanes, reading.global_batch // order.lanes
     with _lane_cursors(reading, lanes, first_row, cancelled) as cursors, mapper(threads) as over:
         while True:
             slots = [cursor.take() for cursor in cursors for _ in range(rows)]
-            yield stack(over(partial(_decode, mode), slots))
+            yield stack(over(partial(_decode, decoder), slots))
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def decode_threads() -> int:
     return min(_MOST_DECODE_THREADS, usable_cores())
 
 
-def _decode(mode: PixelMode, slot: tuple[EncodedBlock, int]) -> Row:
+def _decode(decoder: Decoder, slot: tuple[EncodedBlock, int]) -> Row:
     """The row at a place of a block, or the next good one of its block in its stead.
 
     Raises:
@@ -106,7 +106,7 @@ def _decode(mode: PixelMode, slot: tuple[EncodedBlock, int]) -> Row:
     for step in range(len(block.samples)):
         sample = block.samples[(place + step) % len(block.samples)]
         try:
-            row = decode_sample(sample, mode, block.epoch)
+            row = decoder.decode(sample, block.epoch)
         except CorruptSampleError as error:
             bad.append(BadSample(sample.id, sample.key, str(error)))
         else:

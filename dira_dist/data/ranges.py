@@ -7,6 +7,7 @@ the ETag of the first answer, so that what comes out is one version of the objec
 import io
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dira_dist.data.retry import ChangedObjectError, Retrier, RetryPolicy, StoreError, status_of
@@ -17,6 +18,26 @@ _PIECE_BYTES = 1 << 20
 GetRange = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class ObjectRange:
+    """What is read of an object, and which version of it.
+
+    Attributes:
+        etag: the version that is meant, where known; another one raises :class:`ChangedObjectError`.
+        size: the length that is meant, where known; another one raises :class:`ChangedObjectError`.
+        start: first byte that is read.
+        cancelled: when set (from another thread), ends any waiting with :class:`StoreError`.
+    """
+
+    etag: str = ""
+    size: int | None = None
+    start: int = 0
+    cancelled: threading.Event | None = None
+
+
+WHOLE = ObjectRange()
+
+
 class RangeReader(io.RawIOBase):
     """Reads an object forward, one range after the other; holds one range of :data:`RANGE_BYTES` at most.
 
@@ -24,7 +45,7 @@ class RangeReader(io.RawIOBase):
         get: asks for a range; takes ``Range`` and ``IfMatch`` as S3's GetObject does, and answers as boto3 does.
         name: of the object, for messages.
         retry: how long failures are retried.
-        etag, start, size, cancelled: as for ``Store.open``.
+        meant: what is read of it.
     """
 
     def __init__(
@@ -32,16 +53,12 @@ class RangeReader(io.RawIOBase):
         get: GetRange,
         name: str,
         retry: RetryPolicy,
-        *,
-        etag: str | None = None,
-        start: int = 0,
-        size: int | None = None,
-        cancelled: threading.Event | None = None,
+        meant: ObjectRange = WHOLE,
     ) -> None:
         self._get, self._name, self._policy = get, name, retry
-        self._etag, self._size = etag or None, size
-        self._cancelled = cancelled
-        self._position = start
+        self._etag, self._size = meant.etag or None, meant.size
+        self._cancelled = meant.cancelled
+        self._position = meant.start
         self._range = memoryview(b"")
 
     def readable(self) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from dira_dist.config import RequestError
 from dira_dist.data.folder import LocalStore, ObjectInfo
-from dira_dist.data.ranges import RangeReader
+from dira_dist.data.ranges import WHOLE, ObjectRange, RangeReader
 from dira_dist.data.retry import (
     ChangedObjectError,
     DeniedObjectError,
@@ -86,22 +86,8 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Removes an object; no error where there is none."""
 
-    def open(
-        self,
-        key: str,
-        *,
-        etag: str | None = None,
-        start: int = 0,
-        size: int | None = None,
-        cancelled: threading.Event | None = None,
-    ) -> BinaryIO:
-        """A forward reader from byte ``start``; trouble while reading shows in its ``read``.
-
-        Args:
-            etag: the version that is meant, where known; another one raises :class:`ChangedObjectError`.
-            size: the length that is meant, where known; another one raises :class:`ChangedObjectError`.
-            cancelled: when set (from another thread), ends any waiting with :class:`StoreError`.
-        """
+    def open(self, key: str, meant: ObjectRange = WHOLE) -> BinaryIO:
+        """A forward reader of what is ``meant``; trouble while reading shows in its ``read``."""
 
 
 def open_store(address: str, retry: RetryPolicy | None = None) -> Store:
@@ -243,23 +229,12 @@ class S3Store:
         name = self._name(key)
         self._retrying(f"delete {self.join(key)}", lambda client: client.delete_object(**name))
 
-    def open(
-        self,
-        key: str,
-        *,
-        etag: str | None = None,
-        start: int = 0,
-        size: int | None = None,
-        cancelled: threading.Event | None = None,
-    ) -> BinaryIO:
+    def open(self, key: str, meant: ObjectRange = WHOLE) -> BinaryIO:
         raw = RangeReader(
             lambda request: self._client.get_object(**self._name(key), **request),
             self.join(key),
             self.retry,
-            etag=etag,
-            start=start,
-            size=size,
-            cancelled=cancelled,
+            meant,
         )
         return io.BufferedReader(raw, buffer_size=1 << 16)
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from dira_dist.config import MAY_CHANGE, Section
 from dira_dist.data.batch import BatchIterator, LocalBatch
 from dira_dist.data.cache import CacheConfig
+from dira_dist.data.decode import SAMPLE_BUDGET_PX
 from dira_dist.data.lanes import ReadOptions, ShardSet, check_set
 from dira_dist.data.loading import Reading, batches_here, batches_of_processes, decode_threads, read_batches
 from dira_dist.data.order import MOST_LANES, Order, choose_lanes, part_of
@@ -75,11 +76,18 @@ class DataConfig(Section):
     cache: Annotated[
         CacheConfig | None, Field(description="disk cache for sets in a bucket", json_schema_extra=MAY_CHANGE)
     ] = None
+    sample_budget_px: int = Field(
+        SAMPLE_BUDGET_PX,
+        ge=32 * 32,
+        description="most pixels of the square (3D: cube) around a sample; one with a longer side is a bad sample",
+        json_schema_extra=MAY_CHANGE,
+    )
 
     @property
     def read_options(self) -> ReadOptions:
         """How the sets are read."""
-        return ReadOptions(**{option.name: getattr(self, option.name) for option in fields(ReadOptions)})
+        names = {option.name for option in fields(ReadOptions)} & set(type(self).model_fields)
+        return ReadOptions(**{name: getattr(self, name) for name in names})
 
 
 class ShardStream(BatchIterator):

@@ -7,10 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from dira_dist.data.batch import NO_SAMPLE, BatchIterator, LocalBatch, stack
-from dira_dist.data.decode import CHANNELS, BadSample, CorruptSampleError, EncodedSample, Row, decode_sample
+from dira_dist.data.batch import BatchIterator, LocalBatch, stack
+from dira_dist.data.decode import BadSample, CorruptSampleError, EncodedSample, Row
 from dira_dist.data.lanes import ReadOptions, ShardSet, SpanReader, check_set
 from dira_dist.data.loading import batches_here, decode_threads, mapper
 from dira_dist.data.order import part_of
@@ -34,7 +32,7 @@ class _Pass:
             for step in range(self.steps):
                 encoded, coming = coming.result(), pool.submit(self._encoded, spans, step + 1)
                 rows = over(self._decode, encoded)
-                yield stack(rows + [self._padding()] * (self.batch_size - len(rows)))
+                yield stack(rows + [self.shards.decoder.blank()] * (self.batch_size - len(rows)))
 
     def _encoded(self, spans: SpanReader, step: int) -> list[EncodedSample]:
         ids = self.ids[step * self.batch_size : (step + 1) * self.batch_size]
@@ -42,23 +40,16 @@ class _Pass:
 
     def _decode(self, sample: EncodedSample) -> Row:
         try:
-            return decode_sample(sample, self.shards.mode)
+            return self.shards.decoder.decode(sample)
         except CorruptSampleError as error:
-            return replace(self._padding(), bad=(BadSample(sample.id, sample.key, str(error)),))
-
-    def _padding(self) -> Row:
-        """A black image of the set's median size."""
-        image, mode = self.shards.index.image, self.shards.mode
-        shape = (CHANNELS[mode], image.height_px.median, image.width_px.median)
-        pixels = np.zeros(shape, dtype=np.uint16 if mode == "I;16" else np.uint8)
-        return Row(pixels, NO_SAMPLE, 0, "", {})
+            return replace(self.shards.decoder.blank(), bad=(BadSample(sample.id, sample.key, str(error)),))
 
 
 class ValidationStream(BatchIterator):
     """One pass over a shard set in the order of its index; the same number of batches on every worker.
 
     Worker ``r`` reads a contiguous part of the samples. Its batches are of equal length; where its part ends early,
-    rows are padded with black images of ``sample_id`` :data:`NO_SAMPLE` (``LocalBatch.valid`` is false), and so are the
+    rows are padded with black images of ``sample_id`` ``NO_SAMPLE`` (``LocalBatch.valid`` is false), and so are the
     places of corrupt samples. So each sample counts once, and figures over all workers are those of the whole set.
 
     Args:
@@ -70,7 +61,7 @@ class ValidationStream(BatchIterator):
         index: of the set, where it has been read already.
 
     Raises:
-        As :class:`ShardStream`.
+        RequestError: as for :class:`ShardStream`, and so are the errors of the storage and of samples.
     """
 
     def __init__(

@@ -12,12 +12,12 @@ from dira_dist.data.batch import LocalBatch
 from dira_dist.data.lanes import ReadOptions
 from dira_dist.data.validation import ValidationStream
 from dira_dist.evaluation.config import ProbeConfig
-from dira_dist.evaluation.features import extract_features, frozen, pooled
+from dira_dist.evaluation.features import extract_features, frozen
 from dira_dist.evaluation.probes import class_names, probe_metric_names, probe_metrics
 from dira_dist.evaluation.rank import representation_health, view_distances
 from dira_dist.evaluation.restoration import psnr, ssim
 from dira_dist.metrics import ALIGNMENT, COLLAPSED, FEATURE_STD, PSNR, RANKME, SSIM, UNIFORMITY
-from dira_dist.models.unet import UNet
+from dira_dist.models.backbone import Backbone, Size
 from dira_dist.views import ViewsConfig, make_views
 
 BATCH = 64
@@ -86,7 +86,7 @@ class Evaluator:
         val: address of the validation set, or none.
         probe: labelled sets, or none.
         seed: the job's.
-        image_size: side of the views in pixels.
+        image_size: pixels of the views, a side or one for each axis.
         timeout_s: seconds of trouble with the storage that are borne.
     """
 
@@ -94,11 +94,11 @@ class Evaluator:
     probe: ProbeConfig | None
     views: ViewsConfig
     seed: int
-    image_size: int
+    image_size: Size
     timeout_s: float = 300.0
 
     @torch.no_grad()
-    def evaluate(self, unet: UNet, device: torch.device, discriminator: nn.Module | None = None) -> Evaluation:
+    def evaluate(self, unet: Backbone, device: torch.device, discriminator: nn.Module | None = None) -> Evaluation:
         """Figures named ``val/...`` and ``probe/...``; whatever has no set to be measured on is left out.
 
         Args:
@@ -126,7 +126,7 @@ class Evaluator:
             yield from islice(stream, -(-most // BATCH))
 
     def _restoration(
-        self, unet: UNet, address: str, device: torch.device
+        self, unet: Backbone, address: str, device: torch.device
     ) -> tuple[dict[str, float], Restorations, float]:
         """PSNR and SSIM, images to look at, and the alignment of the two views' features."""
         signal, similarity, distances, shown = [], [], [], None
@@ -141,10 +141,10 @@ class Evaluator:
                 in_channels=unet.config.in_channels,
                 config=self.views,
             )
-            assert views.target is not None
+            assert views.target is not None and views.view_2 is not None
             maps, valid = unet.encode(views.view_1), batch.valid.to(device)
             restored = unet.decode(maps)
-            distances.append(view_distances(pooled(maps), pooled(unet.encode(views.view_2)))[valid])
+            distances.append(view_distances(unet.pooled(maps), unet.pooled(unet.encode(views.view_2)))[valid])
             signal.append(psnr(restored, views.target)[valid])
             similarity.append(ssim(restored, views.target)[valid])
             if shown is None:
@@ -153,7 +153,7 @@ class Evaluator:
         figures = {PSNR.name: float(torch.cat(signal).mean()), SSIM.name: float(torch.cat(similarity).mean())}
         return figures, shown, float(torch.cat(distances).mean())
 
-    def _features(self, unet: UNet, address: str, device: torch.device, most: int) -> tuple[Tensor, list[Any]]:
+    def _features(self, unet: Backbone, address: str, device: torch.device, most: int) -> tuple[Tensor, list[Any]]:
         """Features ``(N, C)`` of the samples that can be decoded, and their labels by name."""
         labels: list[Any] = []
         valid: list[Tensor] = []
@@ -169,7 +169,9 @@ class Evaluator:
         )
         return features[torch.cat(valid)], labels
 
-    def _probe(self, unet: UNet, probe: ProbeConfig, device: torch.device) -> tuple[dict[str, float], LabelledFeatures]:
+    def _probe(
+        self, unet: Backbone, probe: ProbeConfig, device: torch.device
+    ) -> tuple[dict[str, float], LabelledFeatures]:
         sets = [self._features(unet, address, device, MOST_PROBE_IMAGES) for address in (probe.train, probe.val)]
         (train, train_labels), (val, val_labels) = sets
         train, named_train = _labelled(train, train_labels, probe.label)

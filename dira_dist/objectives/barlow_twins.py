@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dira_dist.models.heads import barlow_twins_projector
 from dira_dist.models.precision import at_least_float32, without_autocast
 from dira_dist.objectives.collectives import GlobalBatch, sum_over_workers
-from dira_dist.objectives.method import Encode, Method, MethodSection
+from dira_dist.objectives.method import Method, MethodInputs, MethodSection
 
 EPSILON = 1e-5
 """Added to variances, as batch norm does."""
@@ -95,9 +95,10 @@ class BarlowTwins(Method):
         self.config = config
         self.projector = barlow_twins_projector(features, config.projector_width)
 
-    def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
-        projections_1 = at_least_float32(self.projector(features))
-        projections_2 = at_least_float32(self.projector(encode(view_2)))
-        with without_autocast(features):
+    def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
+        assert inputs.pooled is not None and inputs.second_view is not None
+        projections_1 = at_least_float32(self.projector(inputs.pooled))
+        projections_2 = at_least_float32(self.projector(inputs.encode(inputs.second_view)))
+        with without_autocast(inputs.pooled):
             correlation = cross_correlation(projections_1, projections_2, batch.samples)
             return barlow_twins_loss(correlation, self.config.off_diagonal)

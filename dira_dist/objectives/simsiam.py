@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dira_dist.models.heads import simsiam_predictor, simsiam_projector
 from dira_dist.models.precision import at_least_float32, without_autocast
 from dira_dist.objectives.collectives import GlobalBatch
-from dira_dist.objectives.method import Encode, Method, MethodSection
+from dira_dist.objectives.method import Method, MethodInputs, MethodSection
 
 
 class SimSiamConfig(MethodSection):
@@ -71,9 +71,10 @@ class SimSiam(Method):
         self.projector = simsiam_projector(features, config.outputs)
         self.predictor = simsiam_predictor(config.outputs, config.bottleneck)
 
-    def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
-        projections = [self.projector(each) for each in (features, encode(view_2))]
+    def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
+        assert inputs.pooled is not None and inputs.second_view is not None
+        projections = [self.projector(each) for each in (inputs.pooled, inputs.encode(inputs.second_view))]
         predictions = [self.predictor(each) for each in projections]
-        with without_autocast(features):
+        with without_autocast(inputs.pooled):
             loss = simsiam_loss(*map(at_least_float32, predictions), *map(at_least_float32, projections))
             return batch.local_weight * loss

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from dira_dist.config import RequestError, without_credentials
+from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.store import RetryPolicy, StoreError, open_store
 from dira_dist.files import sha256_of
 from dira_dist.registry.mlflow_internals import HttpArtifactRepository, ask_artifact_server
@@ -146,7 +147,7 @@ class StoreSource:
         return start, self._blocks(name, start)
 
     def _blocks(self, name: str, start: int) -> Iterator[bytes]:
-        with self._store.open(name, start=start) as stream:
+        with self._store.open(name, ObjectRange(start=start)) as stream:
             yield from _blocks(stream)
 
 

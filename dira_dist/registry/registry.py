@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.evaluation import center_view
 from dira_dist.models.export import weights_digest
+from dira_dist.models.model_files import CARD, damaged_files
 from dira_dist.registry import feature_model
 from dira_dist.registry.fetch import FOLDER_IN_VERSION
-from dira_dist.registry.model_files import CARD, damaged_files
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.server import ask, connect, is_refusal
 
@@ -88,7 +88,7 @@ def register(
     Args:
         config: ``uri`` and ``register_as`` must be known.
         run_id: the run that made it.
-        folder: from :func:`dira_dist.registry.model_files.write_model_folder`.
+        folder: from :func:`dira_dist.models.model_files.write_model_folder`.
         metric: by which it is compared; without one ``best`` goes to a first version only.
         tags: method, weights, dataset digest, parent search ...
         timeout_s: how long to try again while the registry is away. A training of days does not fail for it.

@@ -64,7 +64,7 @@ def prepare(networks: Networks, device: torch.device, execution: ExecutionConfig
     for weight in networks.parameters():
         weight.data = laid_out(weight.data, execution)
     if execution.compile:
-        for module in (networks.unet, networks.discriminator, *networks.method.compiled_parts()):
+        for module in networks.compiled_parts():
             module.compile()
 
 

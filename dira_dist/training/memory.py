@@ -1,14 +1,10 @@
 """How much memory a step takes, counted without taking it: tensors on the meta device have shapes and no numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dira_dist.objectives import GlobalBatch, adversarial_loss, restorative_loss
-from dira_dist.training.networks import Networks
-from dira_dist.training.step import LossWeights, Objectives
 from dira_dist.training.torch_internals import StorageWeakRef, TorchDispatchMode, storage_id, tree_leaves
 
 
@@ -43,28 +39,13 @@ class LiveTensors(TorchDispatchMode):
         return result
 
 
-def activation_bytes(networks: Networks, weights: LossWeights, samples: int, image_size: int) -> int:
-    """The most that the U-Net's step takes in float32 beside what lasts: views, activations, gradients.
+def activation_bytes(lasting: Iterable[Tensor], loss: Callable[[], Tensor]) -> int:
+    """The most that a loss and its backward pass take beside what lasts: inputs, activations, gradients.
 
     Args:
-        networks: on the meta device; gradient checkpointing and what learns are as they are set.
-        weights: of the stage; what weighs 0 is not computed.
-        samples: of one worker.
-        image_size: side of the views in pixels.
+        lasting: weights and buffers.
+        loss: makes its inputs and the loss, on the meta device.
     """
-    lasting = [*networks.parameters(), *networks.buffers()]
-    shape = (samples, networks.unet.config.in_channels, image_size, image_size)
     with LiveTensors(lasting) as live:
-        _loss(networks.train(), weights, *(torch.empty(shape, device="meta") for _ in range(2))).backward()
-    networks.zero_grad()
+        loss().backward()
     return int(live.peak_bytes)
-
-
-def _loss(networks: Networks, weights: LossWeights, view_1: Tensor, view_2: Tensor) -> Tensor:
-    discriminative, restoration = Objectives(networks, weights)(view_1, view_2, GlobalBatch((len(view_1),)))
-    losses = [] if discriminative is None else [discriminative]
-    if weights.restorative > 0:
-        losses.append(restorative_loss(restoration, view_1[:, :1]))
-    if weights.adversarial > 0:
-        losses.append(adversarial_loss(networks.discriminator(restoration), "lsgan"))
-    return torch.stack(losses).sum()

@@ -5,6 +5,7 @@ State by name, not by position, goes on where another stage learns more or fewer
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -125,6 +126,35 @@ class NamedOptimizer:
             for weight in self.parameters.values():
                 if "momentum_buffer" not in self._optimizer.state[weight]:
                     self._optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
+
+@dataclass(frozen=True)
+class ScheduledOptimizer:
+    """An optimiser and its rate at each step of a stage.
+
+    Attributes:
+        rate: of the step number in the stage, from 0.
+    """
+
+    optimizer: NamedOptimizer
+    rate: Callable[[int], float]
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What it learns, by name; there may be none."""
+        return self.optimizer.parameters
+
+    def step(self, step_in_stage: int) -> None:
+        """Updates the parameters at the rate of this step."""
+        self.optimizer.step(self.rate(step_in_stage))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`NamedOptimizer.state_dict`; the rate is the job's and no state."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """See :meth:`NamedOptimizer.load_state_dict`."""
+        self.optimizer.load_state_dict(saved)
 
 
 def _copy(state: Mapping[str, Any], weight: nn.Parameter | None = None) -> dict[str, Any]:

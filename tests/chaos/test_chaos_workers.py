@@ -11,7 +11,7 @@ from chaos import ChaosJob, when, worker_processes
 
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.config import JobFailedError
-from dira_dist.jobs.job import ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
 
 pytestmark = pytest.mark.timeout(1500)
 

@@ -19,7 +19,7 @@ from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP
 from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, open_store
-from dira_dist.jobs.job import LoadedSearch, load_job
+from dira_dist.jobs.load import LoadedSearch, load_job
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.runs.run import RunState

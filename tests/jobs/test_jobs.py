@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from dira_dist.config import RequestError, flatten, mutable_keys
-from dira_dist.jobs.job import PretrainJob, dump_job, job_schema, load_job
+from dira_dist.jobs.load import dump_job, job_schema, load_job
+from dira_dist.jobs.pretrain import PretrainJob
 from dira_dist.training.optimizer import OptimizerConfig
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
@@ -109,7 +110,7 @@ def test_the_schema_refuses_what_the_job_refuses() -> None:
 
 def test_reading_a_job_needs_neither_ray_nor_mlflow() -> None:
     program = (
-        "import sys; from dira_dist.jobs.job import load_job; load_job({'name': 'a', 'data': {'train': 'x'}});"
+        "import sys; from dira_dist.jobs.load import load_job; load_job({'name': 'a', 'data': {'train': 'x'}});"
         "sys.exit(str(sorted({'ray', 'mlflow', 'boto3'} & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

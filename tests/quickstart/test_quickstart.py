@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import dira_dist
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import load_job
+from dira_dist.jobs.load import load_job
 from dira_dist.metrics import find
 from dira_dist.quickstart.quickstart import QuickstartReport, run_quickstart
 

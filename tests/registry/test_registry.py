@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from dira_dist.config import RequestError
 from dira_dist.evaluation.features import extract_features
+from dira_dist.models.model_files import ModelFacts, damaged_files, read_facts, write_checksums, write_model_folder
 from dira_dist.models.unet import UNet, UNetConfig
 from dira_dist.registry.fetch import fetch
-from dira_dist.registry.model_files import ModelFacts, damaged_files, read_facts, write_checksums, write_model_folder
 from dira_dist.registry.publish import register_model
 from dira_dist.registry.pull import pull
 from dira_dist.registry.registry import Metric, Registered, register

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from dira_dist.config import RequestError
+from dira_dist.models.model_files import write_checksums
 from dira_dist.registry.download import BLOCK_BYTES, StoreSource, download, source_of
 from dira_dist.registry.fetch import fetch
-from dira_dist.registry.model_files import write_checksums
 from dira_dist.registry.registry import register
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun

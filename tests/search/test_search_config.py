@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import LoadedSearch, load_job
+from dira_dist.jobs.load import LoadedSearch, load_job
 
 BASE: dict[str, Any] = {"data": {"train": "a", "val": "b"}, "loss_weights": {"restorative": 5}}
 SPACE: dict[str, Any] = {"loss_weights.restorative": {"low": 1, "high": 100}}

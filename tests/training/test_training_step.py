@@ -16,9 +16,12 @@ from dira_dist.models.discriminator import DiscriminatorConfig
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import METHODS, AdversarialConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
+from dira_dist.objectives.parts import LossWeights
 from dira_dist.training.execution import ExecutionConfig, laid_out, prepare
 from dira_dist.training.optimizer import OptimizerConfig, learning_rate
-from dira_dist.training.step import LossWeights, Networks, StepResult, TrainStep, build_networks
+from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
+from dira_dist.training.pretrain.task import pretrain_step
+from dira_dist.training.step import StepResult, TrainStep
 from dira_dist.views import Views
 
 MODEL = UNetConfig(encoder="tu-test_resnet", decoder_channels=(32, 16, 16, 8, 8))
@@ -31,7 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def _networks(method: str = "moco_v2", model: UNetConfig = MODEL, seed: int = 0) -> Networks:
+def _networks(method: str = "moco_v2", model: UNetConfig = MODEL, seed: int = 0) -> PretrainNetworks:
     section = METHODS[method].model_validate({"name": method, **SMALL[method]})
     return build_networks(model, section, ADVERSARIAL, seed=seed)
 
@@ -42,8 +45,8 @@ def _views(batch: int = 2, seed: int = 0, size: int = 32) -> Views:
     return Views(first, second, target, torch.arange(batch))
 
 
-def _step(objective: str = "dira", networks: Networks | None = None, **settings: Any) -> TrainStep:
-    return TrainStep(networks or _networks(), objective, **{"total_steps": 10, **settings})
+def _step(objective: str = "dira", networks: PretrainNetworks | None = None, **settings: Any) -> TrainStep:
+    return pretrain_step(networks or _networks(), objective, **{"total_steps": 10, **settings})
 
 
 def _flat(state: Any, prefix: str = "") -> dict[str, Any]:
@@ -83,7 +86,7 @@ def test_each_method_in_each_stage(method: str, objective: str, parts: set[str])
     weights = {"discriminative": 1, "restorative": 10, "adversarial": 0.001}
     total = sum(weight * float(result.losses[name]) for name, weight in weights.items() if name in parts)
     assert float(result.losses["total"]) == pytest.approx(total)
-    assert (result.restoration is None) == (objective == "di")
+    assert (result.output is None) == (objective == "di")
     after = _flat(networks.state_dict())
     moved = {".".join(name.split(".")[:2]) for name in after if _moved(before, after, name)}
     assert ("unet.decoder" in moved) == (objective != "di")
@@ -252,7 +255,7 @@ def test_bf16_rounds_networks_but_not_losses() -> None:
     expected, found = _step(precision="fp32")(views, 0), _step(precision="bf16")(views, 0)
     assert _losses(found) != _losses(expected)
     assert _losses(found) == pytest.approx(_losses(expected), rel=0.05)
-    assert found.restoration is not None and found.restoration.dtype == torch.float32
+    assert found.output is not None and found.output.dtype == torch.float32
     assert all(loss.dtype == torch.float32 for loss in found.losses.values())
 
 

@@ -14,17 +14,15 @@ from dira_dist.background import Background
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, EvaluationRequest
 from dira_dist.config import RequestError
 from dira_dist.data.store import Store, open_store
-from dira_dist.evaluation.evaluator import Evaluation, Evaluator
-from dira_dist.evaluation.pictures import evaluation_pictures
-from dira_dist.jobs.job import PretrainJob
+from dira_dist.jobs.base import TrainingJob
 from dira_dist.metrics import COLLAPSED
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation, read_evaluations
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.protocol import NullRun, Run
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder, step_of
-from dira_dist.training.networks import build_networks
 from dira_dist.training.state import Checkpoint
+from dira_dist.training.task import Evaluation
 
 _POLL_S = 0.25
 _MAX_RETRIES = 2
@@ -42,7 +40,7 @@ class EvaluationSetup:
         run_id: MLflow run; empty without tracking.
     """
 
-    job: PretrainJob
+    job: TrainingJob
     tracking: TrackingConfig
     run_id: str
 
@@ -72,7 +70,7 @@ def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> A
     torch.set_num_threads(setup.job.evaluation.threads)
     checkpoint = CheckpointFolder(open_store(setup.job.run_folder)).fetch(request.checkpoint)
     try:
-        evaluation = _evaluate(setup.job, checkpoint)
+        evaluation = _evaluate(setup.job, request, checkpoint)
     except (RequestError, ValueError) as error:
         return Answer({}, f"{type(error).__name__}: {error}")
     run: Run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
@@ -80,15 +78,11 @@ def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> A
     return Answer(evaluation.metrics, logged=run.flush(setup.job.checkpoint.storage_timeout_s))
 
 
-def _evaluate(job: PretrainJob, checkpoint: Checkpoint) -> Evaluation:
-    model = job.model.model_copy(update={"init": None})
-    networks = build_networks(model, job.method, job.adversarial, seed=job.seed)
+def _evaluate(job: TrainingJob, request: EvaluationRequest, checkpoint: Checkpoint) -> Evaluation:
+    task, device = job.task(), torch.device("cpu")
+    networks = task.build()
     networks.load_state_dict(checkpoint.tensors["networks"])
-    evaluator = Evaluator(job.data.val, job.probe, job.views, job.seed, job.data.image_size, job.data.storage_timeout_s)
-    position = checkpoint.position
-    begun = job.stages[: position.stage + (position.step_in_stage > 0)]
-    plays = any(stage.objective == "dira" for stage in begun)
-    return evaluator.evaluate(networks.unet, torch.device("cpu"), networks.discriminator.eval() if plays else None)
+    return task.evaluate(networks, device, checkpoint.position, title=f"{job.name}: {request.label}")
 
 
 def log_late(run: Run, store: Store) -> None:
@@ -106,11 +100,10 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def _log(run: Run, job: PretrainJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
+def _log(run: Run, job: TrainingJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
     address = CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint)
     run.log_checkpoint(address, request.step, _numbers(evaluation.metrics))
-    title = f"{job.name}: {request.label}"
-    for name, picture in evaluation_pictures(evaluation, job.adversarial.loss, title).items():
+    for name, picture in evaluation.pictures.items():
         run.log_picture(name, picture, request.step)
 
 

@@ -7,15 +7,16 @@ from typing import Any, Protocol
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, EvaluationRequest
 from dira_dist.cluster.fit.prometheus import JobMetrics
 from dira_dist.data.store import Store
-from dira_dist.jobs.job import LoadedJob, PretrainJob
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.jobs.load import LoadedJob
 from dira_dist.metrics import RESTARTS, STEPS_DONE_AGAIN
-from dira_dist.models.pretrained import ImportReport
 from dira_dist.runs.evaluations import best, read_evaluations
 from dira_dist.tracking.protocol import Run
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
 from dira_dist.training.loop import Checkpointer, Tracker
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint
+from dira_dist.training.task import Start
 
 FLUSH_S = 60.0
 
@@ -23,7 +24,7 @@ FLUSH_S = 60.0
 class WorkerReporter(Tracker, Checkpointer, Protocol):
     """What a worker asks of its reporter: tracker and checkpointer of the training loop, and more around the loop."""
 
-    def started_from(self, report: ImportReport) -> None:
+    def started_from(self, start: Start) -> None:
         """Say which weights came from ``model.init``, and which did not."""
 
     def drain(self) -> None:
@@ -81,10 +82,10 @@ class Reporter:
         """Have the driver show a line."""
         self._coordinator.send(Coordinator.warn, warning)
 
-    def started_from(self, report: ImportReport) -> None:
-        for line in report.lines():
+    def started_from(self, start: Start) -> None:
+        for line in start.report:
             self.warn(line)
-        self._run.log_text("\n".join(report.lines()), "init.txt")
+        self._run.log_text("\n".join(start.report), "init.txt")
 
     def due(self, position: Position) -> bool:
         return _checkpoint_due(self._job, position)
@@ -145,7 +146,7 @@ class NullReporter:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def started_from(self, report: ImportReport) -> None: ...
+    def started_from(self, start: Start) -> None: ...
 
     def due(self, position: Position) -> bool:
         return _checkpoint_due(self._job, position)
@@ -160,7 +161,7 @@ class NullReporter:
         self._run.flush(FLUSH_S)
 
 
-def _checkpoint_due(job: PretrainJob, position: Position) -> bool:
+def _checkpoint_due(job: TrainingJob, position: Position) -> bool:
     """What is evaluated is a checkpoint, so one is due for either reason."""
     return _every(job.checkpoint.every_steps, position) or _every(job.evaluation.every_steps, position)
 

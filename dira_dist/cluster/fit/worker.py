@@ -1,5 +1,6 @@
 """What runs on each Ray Train worker: a job turned into objects and handed to the training loop."""
 
+from collections.abc import Sized
 from dataclasses import dataclass
 
 import ray
@@ -16,8 +17,7 @@ from dira_dist.data.batch import LocalBatch
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.store import RetryPolicy, open_store
 from dira_dist.data.stream import ShardStream
-from dira_dist.jobs.job import LoadedJob, PretrainJob
-from dira_dist.models.pretrained import starting_weights
+from dira_dist.jobs.load import LoadedJob
 from dira_dist.objectives.collectives import gather
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.protocol import NullRun, Run
@@ -27,8 +27,7 @@ from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
 from dira_dist.training.stages import Plan, Position, StageSpan
 from dira_dist.training.state import Checkpoint
-from dira_dist.training.step import Networks, Precision, TrainStep, build_networks
-from dira_dist.views import Views, make_views
+from dira_dist.training.task import Task
 
 # The writer of checkpoints tries again without end, and reports a failure as soon as it knows.
 SHORT_RETRY = RetryPolicy(timeout_s=3.0, read_timeout_s=60.0)
@@ -87,21 +86,19 @@ def train_worker(setup: WorkerSetup) -> None:
 
 def _train(setup: WorkerSetup, device: torch.device, heartbeat: Heartbeat) -> None:
     """Train from the newest whole checkpoint, or from the start."""
-    job = setup.loaded.job
+    job, task = setup.loaded.job, setup.loaded.job.task()
     resumed = _newest_checkpoint(setup, device)
-    start = starting_weights(job.model, job.seed) if resumed is None else None
-    weights = start.weights if start else None
-    model = job.model.model_copy(update={"init": None})
-    networks = build_networks(model, job.method, job.adversarial, seed=job.seed, weights=weights).to(device)
+    start = task.starting_weights() if resumed is None else None
+    networks = task.build(start.weights if start else None).to(device)
     reporter = _open_reporter(setup, resumed, device)
     if start:
-        reporter.started_from(start.report)
+        reporter.started_from(start)
     training = Training(
         plan=setup.plan,
         device=device,
         open_stream=lambda span, position: heartbeat.watched(_open_stream(setup, span, position), position.step),
-        make_views=lambda batch, span: _make_views(job, batch, span, device),
-        make_step=lambda span: _make_step(job, networks, span, device),
+        make_inputs=lambda batch, span: _inputs(task, batch, span, device),
+        make_step=lambda span: task.step(networks, span, device),
         tracker=reporter,
         checkpointer=reporter,
         interruption=heartbeat,
@@ -173,37 +170,7 @@ def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> Sha
     )
 
 
-def _make_views(job: PretrainJob, batch: LocalBatch, span: StageSpan, device: torch.device) -> Views:
+def _inputs(task: Task, batch: LocalBatch, span: StageSpan, device: torch.device) -> Sized:
     if device.type == "cuda":
         batch = batch.pin_memory().to(device, non_blocking=True)
-    return make_views(
-        batch.images,
-        batch.sizes_px,
-        batch.sample_ids,
-        batch.epochs,
-        seed=job.seed,
-        image_size=job.data.image_size,
-        in_channels=job.model.in_channels,
-        config=job.views,
-        with_target=span.config.objective != "di",
-    )
-
-
-def _make_step(job: PretrainJob, networks: Networks, span: StageSpan, device: torch.device) -> TrainStep:
-    stage = span.config
-    return TrainStep(
-        networks,
-        stage.objective,
-        weights=stage.loss_weights,
-        optimizer=stage.optimizer,
-        adversarial=job.adversarial,
-        execution=job.execution,
-        precision=job.precision or _precision_of(device),
-        device=device,
-        total_steps=span.steps,
-        steps_per_epoch=span.steps_per_epoch,
-    )
-
-
-def _precision_of(device: torch.device) -> Precision:
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return task.inputs(batch, span)

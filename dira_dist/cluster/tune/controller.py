@@ -14,7 +14,7 @@ from rich.console import Console
 from dira_dist.background import Background
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, StoreError, open_store
-from dira_dist.jobs.job import dump_job
+from dira_dist.jobs.load import dump_job
 from dira_dist.jobs.search_plan import SearchPlan
 from dira_dist.metrics import BEST, TRIALS
 from dira_dist.runs.folder import TABLE, WINNER

@@ -15,7 +15,9 @@ from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError, flatten, mutable_keys
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import Store, StoreError, check_reachable, open_store
-from dira_dist.jobs.job import LoadedSearch, PretrainJob, ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.kinds import kinds
+from dira_dist.jobs.load import LoadedSearch
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.runs.folder import WINNER
 from dira_dist.runs.lease import sole_driver
@@ -162,7 +164,9 @@ def claim_search(store: Store, wanted: SearchState) -> SearchState:
 def _differing_keys(existing: SearchState, wanted: SearchState) -> Iterator[str]:
     there, here = existing.job["base"], wanted.job["base"]
     # no stage may be made longer: trials that ended have all of them behind them
-    for line in differing_keys(there, here, mutable_keys(PretrainJob, "search"), stages_passed=len(there["stages"])):
+    for line in differing_keys(
+        there, here, mutable_keys(kinds()[here["kind"]], "search"), stages_passed=len(there["stages"])
+    ):
         yield f"base.{line}"
     old, new = flatten(existing.job["search"]), flatten(wanted.job["search"])
     for key in sorted({*old, *new}):

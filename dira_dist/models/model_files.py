@@ -1,9 +1,9 @@
 """The folder that a registered model is: weights, the encoder as a program, the job, a card for people, checksums."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ rights to the images it was trained on are their owner's; this card cannot know 
 
 ## Intended use
 A start for fine-tuning on medical images like those it was trained on (classification with the encoder, segmentation
-with encoder and decoder), by people who evaluate the result on their own data.
+with encoder and decoder where both were trained), by people who evaluate the result on their own data.
 
 ## Limits
 It is no medical device and gives no diagnosis. Its features reflect the hospitals, scanners and patients of the
@@ -44,7 +44,8 @@ class ModelFacts:
         name: the registered model's, or the job's.
         encoder: name in segmentation_models_pytorch.
         in_channels: of the network that was trained.
-        image_size: side in pixels of the views it was trained on.
+        image_size: pixels of the views it was trained on, a side or one for each axis.
+        trained: the parts whose losses were minimised; without restoration there is no trained decoder.
         settings: what a person asks first: method, loss weights, stages, batch, precision ...
         data: address, digest, number of samples ...
         quality: measured figures.
@@ -53,8 +54,9 @@ class ModelFacts:
 
     name: str
     encoder: str
-    in_channels: Literal[1, 3]
-    image_size: int
+    in_channels: int
+    image_size: int | tuple[int, ...]
+    trained: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -68,15 +70,17 @@ class ModelFile:
     Attributes:
         encoder: name in segmentation_models_pytorch.
         in_channels: of the network that was trained.
-        image_size: side in pixels of the views it was trained on.
+        image_size: pixels of the views it was trained on, a side or one for each axis.
+        trained: the parts whose losses were minimised; without restoration there is no trained decoder.
         encoder_names: library whose names ``encoder.safetensors`` has.
         feature_channels: of what ``features.pt2`` gives.
         features: the expression by which the library's model gives the same features.
     """
 
     encoder: str
-    in_channels: Literal[1, 3]
-    image_size: int
+    in_channels: int
+    image_size: int | tuple[int, ...]
+    trained: list[str]
     encoder_names: Format
     feature_channels: int
     features: str
@@ -86,8 +90,14 @@ class ModelFile:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-# dira-dist 0.1.0 wrote the same keys and no version: such a model is still read.
-FORMAT = FileFormat(ModelFile, version=1, unnumbered=1)
+def _from_0_1_0(values: dict[str, Any]) -> dict[str, Any]:
+    """The stages' names alone said then what was trained, and ``dira`` was among them unless all were ``di``."""
+    stages = str(values.get("settings", {}).get("stages", "dira")).split(" -> ")
+    restored = [] if set(stages) == {"di"} else ["restorative"]
+    return {"trained": ["discriminative", *restored], **values}
+
+
+FORMAT = FileFormat(ModelFile, version=1, upgrades={None: _from_0_1_0})
 
 
 def write_model_folder(
@@ -106,10 +116,10 @@ def write_model_folder(
 
     Args:
         folder: is made; must be empty.
-        unet_state: the U-Net's weights.
+        unet_state: the U-Net's weights that were trained: of the encoder, and of the decoder where it learned.
         facts: for the card and for ``model.json``.
         job: the recorded job file's text.
-        discriminator_state: where there is one.
+        discriminator_state: where one was trained.
         pictures: name to ``(H, W, 3)`` uint8.
 
     Raises:
@@ -184,10 +194,11 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
     """The card in Markdown: what it is, how to load it, data, settings, quality, licence, use and limits."""
     loading = "\n".join((*exported.loading_lines("encoder.safetensors").splitlines(),))
     quality = {name: f"{value:.4g}" for name, value in facts.quality.items()}
+    decoder = "and U-Net decoder" if exported_decoder(facts.trained) else "(its decoder was not trained)"
     sections = [
         f"# {facts.name}\n",
-        f"Encoder `{facts.encoder}` and U-Net decoder, pretrained without labels by DiRA on images of "
-        f"{facts.image_size} x {facts.image_size} px with {facts.in_channels} channel(s), values in [0, 1], "
+        f"Encoder `{facts.encoder}` {decoder}, pretrained by DiRA without labels (parts: {', '.join(facts.trained)}), "
+        f"on images of {_side_by_side(facts.image_size)} px with {facts.in_channels} channel(s), values in [0, 1], "
         "no further normalisation.\n",
         f"## Load the encoder\n```python\n{loading}\n```\n",
         *_table("Training images", facts.data),
@@ -197,6 +208,16 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
         _NOTICE,
     ]
     return "\n".join(sections)
+
+
+def exported_decoder(trained: Sequence[str]) -> bool:
+    """Whether a model of these trained parts has a decoder worth having: whatever restores trains it."""
+    return any(part != "discriminative" for part in trained)
+
+
+def _side_by_side(image_size: int | tuple[int, ...]) -> str:
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return " x ".join(map(str, sides))
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
@@ -221,6 +242,7 @@ def _model_file(facts: ModelFacts, library: Format, exported: Exported, channels
         encoder=facts.encoder,
         in_channels=facts.in_channels,
         image_size=facts.image_size,
+        trained=list(facts.trained),
         encoder_names=library,
         feature_channels=channels,
         features=exported.features,
