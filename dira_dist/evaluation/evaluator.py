@@ -17,7 +17,7 @@ from dira_dist.evaluation.probes import class_names, probe_metric_names, probe_m
 from dira_dist.evaluation.rank import representation_health, view_distances
 from dira_dist.evaluation.restoration import psnr, ssim
 from dira_dist.metrics import ALIGNMENT, COLLAPSED, FEATURE_STD, PSNR, RANKME, SSIM, UNIFORMITY
-from dira_dist.models.backbone import Backbone, Size
+from dira_dist.models.backbone import Backbone
 from dira_dist.views import ViewsConfig, make_views
 
 BATCH = 64
@@ -94,7 +94,7 @@ class Evaluator:
     probe: ProbeConfig | None
     views: ViewsConfig
     seed: int
-    image_size: Size
+    image_size: int
     timeout_s: float = 300.0
 
     @torch.no_grad()

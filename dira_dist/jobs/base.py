@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from dira_dist.config import MAY_CHANGE, Document, RequestError, Section
 from dira_dist.data.order import choose_lanes
+from dira_dist.data.shards import ShardSetIndex
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.loop import GuardConfig
 from dira_dist.training.state import CheckpointConfig
@@ -131,6 +132,14 @@ class TrainingJob(Recipe):
         for key, file in self.weight_files():
             if not Path(file).is_file():
                 raise RequestError(f"{key}: there is no file {file}; give a .pt, .pth or .safetensors file")
+
+    def warnings(self, train: ShardSetIndex) -> list[str]:
+        """What is likely to go wrong with the job that is allowed all the same, each with its remedy.
+
+        Args:
+            train: index of the training set.
+        """
+        return []
 
     @property
     def run_folder(self) -> str:

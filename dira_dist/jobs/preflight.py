@@ -22,6 +22,7 @@ class Preflight:
         plan: the stages in steps.
         bytes_per_step: bytes read from storage for one global batch of the first stage.
         memory: estimated device memory of one worker, in bytes, by purpose.
+        warnings: what is allowed and likely to go wrong, each with its remedy.
     """
 
     job: TrainingJob
@@ -29,6 +30,7 @@ class Preflight:
     plan: Plan
     bytes_per_step: int
     memory: dict[str, int]
+    warnings: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
         """The plan as a person reads it."""
@@ -41,11 +43,12 @@ class Preflight:
             each = f"{batch // low}" if low == high else f"{batch // high} to {batch // low}"
             epochs = span.steps * batch / self.plan.epoch_samples
             steps = f"{span.steps:,} steps of {batch} images ({each} per worker)"
-            yield f"stage    {span.name:8} {steps}, {epochs:.3g} epochs"
+            yield f"stage    {span.name:8} {steps}, {epochs:.3g} epochs{span.config.described()}"
         yield f"total    {self.plan.steps:,} steps, {self.plan.samples:,} images"
         yield f"reading  {_mib(self.bytes_per_step)} per step from storage"
         parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())
         yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
+        yield from (f"warning  {text}" for text in self.warnings)
 
 
 def preflight(job: TrainingJob) -> Preflight:
@@ -71,7 +74,7 @@ def preflight(job: TrainingJob) -> Preflight:
     job.check_sets(sets)
     plan = lay_out(job, index)
     per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
-    return Preflight(job, index, plan, per_step, estimate_memory(job))
+    return Preflight(job, index, plan, per_step, estimate_memory(job), tuple(job.warnings(index)))
 
 
 def lay_out(job: TrainingJob, train: ShardSetIndex) -> Plan:

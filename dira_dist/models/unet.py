@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from dira_dist.config import RequestError
 from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta, pixels
@@ -30,6 +31,10 @@ class UNetConfig(BackboneSection):
     encoder: str = Field(
         default="resnet50", description="any encoder of segmentation_models_pytorch; timm's are `tu-` and timm's name"
     )
+    zero_init_residual: bool = Field(
+        default=False,
+        description="start residual blocks as the identity, their last norms at 0, as SimSiam does; timm's always do",
+    )
     decoder_channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=5, max_length=5)] = Field(
         default=(256, 128, 64, 32, 16), description="channels of the five decoder blocks, deepest first"
     )
@@ -45,6 +50,12 @@ class UNetConfig(BackboneSection):
                 f"and timm's as `{TIMM_PREFIX}NAME`.{hint}"
             )
         return name
+
+    @model_validator(mode="after")
+    def _residual_blocks_are_there(self) -> "UNetConfig":
+        if self.zero_init_residual:
+            built_on_meta(partial(_build_encoder, self))
+        return self
 
     def build(self) -> "UNet":
         return UNet(self)
@@ -144,7 +155,25 @@ def _build_encoder(config: UNetConfig) -> nn.Module:
             f"encoder {config.encoder!r} gives no pyramid of feature maps for a U-Net ({_first_line(error)}): choose a "
             "convolutional or hierarchical encoder, such as resnet50 or tu-convnext_tiny"
         ) from error
+    if config.zero_init_residual:
+        _start_as_identity(encoder, config.encoder)
     return encoder.to(torch.get_default_device())  # smp makes a first convolution of one channel on the CPU
+
+
+def _start_as_identity(encoder: nn.Module, name: str) -> None:
+    """The last norm of each residual block at 0 (Goyal et al., *Accurate, Large Minibatch SGD*, 2017, section 5.1)."""
+    norms = [block.bn3 for block in encoder.modules() if isinstance(block, Bottleneck)]
+    norms += [block.bn2 for block in encoder.modules() if isinstance(block, BasicBlock)]
+    timms: list[Any] = [block for block in encoder.modules() if hasattr(block, "zero_init_last")]
+    if not norms and not timms:
+        raise RequestError(
+            f"encoder {name!r} has no residual blocks of torchvision's or timm's ResNets, whose last norms could start "
+            "at 0: leave model.zero_init_residual out, or choose such an encoder, resnet50 for one"
+        )
+    for norm in norms:
+        nn.init.zeros_(norm.weight)
+    for block in timms:
+        block.zero_init_last()
 
 
 def _feature_channels(encoder: Any) -> list[int]:

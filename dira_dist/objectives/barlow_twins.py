@@ -19,17 +19,28 @@ EPSILON = 1e-5
 """Added to variances, as batch norm does."""
 
 
+PUBLISHED_WORKERS = 32
+"""GPUs of the published runs (section 2.2), whose mean over workers its rates were tuned with."""
+
+
 class BarlowTwinsConfig(MethodSection):
-    """Barlow Twins, with its paper's settings.
+    """Barlow Twins, with its paper's settings: LARS at 0.2 for each 256 images of a batch (section 2.2).
 
     Its loss adds up the square of the width; the first gradients are about a thousand times MoCo's, which plain SGD
     would have the encoder follow out of all bounds.
+
+    Biases and norms, which LARS does not adapt, have the paper's 0.0048 *divided by 32*. The paper's figure belongs to
+    its code's gradient: there the cross-correlation is summed over the W = 32 workers without a gradient, so that each
+    worker has the gradient through its own samples alone; these add up to the gradient of the loss, and DDP takes
+    their mean, 1/W of it. Here it is the whole (see :func:`sum_over_workers`). The adapted weights feel no difference.
     """
 
     min_local_batch: ClassVar[int] = 2
     own_optimizer: ClassVar[Mapping[str, object]] = {
         "name": "lars",
         "lr": 0.2,
+        "lr_batch": 256,
+        "bias_lr_factor": 0.0048 / 0.2 / PUBLISHED_WORKERS,
         "weight_decay": 1e-6,
         "warmup_epochs": 10,
     }

@@ -59,6 +59,10 @@ class Method(nn.Module):
     def after_optimizer_step(self, encoder: nn.Module) -> None:
         """Called after an optimiser step that reached the weights; ``encoder`` is the one that learns."""
 
+    def constant_rate_parts(self) -> Iterable[nn.Module]:
+        """Parts whose learning rate follows no schedule."""
+        return ()
+
     def compiled_parts(self) -> Iterable[nn.Module]:
         """Modules of the method worth compiling, besides the U-Net."""
         return ()
@@ -74,7 +78,10 @@ class MethodSection(Section):
     """Samples that each worker must have: 2 where a batch norm over samples has to find a variance."""
 
     own_optimizer: ClassVar[Mapping[str, object]] = {}
-    """Settings of the section `optimizer` that take the place of its defaults, unless a job names an optimiser."""
+    """Settings of the section `optimizer` that take the place of its defaults, unless a job names another optimiser."""
+
+    published_batches: ClassVar[tuple[int, int]] = (256, 256)
+    """Smallest and largest global batch that the optimiser's rate is published for, as it stands."""
 
     name: str
 

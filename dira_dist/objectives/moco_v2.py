@@ -6,7 +6,7 @@ Baselines with Momentum Contrastive Learning* (2020).
 
 import copy
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from dira_dist.objectives.torch_internals import lerp_each
 
 class MoCoV2Config(MethodSection):
     """MoCo-v2, with the published settings."""
+
+    published_batches: ClassVar[tuple[int, int]] = (16, 256)
 
     name: Literal["moco_v2"] = "moco_v2"
     queue_size: int = Field(default=65_536, ge=1, description="keys of earlier batches to tell a query's own key from")

@@ -3,6 +3,7 @@
 Chen & He, *Exploring Simple Siamese Representation Learning* (CVPR 2021).
 """
 
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
@@ -16,9 +17,13 @@ from dira_dist.objectives.method import Method, MethodInputs, MethodSection
 
 
 class SimSiamConfig(MethodSection):
-    """SimSiam, with its paper's settings."""
+    """SimSiam, with its paper's settings: SGD at 0.05 for each 256 images of a batch (Chen & He 2021, section 3).
+
+    Of the encoder's initialisation there (appendix A) one thing is left to choice: ``model.zero_init_residual``.
+    """
 
     min_local_batch: ClassVar[int] = 2
+    own_optimizer: ClassVar[Mapping[str, object]] = {"name": "sgd", "lr": 0.05, "lr_batch": 256}
 
     name: Literal["simsiam"] = "simsiam"
     outputs: int = Field(default=2048, ge=1, description="length of projections and predictions")
@@ -78,3 +83,7 @@ class SimSiam(Method):
         with without_autocast(inputs.pooled):
             loss = simsiam_loss(*map(at_least_float32, predictions), *map(at_least_float32, projections))
             return batch.local_weight * loss
+
+    def constant_rate_parts(self) -> Iterable[nn.Module]:
+        """The predictor has to follow the newest representations, and learns better without decay (section 4.2)."""
+        return (self.predictor,)

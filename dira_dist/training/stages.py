@@ -33,6 +33,10 @@ class StageConfig(Section):
         """What the stage is called after its number."""
         return "train"
 
+    def described(self) -> str:
+        """What a person wants to know of the stage beside its length, as the end of a line."""
+        return ""
+
     def effect(self) -> dict[str, Any]:
         """The settings that change what the stage computes."""
         return self.model_dump()

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["NormBase", "StorageWeakRef", "TorchDispatchMode", "copy_each", "storage_id", "tree_leaves"]
+__all__ = ["BatchNorm", "NormBase", "StorageWeakRef", "TorchDispatchMode", "copy_each", "storage_id", "tree_leaves"]
 
 # The one class that all norms with running statistics have in common, SyncBatchNorm and InstanceNorm included.
 NormBase = _NormBase
+# And the one of the batch norms among them.
+BatchNorm = _BatchNorm
 
 # `TorchDispatchMode`, `tree_leaves` and `StorageWeakRef`: the only way to see every tensor that an operation makes, and
 # when its memory is freed, without taking the memory. PyTorch's own memory trackers stand on the same three.

@@ -60,6 +60,8 @@ def fit(
             on_evaluation(evaluated.label, evaluated.step, evaluated.metrics)
     if finished:
         return finished
+    for warning in facts.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
     with ray_session(job.resources), signals_interrupt(), sole_driver(store, console):
         state = _claim(session)  # once more, for another driver may have ended only now
         try:

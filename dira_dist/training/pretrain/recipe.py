@@ -50,6 +50,9 @@ class PretrainStage(StageConfig):
     def label(self) -> str:
         return self.objective
 
+    def described(self) -> str:
+        return f", rate {self.optimizer.for_batch(self.global_batch).lr:.3g}"
+
     def effect(self) -> dict[str, Any]:
         """Without the weights of parts that the objective does not have."""
         values = self.model_dump()

@@ -86,7 +86,7 @@ class PretrainTask:
             networks,
             stage.objective,
             weights=stage.loss_weights,
-            optimizer=stage.optimizer,
+            optimizer=stage.optimizer.for_batch(stage.global_batch),
             adversarial=recipe.adversarial,
             execution=recipe.execution,
             precision=recipe.precision or native_precision(device),
@@ -171,7 +171,7 @@ def pretrain_step(
         networks: moved to ``device``, and set to learn what the stage needs.
         objective: what the stage computes.
         weights: of its losses.
-        optimizer: of U-Net and method.
+        optimizer: of U-Net and method, its rate that of the stage's batch.
         adversarial: the discriminator's loss and optimiser.
         execution: how the step is computed.
         precision: of the forward passes.
@@ -189,8 +189,8 @@ def pretrain_step(
     rate = partial(_rate, optimizer, total_steps, steps_per_epoch)
     optimizers = _optimizers(networks, optimizer, adversarial)
     scheduled = {
-        MAIN: ScheduledOptimizer(optimizers[MAIN], rate),
-        "discriminator": ScheduledOptimizer(optimizers["discriminator"], lambda step: adversarial.lr),
+        MAIN: ScheduledOptimizer(optimizers[MAIN], rate, optimizer.lr),
+        "discriminator": ScheduledOptimizer(optimizers["discriminator"], lambda step: adversarial.lr, adversarial.lr),
     }
     return TrainStep(networks, losses, scheduled, precision=precision, device=device)
 
@@ -220,8 +220,10 @@ def _optimizers(
     learned = {name: weight for name, weight in networks.named_parameters() if weight.requires_grad}
     played = {name: weight for name, weight in learned.items() if name.startswith("discriminator.")}
     own = {name: weight for name, weight in learned.items() if name not in played}
+    steady = () if networks.method is None else networks.method.constant_rate_parts()
+    constant = [weight for part in steady for weight in part.parameters()]
     adam = partial(torch.optim.Adam, lr=adversarial.lr, betas=adversarial.betas, fused=True)
     return {
-        MAIN: NamedOptimizer(config.name, partial(build_optimizer, config), own),
+        MAIN: NamedOptimizer(config.name, partial(build_optimizer, config, constant=constant), own),
         "discriminator": NamedOptimizer("adam", adam, played),
     }
