@@ -191,6 +191,11 @@ def _may_change(extra: object, where: str) -> bool:
     return isinstance(extra, dict) and where in extra.get("may_change", ())
 
 
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML text, in their own order."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
 def flatten(values: Any, path: KeyPath = ()) -> dict[str, Any]:
     """Nested mappings and lists as one mapping from dotted key paths to leaves."""
     if not isinstance(values, dict | list) or not values:

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError
+from dira_dist.files import sha256_of
 from dira_dist.models.backbone import Size, pixels
 from dira_dist.models.precision import average_over_positions
 
@@ -29,7 +30,6 @@ StateDict = dict[str, Tensor]
 TIMM_PREFIX = "tu-"
 TRIAL_SIZES_PX = (64, 224)
 RELATIVE_TOLERANCE = 1e-5
-READ_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -206,15 +206,6 @@ def _write_safetensors(tensors: StateDict, path: Path, metadata: Mapping[str, st
     with path.open("wb") as file:
         file.write(len(written).to_bytes(8, "little") + written)
         file.write(memoryview(plain)[header_end:])
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
