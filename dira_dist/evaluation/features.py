@@ -1,6 +1,6 @@
 """Features of images by a frozen encoder."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +19,7 @@ def extract_features(
     encoder: nn.Module,
     batches: Iterable[Tensor | tuple[Tensor, Tensor]],
     *,
-    image_size: int,
+    image_size: int | Sequence[int],
     in_channels: int,
     device: torch.device | str,
 ) -> Tensor:
@@ -29,9 +29,9 @@ def extract_features(
 
     Args:
         encoder: returns a list of feature maps, the deepest last, as the encoders of segmentation_models_pytorch do.
-        batches: images ``(B, C, H, W)``, uint8, uint16 or floating point in [0, 1]; or pairs of images padded at
-            bottom and right to the batch's largest and their sizes ``(B, 2)`` in pixels (height, width).
-        image_size: side of the centre view in pixels.
+        batches: images ``(B, C, *S)``, uint8, uint16 or floating point in [0, 1]; or pairs of images padded at the end
+            of each axis to the batch's largest and their sizes ``(B, n)`` in pixels.
+        image_size: side of the centre view in pixels, or one for each axis.
         in_channels: of the encoder.
         device: where to compute.
 
@@ -44,17 +44,20 @@ def extract_features(
 
 
 def views(
-    batch: Tensor | tuple[Tensor, Tensor], image_size: int, in_channels: int, device: torch.device | str
+    batch: Tensor | tuple[Tensor, Tensor],
+    image_size: int | Sequence[int],
+    in_channels: int,
+    device: torch.device | str,
 ) -> Tensor:
-    """Centre views ``(B, in_channels, image_size, image_size)`` of a batch as :func:`extract_features` takes them."""
+    """Centre views ``(B, in_channels, *image_size)`` of a batch as :func:`extract_features` takes them."""
     if isinstance(batch, Tensor):
         return center_view(batch.to(device), image_size, in_channels)
     images, sizes_px = batch
-    sizes = [(int(height), int(width)) for height, width in sizes_px.tolist()]
+    sizes = [tuple(map(int, sides)) for sides in sizes_px.tolist()]
     if all(size == tuple(images.shape[2:]) for size in sizes):
         return center_view(images.to(device), image_size, in_channels)
-    own = [image[None, :, :height, :width].to(device) for image, (height, width) in zip(images, sizes, strict=True)]
-    return torch.cat([center_view(image, image_size, in_channels) for image in own])
+    own = [image[(slice(None), *map(slice, size))] for image, size in zip(images, sizes, strict=True)]
+    return torch.cat([center_view(image[None].to(device), image_size, in_channels) for image in own])
 
 
 @contextmanager

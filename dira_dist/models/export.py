@@ -7,7 +7,7 @@ image must be those of the pretrained encoder before anything is written.
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import torchvision
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError
+from dira_dist.config import RequestError, per_axis
 from dira_dist.evaluation.features import pooled
 
 Format = Literal["torchvision", "timm", "smp"]
@@ -232,7 +232,11 @@ class FeatureProgram(nn.Module):
 
 
 def save_feature_program(
-    unet_state: Mapping[str, Tensor], encoder: str, in_channels: Literal[1, 3], image_size: int, path: Path
+    unet_state: Mapping[str, Tensor],
+    encoder: str,
+    in_channels: Literal[1, 3],
+    image_size: int | Sequence[int],
+    path: Path,
 ) -> int:
     """Store the encoder with its code as a ``.pt2`` file, which ``torch.export.load`` runs with torch alone.
 
@@ -245,7 +249,7 @@ def save_feature_program(
         RequestError: if the encoder's code cannot be captured as a graph.
     """
     network = FeatureProgram(_encoder_with(unet_state, encoder, in_channels)).eval()
-    example = torch.zeros(2, in_channels, image_size, image_size)
+    example = torch.zeros(2, in_channels, *per_axis(image_size, 2))
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():

@@ -4,7 +4,7 @@ Ronneberger et al., *U-Net* (MICCAI 2015). Parts, their names and state dicts ar
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError, Section
+from dira_dist.config import RequestError, Section, per_axis
 from dira_dist.models.checkpointing import recompute, segments
 from dira_dist.models.precision import at_least_float32, average_over_positions
 
@@ -109,22 +109,22 @@ class UNet(nn.Module):
             recompute(block)
 
 
-def check_image_size(config: UNetConfig, image_size: int) -> None:
-    """Runs the network's shapes, not its arithmetic, at ``image_size`` pixels.
+def check_image_size(config: UNetConfig, image_size: int | Sequence[int]) -> None:
+    """Runs the network's shapes, not its arithmetic, at ``image_size`` pixels, or as many for each axis.
 
     Raises:
         RequestError: the encoder or decoder cannot take that size.
     """
-    network = on_meta(config)
+    network, sides_px = on_meta(config), per_axis(image_size, 2)
     try:
         with torch.no_grad():
-            _, restoration = network.eval()(torch.empty(1, config.in_channels, image_size, image_size, device="meta"))
+            _, restoration = network.eval()(torch.empty(1, config.in_channels, *sides_px, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise RequestError(
             f"encoder {config.encoder!r} cannot take images of {image_size} px ({_first_line(error)}): choose "
             f"another image size, {_usual_image_size(config.encoder)} px for one, or another encoder"
         ) from error
-    if restoration is None or restoration.shape[-1] != image_size:
+    if restoration is None or restoration.shape[2:] != sides_px:
         raise RequestError(
             f"encoder {config.encoder!r} turns images of {image_size} px into restorations of another size: choose an "
             "image size that is a multiple of 32"

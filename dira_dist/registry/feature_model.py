@@ -23,7 +23,7 @@ class Encoder(torch.nn.Module):
 
     Attributes:
         channels: of the features.
-        image_size: side in pixels of the view.
+        image_size: side in pixels of the view, or one for each axis.
 
     Args:
         folder: holds ``model.json`` and the encoder's graph, ``features.pt2``.
@@ -32,7 +32,7 @@ class Encoder(torch.nn.Module):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         facts = json.loads((folder / "model.json").read_text())
-        self.image_size, self.channels = int(facts["image_size"]), int(facts["feature_channels"])
+        self.image_size, self.channels = facts["image_size"], int(facts["feature_channels"])
         self._in_channels = int(facts["in_channels"])
         self.graph = torch.export.load(folder / "features.pt2").module()
         self._center_view = importlib.import_module("center_view").center_view

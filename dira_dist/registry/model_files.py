@@ -1,7 +1,7 @@
 """The folder that a registered model is: weights, the encoder as a program, the job, a card for people, checksums."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from dira_dist.config import RequestError
+from dira_dist.config import RequestError, per_axis
 from dira_dist.models.export import Exported, Format, export, save_feature_program, save_weights, sha256_of
 
 CHECKSUMS = "SHA256SUMS"
@@ -43,7 +43,7 @@ class ModelFacts:
         name: the registered model's, or the job's.
         encoder: name in segmentation_models_pytorch.
         in_channels: of the network that was trained.
-        image_size: side in pixels of the views it was trained on.
+        image_size: side in pixels of the views it was trained on, or one for each axis.
         settings: what a person asks first: method, loss weights, stages, batch, precision ...
         data: address, digest, number of samples ...
         quality: measured figures.
@@ -53,7 +53,7 @@ class ModelFacts:
     name: str
     encoder: str
     in_channels: Literal[1, 3]
-    image_size: int
+    image_size: int | Sequence[int]
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -154,10 +154,11 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
     """The card in Markdown: what it is, how to load it, data, settings, quality, licence, use and limits."""
     loading = "\n".join((*exported.loading_lines("encoder.safetensors").splitlines(),))
     quality = {name: f"{value:.4g}" for name, value in facts.quality.items()}
+    size = " x ".join(map(str, per_axis(facts.image_size, 2)))
     sections = [
         f"# {facts.name}\n",
         f"Encoder `{facts.encoder}` and U-Net decoder, pretrained without labels by DiRA on images of "
-        f"{facts.image_size} x {facts.image_size} px with {facts.in_channels} channel(s), values in [0, 1], "
+        f"{size} px with {facts.in_channels} channel(s), values in [0, 1], "
         "no further normalisation.\n",
         f"## Load the encoder\n```python\n{loading}\n```\n",
         *_table("Training images", facts.data),

@@ -1,6 +1,6 @@
 """How much memory a step takes, counted without taking it: tensors on the meta device have shapes and no numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dira_dist.config import per_axis
 from dira_dist.objectives import GlobalBatch, adversarial_loss, restorative_loss
 from dira_dist.training.networks import Networks
 from dira_dist.training.step import LossWeights, Objectives
@@ -45,17 +46,17 @@ class LiveTensors(TorchDispatchMode):
         return result
 
 
-def activation_bytes(networks: Networks, weights: LossWeights, samples: int, image_size: int) -> int:
+def activation_bytes(networks: Networks, weights: LossWeights, samples: int, image_size: int | Sequence[int]) -> int:
     """The most that the U-Net's step takes in float32 beside what lasts: views, activations, gradients.
 
     Args:
         networks: on the meta device; gradient checkpointing and what learns are as they are set.
         weights: of the stage; what weighs 0 is not computed.
         samples: of one worker.
-        image_size: side of the views in pixels.
+        image_size: side of the views in pixels, or one for each axis.
     """
     lasting = [*networks.parameters(), *networks.buffers()]
-    shape = (samples, networks.unet.config.in_channels, image_size, image_size)
+    shape = (samples, networks.unet.config.in_channels, *per_axis(image_size, 2))
     with LiveTensors(lasting) as live:
         _loss(networks.train(), weights, *(torch.empty(shape, device="meta") for _ in range(2))).backward()
     networks.zero_grad()
