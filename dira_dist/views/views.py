@@ -51,7 +51,8 @@ class Views:
         view_1: (B, in_channels, *S) float32 in [0, 1], distorted.
         view_2: (B, in_channels, *S) float32 in [0, 1], distorted: another crop of the same image; None where not
             asked for.
-        target: (B, 1, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for.
+        target: (B, R, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for. R is 1
+            of grey and colour, and as many as the sequences of a sample.
         sample_ids: (B,) int64.
         distortion: how `view_1` is distorted, by name: ``kind`` (B,) int64.
         labels: of the samples, by name, where somebody needs them.
@@ -128,14 +129,16 @@ def make_views(
     with torch.autocast(images.device.type, enabled=False):
         views, target = _render(images, drawn, sides_px, min(in_channels, images.shape[1]), config, with_target)
     view_1, *others = views.expand(-1, -1, in_channels, *views.shape[3:])
+    if target is not None and in_channels not in (1, 3):
+        target = target.expand(-1, in_channels, *sides_px)  # grey, repeated like the views
     return Views(view_1, others[0] if others else None, target, sample_ids, {"kind": drawn.distortion.kind[0]})
 
 
 def _render(
     images: Tensor, drawn: _Drawn, sides_px: tuple[int, ...], channels: int, config: ViewsConfig, with_target: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Views (V, B, channels, *S) and target (B, 1, *S) with the parameters that were drawn."""
-    shape = (len(images), 1, *sides_px)
+    """Views (V, B, channels, *S) and target (B, R, *S) with the parameters that were drawn."""
+    shape = (len(images), 1 if channels in (1, 3) else channels, *sides_px)
     views = torch.empty((len(drawn.crops.flipped), shape[0], channels, *shape[2:]), device=images.device)
     target = torch.empty(shape, device=images.device) if with_target else None
     for part in _parts(views):
@@ -153,8 +156,8 @@ def _render(
 
 
 def _to_restore(images: Tensor) -> Tensor:
-    """(N, C, *S) to (N, 1, *S): grey as it is, the luma of colour, the mean of the sequences of a sample."""
-    return to_grey(images) if images.shape[1] in (1, 3) else images.mean(1, keepdim=True)
+    """Grey as it is, the luma of colour, each of the sequences of a sample: (N, C, *S) to (N, 1 or C, *S)."""
+    return to_grey(images) if images.shape[1] in (1, 3) else images
 
 
 def _jittered(images: Tensor, drawn: Jitter) -> Tensor:
