@@ -51,8 +51,8 @@ class Views:
         view_1: (B, in_channels, *S) float32 in [0, 1], distorted.
         view_2: (B, in_channels, *S) float32 in [0, 1], distorted: another crop of the same image; None where not
             asked for.
-        target: (B, R, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for. R is 1
-            of grey and colour, and as many as the sequences of a sample.
+        target: (B, R, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for. R is
+            1 of grey and colour, and as many as the sequences of a sample.
         sample_ids: (B,) int64.
         distortion: how `view_1` is distorted, by name: ``kind`` (B,) int64.
         labels: of the samples, by name, where somebody needs them.
