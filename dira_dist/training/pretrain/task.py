@@ -88,11 +88,12 @@ class PretrainTask:
             networks,
             stage.objective,
             weights=stage.loss_weights,
-            optimizer=stage.optimizer.for_batch(stage.global_batch),
+            optimizer=stage.optimizer,
             adversarial=recipe.adversarial,
             execution=recipe.execution,
             precision=recipe.precision or native_precision(device),
             device=device,
+            global_batch=stage.global_batch,
             total_steps=span.steps,
             steps_per_epoch=span.steps_per_epoch,
         )
@@ -165,6 +166,7 @@ def pretrain_step(
     execution: ExecutionConfig = PLAIN_EXECUTION,
     precision: Precision = "fp32",
     device: torch.device | str = "cpu",
+    global_batch: int | None = None,
     total_steps: int,
     steps_per_epoch: float = 1.0,
 ) -> TrainStep[Views]:
@@ -174,11 +176,12 @@ def pretrain_step(
         networks: moved to ``device``, and set to learn what the stage needs.
         objective: what the stage computes.
         weights: of its losses.
-        optimizer: of U-Net and method, its rate that of the stage's batch.
+        optimizer: of U-Net and method.
         adversarial: the discriminator's loss and optimiser.
         execution: how the step is computed.
         precision: of the forward passes.
         device: of the networks.
+        global_batch: samples of a step, which the rate is scaled to; left out, the rate is as it stands.
         total_steps: length of the stage, for the schedule.
         steps_per_epoch: for the warm-up, which is given in epochs.
 
@@ -186,6 +189,7 @@ def pretrain_step(
         RequestError: nothing is left to learn, or the device cannot do what ``execution`` asks.
     """
     device, parts = torch.device(device), active_parts(objective, weights)
+    optimizer = optimizer if global_batch is None else optimizer.for_batch(global_batch)
     prepare(networks, device, execution)
     networks.set_trainable(parts)
     losses = PretrainLosses(networks, parts, adversarial, execution)
