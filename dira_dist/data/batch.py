@@ -37,6 +37,7 @@ class Row:
     key: str
     labels: Mapping[str, Any]
     bad: tuple[BadSample, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Share:
     labels: tuple[Mapping[str, Any], ...]
     replaced: int
     bad: tuple[BadSample, ...]
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Batch:
         keys: of the samples in their shards.
         labels: of the samples, by name.
         bad_samples: rows that stand in the place of a corrupt sample.
+        groups: whom the samples are of, such as their patients; a sample of nobody known is a group of its own.
     """
 
     images: Tensor
@@ -75,6 +78,7 @@ class Batch:
     keys: tuple[str, ...]
     labels: tuple[Mapping[str, Any], ...]
     bad_samples: int
+    groups: tuple[str, ...]
 
     @property
     def valid(self) -> Tensor:
@@ -125,6 +129,7 @@ def stack(rows: Sequence[Row]) -> Share:
         labels=tuple(row.labels for row in rows),
         replaced=sum(1 for row in rows if row.bad),
         bad=tuple(bad for row in rows for bad in row.bad),
+        groups=tuple(row.group or row.key for row in rows),
     )
 
 
@@ -138,6 +143,7 @@ def join(shares: Sequence[Share]) -> Batch:
         keys=tuple(key for share in shares for key in share.keys),
         labels=tuple(labels for share in shares for labels in share.labels),
         bad_samples=sum(share.replaced for share in shares),
+        groups=tuple(group for share in shares for group in share.groups),
     )
 
 

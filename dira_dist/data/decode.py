@@ -32,10 +32,12 @@ class DecodedSample:
     """Attributes:
     pixels: ``(C, H, W)`` uint8, or uint16 for a set of mode ``I;16``.
     labels: by name, as far as known.
+    group: whom the sample is of, such as its patient; empty where that is not known.
     """
 
     pixels: Pixels
     labels: Mapping[str, Any]
+    group: str = ""
 
 
 def decode_sample(members: Mapping[str, bytes], mode: PixelMode) -> DecodedSample:
@@ -51,7 +53,9 @@ def decode_sample(members: Mapping[str, bytes], mode: PixelMode) -> DecodedSampl
     data = next((members[name] for name in _IMAGE_MEMBERS if name in members), None)
     if data is None:
         raise CorruptSampleError(f"no image among its members {sorted(members)}")
-    return DecodedSample(decode_image(data, mode), _labels(members.get("json", b"{}")))
+    metadata = _metadata(members.get("json", b"{}"))
+    group = str(metadata.get("split_group") or "")
+    return DecodedSample(decode_image(data, mode), metadata.get("labels", {}), group)
 
 
 def decode_image(data: bytes, mode: PixelMode) -> Pixels:
@@ -106,11 +110,11 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _labels(record: bytes) -> Mapping[str, Any]:
+def _metadata(record: bytes) -> Mapping[str, Any]:
     try:
-        labels = json.loads(record).get("labels", {})
+        metadata = dict(json.loads(record).items())
     except (ValueError, AttributeError) as error:
         raise CorruptSampleError(f"its record is no JSON object: {error}") from error
-    if not isinstance(labels, dict):
+    if not isinstance(metadata.get("labels", {}), dict):
         raise CorruptSampleError("its labels are no mapping")
-    return labels
+    return metadata

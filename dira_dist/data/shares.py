@@ -109,7 +109,7 @@ def _decode(mode: PixelMode, slot: tuple[EncodedBlock, int]) -> Row:
         except CorruptSampleError as error:
             bad.append(BadSample(sample.id, sample.key, str(error)))
         else:
-            return Row(decoded.pixels, sample.id, block.epoch, sample.key, decoded.labels, tuple(bad))
+            return Row(decoded.pixels, sample.id, block.epoch, sample.key, decoded.labels, tuple(bad), decoded.group)
     raise ShardError(
         f"{len(bad)} samples in a row are corrupt, and none is left in their place: {bad[0].key} ({bad[0].reason})"
     )

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from dira_dist.data.batch import NO_SAMPLE, BadSample, BatchIterator, Row, Share
 from dira_dist.data.cache import CacheConfig
 from dira_dist.data.decode import CHANNELS, CorruptSampleError, decode_sample
 from dira_dist.data.lanes import EncodedSample, ShardSet, SpanReader, check_set
-from dira_dist.data.order import part_of
+from dira_dist.data.order import part_of, runs
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.shares import decode_threads, mapper, shares_here
 
@@ -23,7 +23,7 @@ class _Pass:
     """What one worker reads: ``steps`` batches over the samples ``ids``."""
 
     shards: ShardSet
-    ids: range
+    ids: Sequence[int]
     batch_size: int
     steps: int
 
@@ -39,14 +39,14 @@ class _Pass:
 
     def _encoded(self, spans: SpanReader, step: int) -> list[EncodedSample]:
         ids = self.ids[step * self.batch_size : (step + 1) * self.batch_size]
-        return [sample for span in self.shards.spans_of(ids) for sample in spans.read(span)]
+        return [sample for run in runs(ids) for span in self.shards.spans_of(run) for sample in spans.read(span)]
 
     def _decode(self, sample: EncodedSample) -> Row:
         try:
             decoded = decode_sample(sample.members, self.shards.mode)
         except CorruptSampleError as error:
             return replace(self._padding(), bad=(BadSample(sample.id, sample.key, str(error)),))
-        return Row(decoded.pixels, sample.id, 0, sample.key, decoded.labels)
+        return Row(decoded.pixels, sample.id, 0, sample.key, decoded.labels, group=decoded.group)
 
     def _padding(self) -> Row:
         """A black image of the set's median size."""
@@ -57,7 +57,7 @@ class _Pass:
 
 
 class ValidationStream(BatchIterator):
-    """One pass over a shard set in the order of its index; the same number of batches on every worker.
+    """One pass over a shard set, or some of it, in the order of its index; as many batches on every worker.
 
     Worker ``r`` reads a contiguous part of the samples. Its batches are of equal length; where its part ends early,
     rows are padded with black images of ``sample_id`` :data:`NO_SAMPLE` (``Batch.valid`` is false), and so are the
@@ -68,6 +68,7 @@ class ValidationStream(BatchIterator):
         batch_size: rows per batch on this worker.
         rank: of this worker.
         world_size: number of workers.
+        ids: which samples to read, rising, such as those of :func:`dira_dist.data.order.draw_spread`; all if none.
         bad_sample_budget, storage_patience_s, cache, index: as for :class:`ShardStream`.
 
     Raises:
@@ -81,6 +82,7 @@ class ValidationStream(BatchIterator):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        ids: Sequence[int] | None = None,
         bad_sample_budget: int = 100,
         storage_patience_s: float = 300.0,
         cache: CacheConfig | None = None,
@@ -90,10 +92,11 @@ class ValidationStream(BatchIterator):
         check_set(address, index)
         assert 0 <= rank < world_size and batch_size >= 1, (rank, world_size, batch_size)
         self.index = index
-        longest_part = math.ceil(index.samples / world_size)
+        chosen = range(index.samples) if ids is None else ids
+        part, longest_part = part_of(world_size, rank, range(len(chosen))), math.ceil(len(chosen) / world_size)
         self._pass = _Pass(
             shards=ShardSet(address, index, cache=cache, patience_s=storage_patience_s),
-            ids=part_of(world_size, rank, range(index.samples)),
+            ids=chosen[part.start : part.stop],
             batch_size=batch_size,
             steps=math.ceil(longest_part / batch_size),
         )
