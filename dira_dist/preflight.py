@@ -8,6 +8,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
 from dira_dist.data.stream import check_set
+from dira_dist.guards import warnings
 from dira_dist.job import LoadedJob, PretrainJob
 from dira_dist.training.memory import passing_bytes
 from dira_dist.training.networks import Networks, networks_on_meta
@@ -26,6 +27,7 @@ class Preflight:
         plan: the stages in steps.
         bytes_per_step: bytes read from storage for one global batch of the first stage.
         memory: estimated device memory of one worker, in bytes, by purpose.
+        warnings: what is allowed and likely to go wrong, each with its remedy.
     """
 
     job: PretrainJob
@@ -33,6 +35,7 @@ class Preflight:
     plan: Plan
     bytes_per_step: int
     memory: dict[str, int]
+    warnings: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
         """The plan as a person reads it."""
@@ -50,6 +53,7 @@ class Preflight:
         yield f"reading  {_mib(self.bytes_per_step)} per step from storage"
         parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())
         yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
+        yield from (f"warning  {text}" for text in self.warnings)
 
 
 def check(loaded: LoadedJob) -> Preflight:
@@ -78,7 +82,7 @@ def preflight(job: PretrainJob) -> Preflight:
     _check_probe(job)
     plan = lay_out(job, index)
     per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
-    return Preflight(job, index, plan, per_step, estimate_memory(job))
+    return Preflight(job, index, plan, per_step, estimate_memory(job), tuple(warnings(job)))
 
 
 def lay_out(job: PretrainJob, train: ShardSetIndex) -> Plan:

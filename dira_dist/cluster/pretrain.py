@@ -109,6 +109,8 @@ def pretrain(
             on_judgement(judged.label, judged.step, judged.metrics)
     if finished:
         return finished
+    for warning in facts.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
     with ray_session(job.resources), signals_interrupt(), sole_driver(store, console):
         record = _claim(session)  # once more, for another driver may have ended only now
         try:

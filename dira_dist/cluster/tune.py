@@ -109,6 +109,8 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
     record = claim_search(store, wanted)
     if record.outcome:
         return SearchOutcome(**{**record.outcome, "already_done": True})
+    for warning in plan.facts.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
     with ray_session(located.resources), signals_interrupt():
         side_by_side = trials_at_once(plan)
         with sole_driver(store, console):  # another driver may have ended only now

@@ -1,0 +1,54 @@
+"""What `check` and the run warn of: each warning provoked, with its remedy, and silence where all is well."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dira_dist.guards import warnings
+from dira_dist.job import load_job
+
+JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
+SMALL: dict[str, Any] = {
+    "name": "a",
+    "data": {"train": "shards", "global_batch": 16, "image_size": 64},
+    "model": {"encoder": "resnet18"},
+    "stages": [{"objective": "dira", "steps": 1}],
+}
+
+
+def told(*overrides: str) -> str:
+    return "\n".join(warnings(load_job(SMALL, overrides).job))
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_the_jobs_of_the_project_are_not_warned_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert warnings(load_job(path).job) == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [("4", ""), ("8", "2 images"), ("[2, 8]", "2 images"), ("16", "one image")],
+)
+def test_few_images_per_batch_norm(workers: str, words: str) -> None:
+    found = told(f"resources.workers={workers}")
+    assert bool(found) == bool(words) and words in found
+    if words:
+        assert "stages.0.global_batch: 16 on " in found and "resources.workers" in found
+
+
+def test_what_helps_against_few_images_per_batch_norm() -> None:
+    few, simsiam = "resources.workers=8", "method={name: simsiam}"
+    assert told(few, "data.global_batch=32") == ""
+    assert "execution.sync_batchnorm" in told(few, simsiam)
+    assert told(few, simsiam, "execution.sync_batchnorm=true") == ""
+    assert "execution.sync_batchnorm" not in told(few)
+    assert "2 images" in told(few, "execution.sync_batchnorm=true"), "those of MoCo's key encoder are not synchronised"
+
+
+def test_few_images_are_enough_where_nothing_normalises_over_them() -> None:
+    layer_norms = ["resources.workers=16", "model.encoder=tu-convnext_atto"]
+    assert told(*layer_norms, "stages.0.objective=di") == ""
+    assert "batch norm" in told(*layer_norms), "the decoder has batch norms"
+    assert "batch norm" in told(*layer_norms, "stages.0.objective=di", "method={name: simsiam}"), "so have the heads"
