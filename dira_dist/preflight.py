@@ -8,6 +8,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
 from dira_dist.data.stream import check_set
+from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.guards import warnings
 from dira_dist.job import LoadedJob, PretrainJob
 from dira_dist.training.memory import passing_bytes
@@ -104,8 +105,9 @@ def _readable_set(key: str, address: str) -> ShardSetIndex:
 def _check_probe(job: PretrainJob) -> None:
     if job.probe is None:
         return
+    indices = {}
     for key, address in (("train", job.probe.train), ("val", job.probe.val)):
-        index = _readable_set(f"probe.{key}", address)
+        index = indices[key] = _readable_set(f"probe.{key}", address)
         check_set(address, index)
         if job.probe.label not in index.labels:
             raise RequestError(
@@ -114,6 +116,19 @@ def _check_probe(job: PretrainJob) -> None:
             )
         if len(index.classes.get(job.probe.label, ("", ""))) < 2:
             raise RequestError(f"probe.label: {job.probe.label!r} has a single value in {address}; give another label")
+    _check_apart(job.probe, indices["train"], indices["val"])
+
+
+def _check_apart(probe: ProbeConfig, train: ShardSetIndex, val: ShardSetIndex) -> None:
+    """Refuses a probe that would be judged on what it has learned from; told by the shards' digests."""
+    learned = {shard.sha256 for shard in train.shards}
+    common = [shard.name for shard in val.shards if shard.sha256 in learned]
+    if common:
+        raise RequestError(
+            f"probe.val: {len(common)} of the {len(val.shards)} shards of {probe.val} (first {common[0]}) stand in "
+            f"{probe.train} (probe.train), too, so that a probe would be judged on what it has learned from; give two "
+            "parts of a set that is split by patient: dira-dist shard ... --split train=0.8,val=0.2 --group-by patient"
+        )
 
 
 def _check_shares(job: PretrainJob) -> None:
