@@ -11,6 +11,7 @@ from dira_dist.data.stream import check_set
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.guards import warnings
 from dira_dist.job import LoadedJob, PretrainJob
+from dira_dist.recipe_guards import recipe_warnings
 from dira_dist.training.memory import passing_bytes
 from dira_dist.training.networks import Networks, networks_on_meta
 from dira_dist.training.stages import Plan, StageConfig
@@ -83,7 +84,8 @@ def preflight(job: PretrainJob) -> Preflight:
     _check_probe(job)
     plan = lay_out(job, index)
     per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
-    return Preflight(job, index, plan, per_step, estimate_memory(job), tuple(warnings(job)))
+    told = (*warnings(job), *recipe_warnings(job, index))
+    return Preflight(job, index, plan, per_step, estimate_memory(job), told)
 
 
 def lay_out(job: PretrainJob, train: ShardSetIndex) -> Plan:
