@@ -3,7 +3,7 @@
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from dira_dist.training.checkpoints import CheckpointFolder, step_of
 from dira_dist.training.networks import build_networks
 from dira_dist.training.state import Checkpoint
 
+EVALUATION_WARNINGS_TAG = "dira.warnings.evaluation"
 _POLL_S = 0.25
 _MAX_RETRIES = 2
 _MOST_TRIES = 3
@@ -52,11 +53,13 @@ class Answer:
         metrics: figures by name.
         refusal: in words, why there never will be any: trouble with a probe set ends no training.
         told: whether the tracking server has taken them.
+        warnings: what a person should know of them.
     """
 
     metrics: dict[str, float]
     refusal: str = ""
     told: bool = True
+    warnings: tuple[str, ...] = ()
 
 
 def judge_checkpoint(setup: JudgeSetup, request: JudgementRequest) -> Answer:
@@ -74,7 +77,7 @@ def judge_checkpoint(setup: JudgeSetup, request: JudgementRequest) -> Answer:
         return Answer({}, f"{type(error).__name__}: {error}")
     run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
     _record(run, setup.job, request, judgement)
-    return Answer(judgement.metrics, told=run.flush(setup.job.checkpoint.patience_s))
+    return Answer(judgement.metrics, told=run.flush(setup.job.checkpoint.patience_s), warnings=judgement.warnings)
 
 
 def _judge(job: PretrainJob, checkpoint: Checkpoint) -> Judgement:
@@ -106,6 +109,8 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
 def _record(run: TrackingRun | NullRun, job: PretrainJob, request: JudgementRequest, judgement: Judgement) -> None:
     address = CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint)
     run.log_checkpoint(address, request.step, _numbers(judgement.metrics))
+    if judgement.warnings:
+        run.set_tags({EVALUATION_WARNINGS_TAG: "\n".join(judgement.warnings)})
     title = f"{job.name}: {request.label}"
     for name, picture in judgement_pictures(judgement, job.adversarial.loss, title).items():
         run.log_picture(name, picture, request.step)
@@ -128,6 +133,7 @@ class Judging:
         self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(judge_checkpoint)
         self._queue: deque[JudgementRequest] = deque()
         self._tries: Counter[str] = Counter()
+        self._warned: set[str] = set()
         self._ending, self._cancelled = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="judging", daemon=True)
 
@@ -181,10 +187,15 @@ class Judging:
         if answer.refusal:
             self._board.warn.remote(f"{request.label} was not judged: {answer.refusal}")
             return
-        if answer.metrics.get("val/collapsed") and request.step > 0:
-            self._board.warn.remote(f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}")
+        self._warn_once(answer.warnings)
         if self._heard is not None:
             self._heard(request.label, request.step, answer.metrics)
+
+    def _warn_once(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self._board.warn.remote(warning)
 
     def _try_later(self, request: JudgementRequest, error: ray.exceptions.RayError) -> None:
         """After what may pass, such as a storage that is away; in this session, or in the next one."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from dira_dist.cluster.board import new_board
 from dira_dist.cluster.controller import ControllerWatch
 from dira_dist.cluster.folders import check_shared
+from dira_dist.cluster.guarding import GuardWatch
 from dira_dist.cluster.judging import JudgeSetup, Judging, OnJudgement, tell_late
 from dira_dist.cluster.lease import sole_driver
 from dira_dist.cluster.progress import ProgressView
@@ -30,6 +31,7 @@ from dira_dist.data.store import Store, StoreError, check_reachable, open_store
 from dira_dist.evaluation.record import best, by_label, figures_of, read_judgements
 from dira_dist.job import LoadedJob, PretrainJob, ResourcesConfig, dump_job
 from dira_dist.preflight import Preflight, preflight
+from dira_dist.running_guards import RunningGuards
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.history import draw_losses
 from dira_dist.tracking.pictures import LOSSES
@@ -161,7 +163,7 @@ def _pretrain(session: _Session, record: RunRecord, console: Console) -> Outcome
         record.write(session.store)
         run.claimed()
         check_shared(session.job)
-        _fit(session, run.run_id, console)
+        _fit(session, run, console)
         _draw_losses(session, run)
         outcome = _outcome(session, run)
         if not run.finish("FINISHED"):
@@ -189,17 +191,19 @@ def _open_run(session: _Session, run_id: str) -> TrackingRun | NullRun:
     return run
 
 
-def _fit(session: _Session, run_id: str, console: Console) -> None:
+def _fit(session: _Session, run: TrackingRun | NullRun, console: Console) -> None:
     """Train to the end of the plan, with every labelled checkpoint judged.
 
     Raises:
         JobFailedError: it did not come to its end.
     """
-    job, plan = session.job, session.facts.plan
+    job, plan, run_id = session.job, session.facts.plan, run.run_id
     board = new_board(stall_s=job.guards.hang_timeout_s / 2)
     setup = WorkerSetup(session.loaded, session.facts.train, plan, job.tracking, run_id, board)
-    judging = Judging(JudgeSetup(job, session.tracking, run_id), board, session.on_judgement)
-    with ProgressView(board, plan, console), judging, tempfile.TemporaryDirectory() as scratch:
+    watch = GuardWatch(RunningGuards(job.adversarial.loss), board, run, session.facts.warnings)
+    watch.catch_up(read_judgements(session.store))
+    judging = Judging(JudgeSetup(job, session.tracking, run_id), board, watch.before(session.on_judgement))
+    with ProgressView(board, plan, console, watch.reported), judging, tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             partial(train_worker, setup),
             torch_config=TorchConfig(timeout_s=job.guards.hang_timeout_s),

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from dira_dist.training.stages import Plan, StageSpan
+
+OnReport = Callable[[int, Mapping[str, float]], None]
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 15.0
@@ -48,10 +50,19 @@ class _TimeLeft(ProgressColumn):
 
 
 class ProgressView:
-    """Shows a board while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere."""
+    """Shows a board while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere.
 
-    def __init__(self, board: Any, plan: Plan, console: Console | None = None) -> None:
-        self._board, self._plan = board, plan
+    Args:
+        board: handle of the job's board.
+        plan: of the job.
+        console: where to show it; standard error by default.
+        reported: called in a thread with step and figures, again and again, also where they are the same as before.
+    """
+
+    def __init__(
+        self, board: Any, plan: Plan, console: Console | None = None, reported: OnReport | None = None
+    ) -> None:
+        self._board, self._plan, self._reported = board, plan, reported
         self._console = console or Console(file=sys.stderr, soft_wrap=True)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -79,6 +90,8 @@ class ProgressView:
             step, figures, warnings = ray.get(self._board.read.remote(), timeout=5)
             for warning in warnings:
                 self._console.print(f"warning: {warning}", markup=False, highlight=False)
+            if self._reported is not None:
+                self._reported(step, figures)
             return step, figures
         except (ray.exceptions.RayError, TimeoutError):
             return None  # the board comes back or the job ends; neither is for the display to settle
