@@ -345,7 +345,7 @@ def bootstrap_interval(
     means = []
     for start in range(0, resamples, block):
         often = generator.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start))
-        drawn = often[:, members]
+        drawn = often.T.astype(np.float64)[members].T  # in memory sample by sample, as it is read
         areas = [weighted_auroc(scores[:, column], truth[:, column], drawn) for column in range(truth.shape[1])]
         with np.errstate(invalid="ignore"):
             means.append(np.nanmean(np.stack(areas), axis=0) if len(areas) > 1 else areas[0])
@@ -364,13 +364,15 @@ def weighted_auroc(scores: FloatArray, truth: BoolArray, weights: npt.NDArray[An
     Returns:
         ``(R,)``; NaN where a resample lacks one of the two classes.
     """
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
-    positive = np.add.reduceat((weights * truth)[:, order], starts, axis=1).astype(np.float64)
-    negative = np.add.reduceat((weights * ~truth)[:, order], starts, axis=1).astype(np.float64)
-    below = np.cumsum(negative, axis=1) - negative
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    wins = (positive * (below + 0.5 * negative)).sum(axis=1)
+    negatives, positives = np.flatnonzero(~truth), np.flatnonzero(truth)
+    negatives = negatives[np.argsort(scores[negatives], kind="stable")]
+    below = np.zeros((len(negatives) + 1, len(weights)))  # weight of the lowest negatives, by their number
+    np.cumsum(weights.T[negatives], axis=0, out=below[1:])
+    often, wins = weights.T[positives], np.zeros(len(weights))
+    for side in ("left", "right"):  # half for those below, and half for those not above
+        places = np.searchsorted(scores[negatives], scores[positives], side=side)
+        wins += 0.5 * (often * below[places]).sum(axis=0)
+    pairs = often.sum(axis=0) * below[-1]
     areas: FloatArray = np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
     return areas
 
