@@ -37,10 +37,11 @@ from views import published_views
 
 from dira_dist.data import ranges
 from dira_dist.data import store as store_module
-from dira_dist.data.lanes import LaneReader, ShardSet
+from dira_dist.data.cache import CacheConfig
+from dira_dist.data.lanes import LaneReader, ReadOptions, ShardSet
 from dira_dist.data.order import Order
 from dira_dist.data.shards import Sample, ShardWriter, read_index
-from dira_dist.data.stream import CacheConfig, ShardStream
+from dira_dist.data.stream import ShardStream
 
 STORED_PX, FULL_PX = 256, 1024
 BATCH, LANES, WINDOW = 64, 8, 32
@@ -97,7 +98,8 @@ def write_set(address: str, images: list[Image.Image], form: str, samples: int, 
 
 
 def stream_epoch(address: str, samples: int, cache: CacheConfig | None = None) -> int:
-    with ShardStream(address, global_batch=BATCH, lanes=LANES, shuffle_window=WINDOW, cache=cache) as stream:
+    options = ReadOptions(cache=cache)
+    with ShardStream(address, options, global_batch=BATCH, lanes=LANES, shuffle_window=WINDOW) as stream:
         return sum(len(next(stream)) for _ in range(samples // BATCH))
 
 
@@ -144,7 +146,8 @@ def throughput(images: list[Image.Image], samples: int, repeats: int, cache_dir:
 
 def waiting(found: dict[str, float], samples: int) -> None:
     """Waiting of a consumer of a known speed: measured here with one loader process, projected to a node of 8 GPUs."""
-    with ShardStream("s3://bench/PNG", global_batch=BATCH, lanes=LANES, shuffle_window=WINDOW, loader_workers=1) as s:
+    options = ReadOptions(loader_workers=1)
+    with ShardStream("s3://bench/PNG", options, global_batch=BATCH, lanes=LANES, shuffle_window=WINDOW) as s:
         next(s)
         start = time.perf_counter()
         for _ in range(samples // BATCH):

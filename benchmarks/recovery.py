@@ -27,17 +27,20 @@ import torch
 from ray.cluster_utils import Cluster
 
 import dira_dist
-import dira_dist.cluster.pretrain as pretrain_module
+import dira_dist.cluster.fit.driver as pretrain_module
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.cluster.session import embedded_ray
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.store import open_store
-from dira_dist.job import ResourcesConfig, load_job
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.load import load_job
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
+from dira_dist.quickstart.phantom import write_archive
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
+from dira_dist.training.pretrain.networks import build_networks
+from dira_dist.training.pretrain.task import pretrain_step
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint
-from dira_dist.training.step import TrainStep, build_networks
 from dira_dist.views import Views
 
 INTERVAL_STEPS = 50
@@ -54,7 +57,7 @@ def views(batch: int, size_px: int, seed: int) -> Views:
 def blocked(rounds: int, batch: int, size_px: int, storage: str) -> None:
     """The share of the wall time that the loop waits for checkpoints, at one checkpoint every 50 steps."""
     networks = build_networks(UNetConfig(encoder="resnet50", in_channels=1), MoCoV2Config(), seed=0)
-    step = TrainStep(networks, "dira", total_steps=10_000)
+    step = pretrain_step(networks, "dira", total_steps=10_000)
     writer = CheckpointWriter(CheckpointFolder(open_store(storage)), keep=1)
     alone_s, beside_s, put_s, in_line_s = [], [], [], []
     done = 0
@@ -121,7 +124,7 @@ def job_in(folder: Path, name: str, steps: int, workers: str) -> dict[str, Any]:
 
 
 class Watch:
-    """Sees every figure that reaches the board, on the wall clock."""
+    """Sees every figure that reaches the coordinator, on the wall clock."""
 
     def __init__(self, at_step: int, act: Callable[[], object]) -> None:
         self._at_step, self._act = at_step, act
@@ -130,18 +133,18 @@ class Watch:
         self._ended = threading.Event()
         self._thread = threading.Thread()
 
-    def follow(self, board: Any) -> Any:
-        self._thread = threading.Thread(target=self._run, args=(board,))
+    def follow(self, coordinator: CoordinatorClient) -> CoordinatorClient:
+        self._thread = threading.Thread(target=self._run, args=(coordinator,))
         self._thread.start()
-        return board
+        return coordinator
 
     def end(self) -> None:
         self._ended.set()
         self._thread.join()
 
-    def _run(self, board: Any) -> None:
+    def _run(self, coordinator: CoordinatorClient) -> None:
         while not self._ended.is_set():
-            step = ray.get(board.read.remote()).step
+            step = coordinator.call(Coordinator.read).step
             if not self.seen or self.seen[-1][1] != step:
                 self.seen.append((time.monotonic(), step))
             if self._acted_s is None and step >= self._at_step:
@@ -165,12 +168,12 @@ class Watch:
 
 def run(folder: Path, name: str, workers: str, act: Callable[[], object], steps: int) -> tuple[int, float]:
     watch = Watch(INTERVAL_STEPS + 35, act)
-    real = pretrain_module.new_board
-    pretrain_module.new_board = lambda stall_s: watch.follow(real(stall_s))
+    real = pretrain_module.start_coordinator
+    pretrain_module.start_coordinator = lambda stall_s: watch.follow(real(stall_s))
     try:
         dira_dist.run(load_job(job_in(folder, name, steps, workers)))
     finally:
-        pretrain_module.new_board = real
+        pretrain_module.start_coordinator = real
         watch.end()
     return watch.lost()
 

@@ -19,50 +19,50 @@ from typing import TYPE_CHECKING, Any
 from dira_dist.version import __version__
 
 if TYPE_CHECKING:
-    from dira_dist.cluster.kubernetes import render as render
-    from dira_dist.cluster.pretrain import Outcome as Outcome
-    from dira_dist.cluster.quickstart import quickstart as quickstart
+    from dira_dist.cluster.fit.outcome import Outcome as Outcome
     from dira_dist.cluster.run import run as run
-    from dira_dist.cluster.submit import submit as submit
-    from dira_dist.cluster.submitted import describe as describe
-    from dira_dist.cluster.submitted import submission as submission
-    from dira_dist.cluster.submitted import submissions as submissions
-    from dira_dist.cluster.tune import SearchOutcome as SearchOutcome
+    from dira_dist.cluster.submit.jobs import describe as describe
+    from dira_dist.cluster.submit.jobs import submission as submission
+    from dira_dist.cluster.submit.jobs import submissions as submissions
+    from dira_dist.cluster.submit.kubernetes import render as render
+    from dira_dist.cluster.submit.submit import submit as submit
+    from dira_dist.cluster.tune.search import SearchOutcome as SearchOutcome
     from dira_dist.config import JobFailedError as JobFailedError
     from dira_dist.config import RequestError as RequestError
     from dira_dist.data.ingest import ShardOptions as ShardOptions
     from dira_dist.data.ingest import parse_split as parse_split
     from dira_dist.data.ingest import shard as shard
     from dira_dist.data.shards import verify as verify
-    from dira_dist.job import PretrainJob as PretrainJob
-    from dira_dist.job import job_schema as job_schema
-    from dira_dist.job import load_job as load_job
-    from dira_dist.tracking.publish import register_model as register
-    from dira_dist.tracking.pull import pull as pull
-    from dira_dist.trials import check as check
+    from dira_dist.jobs.check import check as check
+    from dira_dist.jobs.load import job_schema as job_schema
+    from dira_dist.jobs.load import load_job as load_job
+    from dira_dist.jobs.pretrain import PretrainJob as PretrainJob
+    from dira_dist.quickstart.quickstart import run_quickstart as run_quickstart
+    from dira_dist.registry.publish import register_model as register
+    from dira_dist.registry.pull import pull as pull
 
 
 _HOMES = {
     "JobFailedError": "config:JobFailedError",
-    "Outcome": "cluster.pretrain:Outcome",
-    "PretrainJob": "job:PretrainJob",
+    "Outcome": "cluster.fit.outcome:Outcome",
+    "PretrainJob": "jobs.pretrain:PretrainJob",
     "RequestError": "config:RequestError",
-    "SearchOutcome": "cluster.tune:SearchOutcome",
+    "SearchOutcome": "cluster.tune.search:SearchOutcome",
     "ShardOptions": "data.ingest:ShardOptions",
-    "check": "trials:check",
-    "describe": "cluster.submitted:describe",
-    "job_schema": "job:job_schema",
-    "load_job": "job:load_job",
+    "check": "jobs.check:check",
+    "describe": "cluster.submit.jobs:describe",
+    "job_schema": "jobs.load:job_schema",
+    "load_job": "jobs.load:load_job",
     "parse_split": "data.ingest:parse_split",
-    "pull": "tracking.pull:pull",
-    "quickstart": "cluster.quickstart:quickstart",
-    "register": "tracking.publish:register_model",
-    "render": "cluster.kubernetes:render",
+    "pull": "registry.pull:pull",
+    "run_quickstart": "quickstart.quickstart:run_quickstart",
+    "register": "registry.publish:register_model",
+    "render": "cluster.submit.kubernetes:render",
     "run": "cluster.run:run",
     "shard": "data.ingest:shard",
-    "submission": "cluster.submitted:submission",
-    "submissions": "cluster.submitted:submissions",
-    "submit": "cluster.submit:submit",
+    "submission": "cluster.submit.jobs:submission",
+    "submissions": "cluster.submit.jobs:submissions",
+    "submit": "cluster.submit.submit:submit",
     "verify": "data.shards:verify",
 }
 __all__ = [
@@ -79,10 +79,10 @@ __all__ = [
     "load_job",
     "parse_split",
     "pull",
-    "quickstart",
     "register",
     "render",
     "run",
+    "run_quickstart",
     "shard",
     "submission",
     "submissions",

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 import dira_dist
 from dira_dist.config import Document, JobFailedError, RequestError, validate
-from dira_dist.data.patience import StoreError
+from dira_dist.data.retry import StoreError
 
 if TYPE_CHECKING:
     from dira_dist.data.ingest import Progress as ShardProgress
@@ -75,7 +75,7 @@ def quickstart(
     folder: Annotated[Path, typer.Argument(help="where everything it makes goes")] = Path("quickstart"),
 ) -> None:
     """The main job end to end on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, register, pull."""
-    for line in dira_dist.quickstart(folder, console=_err).lines():
+    for line in dira_dist.run_quickstart(folder, console=_err).lines():
         _out.print(line, markup=False)
 
 
@@ -156,7 +156,7 @@ def check(job: Job, overrides: Overrides = None) -> None:
     """Validate a job, print it resolved and what it will do; touches nothing."""
     loaded = dira_dist.load_job(job, overrides or [])
     facts = dira_dist.check(loaded)
-    _out.print(yaml.safe_dump(loaded.record, sort_keys=False, allow_unicode=True), markup=False)
+    _out.print(yaml.safe_dump(loaded.public, sort_keys=False, allow_unicode=True), markup=False)
     for line in facts.lines():
         _out.print(line, markup=False)
 

@@ -1,4 +1,4 @@
-"""The ground floor: what every section of the job file is made of, and how a mistake in it is told to a person.
+"""The ground floor: what every section of the job file is made of, and how a mistake in it is explained to a person.
 
 A job file is YAML. It is read once into a :class:`Document`, which remembers the line of every key; ``--set``
 overrides and ``${env:NAME}`` references are applied to it; then a :class:`Section` is validated from it, strictly
@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 KeyPath = tuple[str | int, ...]
@@ -42,6 +42,12 @@ class JobFailedError(RuntimeError):
     """The work was begun and failed. The message names the cause and says how to go on."""
 
 
+# For a field, or the `model_config` of a section: a run, or a search, goes on under its name with another value of it.
+# True of what says where things are and who computes, never of what is computed.
+MAY_CHANGE: dict[str, JsonValue] = {"may_change": ["run", "search"]}
+MAY_CHANGE_IN_RUN: dict[str, JsonValue] = {"may_change": ["run"]}
+
+
 class Section(BaseModel):
     """Base of every section of the job file: immutable, no unknown keys, no infinities."""
 
@@ -58,7 +64,7 @@ class Document:
         values: plain Python values, as JSON knows them; ``${env:NAME}`` references still unresolved.
         source: the file's name, for messages.
         lines: one-based line of every key path that stands in the file.
-        inherited: key paths whose values were taken over from elsewhere in the file; a mistake there is told once.
+        inherited: key paths whose values were taken over from elsewhere in the file; a mistake there is reported once.
     """
 
     values: dict[str, Any]
@@ -136,7 +142,7 @@ def validate(section: type[SectionT], document: Document) -> SectionT:
         raise RequestError("\n".join(problems)) from None
 
 
-def recorded(section: Section, document: Document) -> dict[str, Any]:
+def public_values(section: Section, document: Document) -> dict[str, Any]:
     """The section with all defaults, fit to be written anywhere: environment references stand unresolved in it.
 
     What came from ``${env:NAME}`` is written as ``${env:NAME}`` again, and user names and passwords inside
@@ -160,6 +166,29 @@ def _without_secret_parameters(address: re.Match[str]) -> str:
     place, query = address.groups()
     kept = [pair for pair in query.split("&") if not _SECRET_PARAMETER.fullmatch(pair.partition("=")[0])]
     return f"{place}?{'&'.join(kept)}" if kept else str(place)
+
+
+def mutable_keys(section: type[Section], where: Literal["run", "search"]) -> tuple[str, ...]:
+    """Dotted keys that may change between two starts of one run or search; of a section that may, the section's key."""
+    found = dict.fromkeys(_mutable_keys(section, where))
+    return tuple(found)
+
+
+def _mutable_keys(section: type[Section], where: str) -> Iterator[str]:
+    for name, info in section.model_fields.items():
+        inner = _sections_in(info.annotation)
+        if any(_may_change(extra, where) for extra in (info.json_schema_extra, *map(_extra_of, inner))):
+            yield name
+        else:
+            yield from (f"{name}.{key}" for each in inner for key in _mutable_keys(each, where))
+
+
+def _extra_of(section: type[Section]) -> object:
+    return section.model_config.get("json_schema_extra")
+
+
+def _may_change(extra: object, where: str) -> bool:
+    return isinstance(extra, dict) and where in extra.get("may_change", ())
 
 
 def flatten(values: Any, path: KeyPath = ()) -> dict[str, Any]:
@@ -265,10 +294,10 @@ def _explain(
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         by_path.setdefault(_path_in_document(error["loc"], values), []).append(error)
-    told = [path for path in by_path if path not in document.inherited] or list(by_path)
+    reported = [path for path in by_path if path not in document.inherited] or list(by_path)
     # pydantic calls a list too short whose items it has refused
-    told = [path for path in told if not any(other != path and other[: len(path)] == path for other in by_path)]
-    return [_explain_key(path, by_path[path], section, document) for path in told]
+    reported = [path for path in reported if not any(other != path and other[: len(path)] == path for other in by_path)]
+    return [_explain_key(path, by_path[path], section, document) for path in reported]
 
 
 def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Section], document: Document) -> str:

@@ -14,7 +14,7 @@ from dira_dist.config import (
     Section,
     flatten,
     parse_document,
-    recorded,
+    public_values,
     validate,
     without_credentials,
 )
@@ -111,12 +111,12 @@ def test_environment_is_read_and_never_recorded(monkeypatch: pytest.MonkeyPatch)
     document = parse_document("title: a\nuri: '${env:TRACKING}'\n")
     example = validate(Example, document)
     assert example.uri == "https://user:sesame@host/x"
-    assert recorded(example, document)["uri"] == "${env:TRACKING}"
+    assert public_values(example, document)["uri"] == "${env:TRACKING}"
 
 
 def test_credentials_inside_addresses_are_not_recorded() -> None:
     document = Document({"title": "a", "uri": "https://user:sesame@host/x"})
-    assert recorded(validate(Example, document), document)["uri"] == "https://host/x"
+    assert public_values(validate(Example, document), document)["uri"] == "https://host/x"
 
 
 def test_missing_environment_variable_is_named_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_missing_environment_variable_is_named_with_its_place(monkeypatch: pytes
 def test_recorded_job_is_read_again_as_the_same() -> None:
     document = parse_document("title: a\nmethod: {name: plain, scale: 2}\nworkers: [1, 2]\n")
     example = validate(Example, document)
-    again = parse_document(yaml.safe_dump(recorded(example, document)))
+    again = parse_document(yaml.safe_dump(public_values(example, document)))
     assert validate(Example, again) == example
 
 

@@ -1,74 +1,42 @@
-"""Batches: decoded samples stacked into tensors, and what every iterator over them does."""
+"""A worker's part of a global batch: rows stacked into tensors, and what every iterator over batches does."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dira_dist.data.decode import Pixels
+from dira_dist.data.decode import NO_LABEL, NO_SAMPLE, BadSample, Box, Pixels, Row
 from dira_dist.data.order import fingerprint
 
-NO_SAMPLE = -1
 _NAMED_BAD_SAMPLES = 10
+_SMALL_TENSORS = ("sizes_px", "sample_ids", "epochs")
 
 
 @dataclass(frozen=True)
-class BadSample:
-    """A sample that could not be decoded, and why."""
-
-    id: int
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One decoded sample of a share, with the corrupt ones in whose place it stands."""
-
-    pixels: Pixels
-    id: int
-    epoch: int
-    key: str
-    labels: Mapping[str, Any]
-    bad: tuple[BadSample, ...] = ()
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Rows stacked by one process, before they are joined to a batch; pickles cheaply."""
-
-    images: Tensor
-    sizes_px: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.int64]
-    epochs: npt.NDArray[np.int64]
-    keys: tuple[str, ...]
-    labels: tuple[Mapping[str, Any], ...]
-    replaced: int
-    bad: tuple[BadSample, ...]
-    groups: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A worker's share of a global batch.
+class LocalBatch:
+    """A worker's part of a global batch, or what one of its loader processes adds to that.
 
     Attributes:
-        images: ``(B, C, H, W)`` uint8, or uint16 for sets of 16 bit, zero-padded at the bottom and on the right to the
-            largest height and width in it.
-        sizes_px: ``(B, 2)`` int64, true height and width.
+        images: ``(B, C, *S)`` with two or three spatial axes, of the type that the set's index says: uint8 or uint16,
+            or int16 or float32 for arrays; zero-padded at the end of each axis to the largest sample in it.
+        sizes_px: ``(B, n)`` int64, true sizes along the spatial axes.
         sample_ids: ``(B,)`` int64, place in the shard set; :data:`NO_SAMPLE` for padding of a validation batch.
         epochs: ``(B,)`` int64.
         keys: of the samples in their shards.
         labels: of the samples, by name.
-        bad_samples: rows that stand in the place of a corrupt sample.
         groups: whom the samples are of, such as their patients; a sample of nobody known is a group of its own.
+        bad_samples: rows that stand in the place of a corrupt sample.
+        bad: the corrupt samples that were met.
+        masks: ``(B, *S)`` int16, label of each pixel, :data:`~dira_dist.data.decode.NO_LABEL` in the padding and where
+            a sample has none; none where the stream does not decode annotations.
+        boxes: of each sample, in pixels of its image; empty tuples where the stream does not decode annotations.
     """
 
     images: Tensor
@@ -77,8 +45,11 @@ class Batch:
     epochs: Tensor
     keys: tuple[str, ...]
     labels: tuple[Mapping[str, Any], ...]
-    bad_samples: int
     groups: tuple[str, ...]
+    bad_samples: int
+    bad: tuple[BadSample, ...] = ()
+    masks: Tensor | None = None
+    boxes: tuple[tuple[Box, ...], ...] = ()
 
     @property
     def valid(self) -> Tensor:
@@ -92,6 +63,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The small tensors go to another process by value: each shared one would cost it a file descriptor."""
+        return {**vars(self), **{name: vars(self)[name].numpy() for name in _SMALL_TENSORS}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {name: torch.from_numpy(state[name]) for name in _SMALL_TENSORS})
 
     def pin_memory(self) -> Self:
         """The same with page-locked tensors, for copies beside the computation."""
@@ -108,56 +86,68 @@ class Batch:
             sizes_px=change(self.sizes_px),
             sample_ids=change(self.sample_ids),
             epochs=change(self.epochs),
+            masks=None if self.masks is None else change(self.masks),
         )
 
 
-def stack(rows: Sequence[Row]) -> Share:
+def stack(rows: Sequence[Row]) -> LocalBatch:
     """Stacks rows, padding their images to the largest of them."""
-    sizes_px = np.array([row.pixels.shape[1:] for row in rows], dtype=np.int64)
-    height, width = sizes_px.max(axis=0)
-    first = rows[0].pixels
-    even = bool((sizes_px == sizes_px[0]).all())
-    images = (np.empty if even else np.zeros)((len(rows), first.shape[0], height, width), dtype=first.dtype)
-    for image, row in zip(images, rows, strict=True):
-        image[:, : row.pixels.shape[1], : row.pixels.shape[2]] = row.pixels
-    return Share(
-        images=torch.from_numpy(images),
-        sizes_px=sizes_px,
-        ids=np.array([row.id for row in rows], dtype=np.int64),
-        epochs=np.array([row.epoch for row in rows], dtype=np.int64),
+    masks = [row.mask for row in rows if row.mask is not None]
+    return LocalBatch(
+        images=torch.from_numpy(_stacked([row.pixels for row in rows])),
+        sizes_px=torch.tensor([row.pixels.shape[1:] for row in rows]),
+        sample_ids=torch.tensor([row.id for row in rows]),
+        epochs=torch.tensor([row.epoch for row in rows]),
         keys=tuple(row.key for row in rows),
         labels=tuple(row.labels for row in rows),
-        replaced=sum(1 for row in rows if row.bad),
-        bad=tuple(bad for row in rows for bad in row.bad),
         groups=tuple(row.group or row.key for row in rows),
+        bad_samples=sum(1 for row in rows if row.bad),
+        bad=tuple(bad for row in rows for bad in row.bad),
+        masks=torch.from_numpy(_stacked(masks, NO_LABEL)) if masks else None,
+        boxes=tuple(row.boxes for row in rows),
     )
 
 
-def join(shares: Sequence[Share]) -> Batch:
-    """The shares of a worker's processes, one after the other."""
-    return Batch(
-        images=_join_images([share.images for share in shares]),
-        sizes_px=torch.from_numpy(np.concatenate([share.sizes_px for share in shares])),
-        sample_ids=torch.from_numpy(np.concatenate([share.ids for share in shares])),
-        epochs=torch.from_numpy(np.concatenate([share.epochs for share in shares])),
-        keys=tuple(key for share in shares for key in share.keys),
-        labels=tuple(labels for share in shares for labels in share.labels),
-        bad_samples=sum(share.replaced for share in shares),
-        groups=tuple(group for share in shares for group in share.groups),
-    )
+def _stacked(arrays: Sequence[Pixels], fill: int = 0) -> Pixels:
+    """Arrays of equally many axes as one, padded with ``fill`` at the end of each axis to the largest."""
+    shapes = {array.shape for array in arrays}
+    shape = (len(arrays), *np.max(list(shapes), axis=0))
+    make = np.empty if len(shapes) == 1 else np.zeros if fill == 0 else partial(np.full, fill_value=fill)
+    stacked = make(shape, dtype=arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[tuple(map(slice, array.shape))] = array
+    return stacked
 
 
-def _join_images(parts: Sequence[Tensor]) -> Tensor:
+def join(parts: Sequence[LocalBatch]) -> LocalBatch:
+    """The parts of a worker's loader processes as one batch, one after the other."""
     if len(parts) == 1:
         return parts[0]
-    count = sum(len(part) for part in parts)
-    height, width = (max(part.shape[axis] for part in parts) for axis in (2, 3))
-    images = torch.zeros((count, parts[0].shape[1], height, width), dtype=parts[0].dtype)
+    masks = [part.masks for part in parts if part.masks is not None]
+    return LocalBatch(
+        images=_joined([part.images for part in parts]),
+        sizes_px=torch.cat([part.sizes_px for part in parts]),
+        sample_ids=torch.cat([part.sample_ids for part in parts]),
+        epochs=torch.cat([part.epochs for part in parts]),
+        keys=tuple(chain.from_iterable(part.keys for part in parts)),
+        labels=tuple(chain.from_iterable(part.labels for part in parts)),
+        groups=tuple(chain.from_iterable(part.groups for part in parts)),
+        bad_samples=sum(part.bad_samples for part in parts),
+        bad=tuple(chain.from_iterable(part.bad for part in parts)),
+        masks=_joined(masks, NO_LABEL) if masks else None,
+        boxes=tuple(chain.from_iterable(part.boxes for part in parts)),
+    )
+
+
+def _joined(parts: Sequence[Tensor], fill: int = 0) -> Tensor:
+    """Tensors one after the other along the first axis, padded with ``fill`` at the end of all other axes."""
+    shape = [max(sides) for sides in zip(*(part.shape[1:] for part in parts), strict=True)]
+    joined = torch.full((sum(map(len, parts)), *shape), fill, dtype=parts[0].dtype)
     start = 0
     for part in parts:
-        images[start : start + len(part), :, : part.shape[2], : part.shape[3]] = part
+        joined[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
         start += len(part)
-    return images
+    return joined
 
 
 class TooManyBadSamplesError(RuntimeError):
@@ -165,42 +155,45 @@ class TooManyBadSamplesError(RuntimeError):
 
 
 class BatchIterator:
-    """An iterator over the batches of a source of shares, which is opened by the first ``next`` and closed once."""
+    """An iterator over a worker's batches, each joined of as many parts as it has loader processes.
 
-    _source: AbstractContextManager[Iterator[Share]] | None = None
-    _shares: Iterator[Share] | None = None
+    Their source is opened by the first ``next`` and closed once.
+    """
+
+    _source: AbstractContextManager[Iterator[LocalBatch]] | None = None
+    _parts: Iterator[LocalBatch] | None = None
     _closed = False
 
-    def __init__(self, address: str, bad_sample_budget: int, *, shares_per_batch: int) -> None:
+    def __init__(self, address: str, bad_sample_budget: int, *, parts_per_batch: int) -> None:
         self._address, self._budget = address, bad_sample_budget
-        self._shares_per_batch = shares_per_batch
+        self._parts_per_batch = parts_per_batch
         self._bad: dict[int, BadSample] = {}
 
-    def _open(self) -> AbstractContextManager[Iterator[Share]]:
+    def _open(self) -> AbstractContextManager[Iterator[LocalBatch]]:
         raise NotImplementedError
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> LocalBatch:
         if self._closed:
             raise StopIteration
         try:
-            shares = self._next_shares()
-            self._count_bad(shares)
+            batch = join(self._next_parts())
+            self._count_bad(batch.bad)
         except BaseException:
             self.close()
             raise
-        return join(shares)
+        return batch
 
-    def _next_shares(self) -> list[Share]:
-        if self._shares is None:
+    def _next_parts(self) -> list[LocalBatch]:
+        if self._parts is None:
             self._source = self._open()
-            self._shares = self._source.__enter__()
-        return [next(self._shares) for _ in range(self._shares_per_batch)]
+            self._parts = self._source.__enter__()
+        return [next(self._parts) for _ in range(self._parts_per_batch)]
 
-    def _count_bad(self, shares: Sequence[Share]) -> None:
-        self._bad.update((bad.id, bad) for share in shares for bad in share.bad)
+    def _count_bad(self, met: Sequence[BadSample]) -> None:
+        self._bad.update((bad.id, bad) for bad in met)
         if len(self._bad) > self._budget:
             named = "; ".join(f"{bad.key} ({bad.reason})" for bad in list(self._bad.values())[:_NAMED_BAD_SAMPLES])
             raise TooManyBadSamplesError(
@@ -211,7 +204,7 @@ class BatchIterator:
     def close(self) -> None:
         """Ends all threads and processes of the stream; it gives no more batches."""
         self._closed = True
-        source, self._source, self._shares = self._source, None, None
+        source, self._source, self._parts = self._source, None, None
         if source is not None:
             source.__exit__(None, None, None)
 

@@ -24,6 +24,7 @@ from typing import Annotated, BinaryIO, cast
 from pydantic import Field
 
 from dira_dist.config import Section
+from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.shards import ShardInfo
 from dira_dist.data.store import Store, StoreError
 
@@ -136,7 +137,7 @@ class ShardCache:
 
 def _download(file: BinaryIO, store: Store, shard: ShardInfo, cancelled: threading.Event) -> None:
     sha256 = hashlib.sha256()
-    with store.open(shard.name, etag=shard.etag, size=shard.bytes, cancelled=cancelled) as source:
+    with store.open(shard.name, ObjectRange(shard.etag, shard.bytes, cancelled=cancelled)) as source:
         while piece := source.read(_PIECE_BYTES):
             sha256.update(piece)
             file.write(piece)

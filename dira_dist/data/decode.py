@@ -1,7 +1,8 @@
-"""From the members of a sample to pixels and labels."""
+"""From the members of a sample, as they stand in a shard, to a row of a batch."""
 
 import io
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +12,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+from dira_dist.data.arrays import decode_array
+from dira_dist.data.shards import ImageInfo
+
+Pixels = npt.NDArray[Any]
+Labels = npt.NDArray[np.int16]
+Box = Mapping[str, Any]
 PixelMode = Literal["L", "I;16", "RGB"]
 CHANNELS: Mapping[PixelMode, int] = {"L": 1, "I;16": 1, "RGB": 3}
+
+NO_SAMPLE = -1
+NO_LABEL = -1  # of pixels that nobody has labelled, and of the padding around a mask
+SAMPLE_BUDGET_PX = 2**27
 
 _IMAGE_MEMBERS = ("png", "jpg", "jpeg")
 _FORMATS = ("PNG", "JPEG")
@@ -27,49 +37,161 @@ class CorruptSampleError(ValueError):
     """A sample cannot be decoded; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """A sample as it stands in its shard.
+
+    Attributes:
+        id: place in the set.
+        key: its name in the shard.
+        members: bytes by extension.
+    """
+
+    id: int
+    key: str
+    members: Mapping[str, bytes]
+
+
 @dataclass(frozen=True)
-class DecodedSample:
-    """Attributes:
-    pixels: ``(C, H, W)`` uint8, or uint16 for a set of mode ``I;16``.
-    labels: by name, as far as known.
-    group: whom the sample is of, such as its patient; empty where that is not known.
+class BadSample:
+    """A sample that could not be decoded, and why."""
+
+    id: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One decoded sample, a row of a batch.
+
+    Attributes:
+        pixels: ``(C, *S)`` with two or three spatial axes; rows of a set differ in their sizes alone.
+        id: place in the set.
+        epoch: in which it is read.
+        key: its name in the shard.
+        labels: by name, as far as known.
+        group: whom the sample is of, such as its patient; empty where that is not known.
+        mask: ``(*S)`` label of each pixel, :data:`NO_LABEL` where the sample has no mask; none where not asked for.
+        boxes: in pixels of the image; empty where not asked for.
+        bad: corrupt samples in whose place it stands.
     """
 
     pixels: Pixels
+    id: int
+    epoch: int
+    key: str
     labels: Mapping[str, Any]
     group: str = ""
+    mask: Labels | None = None
+    boxes: tuple[Box, ...] = ()
+    bad: tuple[BadSample, ...] = ()
 
 
-def decode_sample(members: Mapping[str, bytes], mode: PixelMode) -> DecodedSample:
-    """Decodes the image and the labels of one sample.
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes the samples of one set.
 
-    Args:
-        members: by extension, as they stand in the shard.
-        mode: of the set; images of another one are converted.
+    Attributes:
+        image: what the set's index says of its pixels.
+        budget_px: most pixels (3D: voxels) of the square (3D: cube) that encloses a sample. Its row of a batch is no
+            larger than that, whatever the shapes of its neighbours.
+        annotations: whether masks and boxes are decoded too.
+    """
+
+    image: ImageInfo
+    budget_px: int = SAMPLE_BUDGET_PX
+    annotations: bool = False
+
+    def decode(self, sample: EncodedSample, epoch: int = 0) -> Row:
+        """The image and what else is known of one sample.
+
+        Raises:
+            CorruptSampleError: there is no image among its members, or one of them cannot be decoded.
+        """
+        metadata = _metadata(sample.members.get("json", b"{}"))
+        pixels = self._pixels(sample.members)
+        return Row(
+            pixels=pixels,
+            id=sample.id,
+            epoch=epoch,
+            key=sample.key,
+            labels=metadata.get("labels", {}),
+            group=metadata.get("split_group", ""),
+            mask=_mask(sample.members, pixels.shape[1:]) if self.annotations else None,
+            boxes=_boxes(metadata) if self.annotations else (),
+        )
+
+    def blank(self) -> Row:
+        """A black row of the set's median size, which stands for no sample."""
+        image = self.image
+        sides = [side.median for side in (image.depth_px, image.height_px, image.width_px) if side is not None]
+        mask = np.full(sides, NO_LABEL, dtype=np.int16) if self.annotations else None
+        return Row(np.zeros((image.channels, *sides), dtype=image.dtype), NO_SAMPLE, 0, "", {}, mask=mask)
+
+    def _pixels(self, members: Mapping[str, bytes]) -> Pixels:
+        mode = self.image.mode
+        if "npy" in members:
+            try:
+                return self._fitting(decode_array(members["npy"], self._check_size))
+            except ValueError as error:
+                raise CorruptSampleError(str(error)) from error
+        data = next((members[name] for name in _IMAGE_MEMBERS if name in members), None)
+        if data is None or mode == "volume" or mode == "planes":
+            raise CorruptSampleError(f"no image among its members {sorted(members)}")
+        return decode_image(data, mode, self.budget_px)
+
+    def _fitting(self, array: npt.NDArray[Any]) -> Pixels:
+        """An array as ``(C, *S)`` of the set's type.
+
+        Raises:
+            ValueError: it has other axes, channels or a type with other values.
+        """
+        image, dtype = self.image, np.dtype(self.image.dtype)
+        if array.ndim == image.axes and image.channels == 1:
+            array = array[None]
+        if array.ndim != image.axes + 1 or array.shape[0] != image.channels:
+            raise ValueError(
+                f"its array has the shape {array.shape}, where the set has {image.channels} channel(s) "
+                f"and {image.axes} spatial axes"
+            )
+        if not np.can_cast(array.dtype, dtype):
+            raise ValueError(f"its array holds {array.dtype}, where the set holds {dtype}")
+        if dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError("its array holds values that are no numbers")
+        return array.astype(dtype, copy=False)
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        check_size(shape[-self.image.axes :], self.budget_px)
+
+
+def check_size(sides_px: tuple[int, ...], budget_px: int) -> None:
+    """Refuses a sample that would make a row of a batch too large, beside whatever neighbour.
 
     Raises:
-        CorruptSampleError: there is no image among them, or it or the record cannot be decoded.
+        ValueError: with the sizes and the remedy.
     """
-    data = next((members[name] for name in _IMAGE_MEMBERS if name in members), None)
-    if data is None:
-        raise CorruptSampleError(f"no image among its members {sorted(members)}")
-    metadata = _metadata(members.get("json", b"{}"))
-    group = str(metadata.get("split_group") or "")
-    return DecodedSample(decode_image(data, mode), metadata.get("labels", {}), group)
+    if max(sides_px, default=0) ** len(sides_px) > budget_px:
+        size, side = " x ".join(map(str, sides_px)), math.floor(budget_px ** (1 / len(sides_px)) + 1e-9)
+        raise ValueError(
+            f"it is {size} px, and a side may have {side} px (data.sample_budget_px is {budget_px}); "
+            "raise that, or shard it with a smaller image size"
+        )
 
 
-def decode_image(data: bytes, mode: PixelMode) -> Pixels:
+def decode_image(data: bytes, mode: PixelMode, budget_px: int = SAMPLE_BUDGET_PX) -> Pixels:
     """PNG or JPEG to ``(C, H, W)`` pixels; alpha is dropped, and the decoder works without the GIL.
 
     Pillow and not torchvision, whose PNG decoder is a tenth faster but has ended the process on corrupt files.
 
     Raises:
-        CorruptSampleError: it cannot be decoded.
+        CorruptSampleError: it cannot be decoded, or has a side too long for the budget.
     """
     try:
         if data.startswith(_PNG_SIGNATURE):
             _check_png(data)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            check_size((image.height, image.width), budget_px)
             pixels = _pixels_of(image, mode)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more for bad bytes
         raise CorruptSampleError(f"{type(error).__name__}: {error}") from error
@@ -110,11 +232,66 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _metadata(record: bytes) -> Mapping[str, Any]:
+def _metadata(member: bytes) -> Mapping[str, Any]:
     try:
-        metadata = dict(json.loads(record).items())
-    except (ValueError, AttributeError) as error:
-        raise CorruptSampleError(f"its record is no JSON object: {error}") from error
-    if not isinstance(metadata.get("labels", {}), dict):
+        metadata = dict(json.loads(member).items())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CorruptSampleError(f"its metadata is no JSON object: {error}") from error
+    labels = metadata.get("labels", {})
+    if not isinstance(metadata.get("split_group", ""), str):
+        raise CorruptSampleError("its split_group is no text")
+    if not isinstance(labels, dict):
         raise CorruptSampleError("its labels are no mapping")
+    # what is deeper could not be sent from a loader process
+    if any(isinstance(each, dict | list) for label in labels.values() for each in _members_of(label)):
+        raise CorruptSampleError("one of its labels is more than a value or a list of values")
     return metadata
+
+
+def _members_of(label: Any) -> list[Any]:
+    if isinstance(label, dict):
+        return list(label.values())
+    return label if isinstance(label, list) else []
+
+
+def _boxes(metadata: Mapping[str, Any]) -> tuple[Box, ...]:
+    boxes = metadata.get("boxes", [])
+    if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
+        raise CorruptSampleError("its boxes are no list of mappings")
+    if any(isinstance(side, dict | list) for box in boxes for side in box.values()):
+        raise CorruptSampleError("one of its boxes is more than numbers and a label")
+    return tuple(boxes)
+
+
+def _mask(members: Mapping[str, bytes], sides_px: tuple[int, ...]) -> Labels:
+    """The label of each pixel.
+
+    Raises:
+        CorruptSampleError: the mask cannot be decoded, or is not one label for each pixel of the image.
+    """
+    try:
+        if "mask.png" in members:
+            labels = _decode_label_map(members["mask.png"], sides_px)
+        elif "mask.npy" in members:
+            labels = decode_array(members["mask.npy"], lambda shape: _check_aligned(shape, sides_px))
+        else:
+            return np.full(sides_px, NO_LABEL, dtype=np.int16)
+    except Exception as error:  # see decode_image
+        raise CorruptSampleError(f"its mask: {type(error).__name__}: {error}") from error
+    if labels.dtype.kind not in "bui" or labels.min() < 0 or labels.max() > np.iinfo(np.int16).max:
+        raise CorruptSampleError(f"its mask holds other values than labels from 0 to {np.iinfo(np.int16).max}")
+    return labels.astype(np.int16)
+
+
+def _decode_label_map(data: bytes, sides_px: tuple[int, ...]) -> npt.NDArray[Any]:
+    _check_png(data)
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        _check_aligned((image.height, image.width), sides_px)
+        labels = np.asarray(image)
+    _check_aligned(labels.shape, sides_px)  # one value for each pixel, no colours
+    return labels
+
+
+def _check_aligned(shape: tuple[int, ...], sides_px: tuple[int, ...]) -> None:
+    if shape != sides_px:
+        raise ValueError(f"it has the shape {shape}, the image {sides_px}")

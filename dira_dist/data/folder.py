@@ -2,7 +2,6 @@
 
 import io
 import os
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dira_dist.data.patience import ChangedObjectError, DeniedObjectError, MissingObjectError, StoreError
+from dira_dist.data.ranges import WHOLE, ObjectRange
+from dira_dist.data.retry import ChangedObjectError, DeniedObjectError, MissingObjectError, StoreError
 
 _PIECE_BYTES = 1 << 20
 
@@ -107,15 +107,7 @@ class LocalStore:
             for folder in path.relative_to(self._folder).parents[:-1]:
                 (self._folder / folder).rmdir()
 
-    def open(
-        self,
-        key: str,
-        *,
-        etag: str | None = None,
-        start: int = 0,
-        size: int | None = None,
-        cancelled: threading.Event | None = None,
-    ) -> BinaryIO:
+    def open(self, key: str, meant: ObjectRange = WHOLE) -> BinaryIO:
         path = self._path(key)
         try:
             file = path.open("rb")
@@ -126,10 +118,10 @@ class LocalStore:
         except OSError as error:
             raise StoreError(f"{path} could not be opened: {error}") from error
         found = os.fstat(file.fileno()).st_size
-        if size is not None and found != size:
+        if meant.size is not None and found != meant.size:
             file.close()
-            raise ChangedObjectError(f"{path} has {found} bytes where {size} were meant")
-        file.seek(start)
+            raise ChangedObjectError(f"{path} has {found} bytes where {meant.size} were meant")
+        file.seek(meant.start)
         return file
 
 

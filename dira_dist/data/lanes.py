@@ -8,7 +8,7 @@ and lets go what it does not need, undecoded. That costs at most one shard per l
 """
 
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -17,27 +17,15 @@ import numpy as np
 
 from dira_dist.config import RequestError
 from dira_dist.data.cache import CacheConfig, ShardCache
-from dira_dist.data.decode import PixelMode
+from dira_dist.data.decode import SAMPLE_BUDGET_PX, Decoder, EncodedSample
 from dira_dist.data.order import Order, Span, check_set_size, choose_lanes
+from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.shards import ShardInfo, ShardSetIndex
-from dira_dist.data.store import Patience, S3Store, StoreError, open_store
+from dira_dist.data.store import RetryPolicy, S3Store, StoreError, open_store
 
 
 class ShardError(RuntimeError):
     """A shard is not what the index says."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedSample:
-    """Attributes:
-    id: place in the set.
-    key: its name in the shard.
-    members: bytes by extension.
-    """
-
-    id: int
-    key: str
-    members: Mapping[str, bytes]
 
 
 def check_set(
@@ -48,8 +36,11 @@ def check_set(
     Raises:
         RequestError: with the numbers and the remedy.
     """
-    if index.image.mode == "volume":
-        raise RequestError(f"{address} holds volumes, which cannot be streamed yet; shard their slices as images.")
+    if index.image.dtype is None:
+        raise RequestError(
+            f"{address} holds volumes or planes, and its index does not say of what type their values are; "
+            "shard them again with this version."
+        )
     try:
         check_set_size(
             index.samples, global_batch=global_batch, lanes=lanes or choose_lanes([global_batch]), workers=workers
@@ -58,33 +49,47 @@ def check_set(
         raise RequestError(f"{address}: {error}") from None
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a set is read; none of it changes which samples come, or when.
+
+    Attributes:
+        loader_workers: processes that read and decode; 0: threads of this one.
+        bad_sample_budget: different corrupt samples that may be met.
+        storage_timeout_s: seconds of trouble with the storage, without a byte of progress, before a read fails.
+        cache: disk cache for sets in a bucket; a set in a folder needs none.
+        sample_budget_px: see :class:`~dira_dist.data.decode.Decoder`.
+        annotations: whether masks and boxes are decoded too.
+    """
+
+    loader_workers: int = 0
+    bad_sample_budget: int = 100
+    storage_timeout_s: float = 300.0
+    cache: CacheConfig | None = None
+    sample_budget_px: int = SAMPLE_BUDGET_PX
+    annotations: bool = False
+
+
 class ShardSet:
     """The shards of an index, wherever they lie; without open connections, so it may go to another process.
 
     Args:
         address: of the set.
         index: of the set.
-        cache: disk cache for sets in a bucket; a set in a folder needs none.
-        patience_s: seconds of trouble, without a byte of progress, before a read fails.
+        options: how it is read.
     """
 
-    def __init__(
-        self, address: str, index: ShardSetIndex, *, cache: CacheConfig | None = None, patience_s: float = 300.0
-    ) -> None:
+    def __init__(self, address: str, index: ShardSetIndex, options: ReadOptions | None = None) -> None:
+        options = options or ReadOptions()
+        cache, timeout_s = options.cache, options.storage_timeout_s
         self.address, self.index = address, index
+        self.decoder = Decoder(index.image, options.sample_budget_px, options.annotations)
         counts = np.array([shard.samples for shard in index.shards], dtype=np.int64)
         self._starts = np.cumsum(counts) - counts
-        # a silent connection is given up well before patience is, so that there is another try
-        timeouts_s = {"connect_timeout_s": min(10.0, patience_s / 4), "read_timeout_s": min(30.0, patience_s / 4)}
-        self.store = open_store(address, Patience(give_up_s=patience_s, **timeouts_s))
+        # a silent connection is given up well before the time is over, so that there is another try
+        timeouts_s = {"connect_timeout_s": min(10.0, timeout_s / 4), "read_timeout_s": min(30.0, timeout_s / 4)}
+        self.store = open_store(address, RetryPolicy(timeout_s=timeout_s, **timeouts_s))
         self._cache = ShardCache(cache) if cache and isinstance(self.store, S3Store) else None
-
-    @property
-    def mode(self) -> PixelMode:
-        """Of the images."""
-        mode = self.index.image.mode
-        assert mode != "volume", "refused by check_set"
-        return mode
 
     def spans_of(self, ids: range) -> Iterator[Span]:
         """Where samples with neighbouring ids lie, in order."""
@@ -103,7 +108,7 @@ class ShardSet:
     def open(self, shard: ShardInfo, cancelled: threading.Event) -> BinaryIO:
         """A reader of one shard, from the cache where there is one with room for it."""
         file = self._cache.open(self.store, shard, cancelled) if self._cache else None
-        return file or self.store.open(shard.name, etag=shard.etag, size=shard.bytes, cancelled=cancelled)
+        return file or self.store.open(shard.name, ObjectRange(shard.etag, shard.bytes, cancelled=cancelled))
 
     def fetch_ahead(self, number: int, pool: ThreadPoolExecutor, cancelled: threading.Event) -> None:
         """Brings a shard to the disk cache, where there is one, before it is opened."""

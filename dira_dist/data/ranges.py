@@ -7,14 +7,35 @@ the ETag of the first answer, so that what comes out is one version of the objec
 import io
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from dira_dist.data.patience import ChangedObjectError, Patience, StoreError, Trouble, status_of
+from dira_dist.data.retry import ChangedObjectError, Retrier, RetryPolicy, StoreError, status_of
 
 RANGE_BYTES = 8 << 20
 _PIECE_BYTES = 1 << 20
 
 GetRange = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ObjectRange:
+    """What is read of an object, and which version of it.
+
+    Attributes:
+        etag: the version that is meant, where known; another one raises :class:`ChangedObjectError`.
+        size: the length that is meant, where known; another one raises :class:`ChangedObjectError`.
+        start: first byte that is read.
+        cancelled: when set (from another thread), ends any waiting with :class:`StoreError`.
+    """
+
+    etag: str = ""
+    size: int | None = None
+    start: int = 0
+    cancelled: threading.Event | None = None
+
+
+WHOLE = ObjectRange()
 
 
 class RangeReader(io.RawIOBase):
@@ -23,25 +44,21 @@ class RangeReader(io.RawIOBase):
     Args:
         get: asks for a range; takes ``Range`` and ``IfMatch`` as S3's GetObject does, and answers as boto3 does.
         name: of the object, for messages.
-        patience: how long trouble is borne.
-        etag, start, size, cancelled: as for ``Store.open``.
+        retry: how long failures are retried.
+        meant: what is read of it.
     """
 
     def __init__(
         self,
         get: GetRange,
         name: str,
-        patience: Patience,
-        *,
-        etag: str | None = None,
-        start: int = 0,
-        size: int | None = None,
-        cancelled: threading.Event | None = None,
+        retry: RetryPolicy,
+        meant: ObjectRange = WHOLE,
     ) -> None:
-        self._get, self._name, self._patience = get, name, patience
-        self._etag, self._size = etag or None, size
-        self._cancelled = cancelled
-        self._position = start
+        self._get, self._name, self._policy = get, name, retry
+        self._etag, self._size = meant.etag or None, meant.size
+        self._cancelled = meant.cancelled
+        self._position = meant.start
         self._range = memoryview(b"")
 
     def readable(self) -> bool:
@@ -58,15 +75,15 @@ class RangeReader(io.RawIOBase):
     def _next_range(self) -> bytes:
         """The next :data:`RANGE_BYTES` of the object, fewer at its end, none behind it."""
         data = bytearray()
-        trouble = Trouble(f"read {self._name}", self._patience, self._cancelled)
+        retrier = Retrier(f"read {self._name}", self._policy, self._cancelled)
         while len(data) < RANGE_BYTES and not (self._size is not None and self._position >= self._size):
             before = len(data)
             try:
                 self._read_on(data, RANGE_BYTES - before)
             except Exception as error:
                 if len(data) > before:
-                    trouble.progress()
-                trouble.wait(error)
+                    retrier.progress()
+                retrier.wait(error)
         return bytes(data)
 
     def _read_on(self, data: bytearray, count: int) -> None:

@@ -10,26 +10,33 @@ then, where there is one, ``{key}.mask.png`` (``.mask.npy`` for volumes). Equal 
 no times, no owners and no host's habits.
 """
 
+import bisect
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Annotated, Any, Literal, Self
+from typing import IO, Annotated, Any, Literal, Self, TypeVar
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from dira_dist.config import RequestError, Section
+from dira_dist.data.arrays import array_header
 from dira_dist.data.store import Store, check_reachable, open_store
 
 INDEX_NAME = "index.json"
-ImageMode = Literal["L", "I;16", "RGB", "volume"]
+ImageMode = Literal["L", "I;16", "RGB", "volume", "planes"]
+PixelType = Literal["uint8", "uint16", "int16", "float32"]
+_PIXEL_TYPES: tuple[PixelType, ...] = ("uint8", "uint16", "int16", "float32")
+T = TypeVar("T")
 Encoding = Literal["png", "jpeg", "npy"]
 EXTENSIONS: dict[Encoding, str] = {"png": "png", "jpeg": "jpg", "npy": "npy"}
 
@@ -52,13 +59,45 @@ class PixelRange(Section):
     max: int
 
 
+class SpacingRange(Section):
+    """Smallest, median (the lower of two) and largest distance between pixels along an axis, in millimetres."""
+
+    min: float
+    median: float
+    max: float
+
+
 class ImageInfo(Section):
     """What the pixels of a set are: one mode and one encoding for all samples, sizes of their own."""
 
-    mode: Annotated[ImageMode, Field(description="8-bit grey, 16-bit grey, 8-bit colour, or whole volumes (D, H, W)")]
-    encoding: Annotated[Encoding, Field(description="how the image members are coded; jpeg alone loses")]
+    mode: ImageMode = Field(
+        description="8-bit grey, 16-bit grey, 8-bit colour, volumes and cubes ([C,] D, H, W), or planes ([C,] H, W)"
+    )
+    encoding: Encoding = Field(description="how the image members are coded; jpeg alone loses")
     height_px: PixelRange
     width_px: PixelRange
+    depth_px: PixelRange | None = Field(None, description="of volumes")
+    array_channels: int | None = Field(None, ge=1, description="of volumes and planes: sequences of MR, for one")
+    array_type: PixelType | None = Field(None, description="of volumes and planes")
+    spacing_mm: tuple[SpacingRange, ...] | None = Field(None, description="along each axis, where it is known")
+
+    @property
+    def axes(self) -> int:
+        """Spatial axes: 2 or 3."""
+        return 3 if self.mode == "volume" else 2
+
+    @property
+    def channels(self) -> int:
+        """Of every sample."""
+        return self.array_channels or (3 if self.mode == "RGB" else 1)
+
+    @property
+    def dtype(self) -> PixelType | None:
+        """Of every sample; none for volumes of an index that does not tell."""
+        return self.array_type or _TYPES_OF_MODES.get(self.mode)
+
+
+_TYPES_OF_MODES: dict[ImageMode, PixelType] = {"L": "uint8", "RGB": "uint8", "I;16": "uint16"}
 
 
 class ShardSetIndex(Section):
@@ -142,12 +181,20 @@ class Sample:
             yield ("mask.npy" if extension == "npy" else "mask.png"), self.mask
 
 
-class ShardRecord(Section):
-    """What publishing one shard found out: its line of the index, and its share of the size statistics."""
+class PublishedShard(Section):
+    """What publishing one shard found out: its line of the index, and what it adds to the statistics.
+
+    Attributes:
+        heights_px, widths_px: samples by size.
+        arrays: samples of NPY by type and by the axes before height and width: ``int16``, ``uint16 4 12``.
+        spacings_mm: samples by spacing, for each axis, of those whose spacing is known.
+    """
 
     info: ShardInfo
     heights_px: dict[int, int]
     widths_px: dict[int, int]
+    arrays: dict[str, int] = Field(default_factory=dict)
+    spacings_mm: tuple[dict[float, int], ...] = ()
 
 
 class _HashingFile(io.RawIOBase):
@@ -177,6 +224,8 @@ class _ShardFile:
         self.samples = 0
         self._heights_px: Counter[int] = Counter()
         self._widths_px: Counter[int] = Counter()
+        self._arrays: Counter[str] = Counter()
+        self._spacings_mm: Counter[tuple[float, ...]] = Counter()
 
     def add(self, sample: Sample) -> None:
         for extension, data in sample.members():
@@ -186,8 +235,12 @@ class _ShardFile:
         self.samples += 1
         self._heights_px[sample.height_px] += 1
         self._widths_px[sample.width_px] += 1
+        self._spacings_mm[_spacing_of(sample.record)] += 1
+        if sample.encoding == "npy":
+            shape, dtype = array_header(sample.image)
+            self._arrays[" ".join([dtype.name, *map(str, shape[:-2])])] += 1
 
-    def publish(self, store: Store, name: str) -> ShardRecord:
+    def publish(self, store: Store, name: str) -> PublishedShard:
         self._tar.close()
         self._file.flush()
         size = self._file.tell()
@@ -195,11 +248,32 @@ class _ShardFile:
         self.discard()
         sha256 = self._hashing.sha256.hexdigest()
         info = ShardInfo(name=name, samples=self.samples, bytes=size, sha256=sha256, etag=etag)
-        return ShardRecord(info=info, heights_px=dict(self._heights_px), widths_px=dict(self._widths_px))
+        return PublishedShard(
+            info=info,
+            heights_px=dict(self._heights_px),
+            widths_px=dict(self._widths_px),
+            arrays=dict(self._arrays),
+            spacings_mm=_by_axis(self._spacings_mm),
+        )
 
     def discard(self) -> None:
         self._file.close()
         self._path.unlink(missing_ok=True)
+
+
+def _spacing_of(metadata: Mapping[str, Any]) -> tuple[float, ...]:
+    """Along each axis; empty where it is not known."""
+    return tuple(float(each) for each in metadata.get("spacing_mm") or metadata.get("pixel_spacing_mm") or ())
+
+
+def _by_axis(spacings_mm: Mapping[tuple[float, ...], int]) -> tuple[dict[float, int], ...]:
+    """A histogram for each axis, over the samples that have as many axes as any."""
+    axes = max(map(len, spacings_mm), default=0)
+    found: tuple[Counter[float], ...] = tuple(Counter() for _ in range(axes))
+    for spacing, samples in spacings_mm.items():
+        for axis, length in enumerate(spacing if len(spacing) == axes else ()):
+            found[axis][length] += samples
+    return tuple(dict(lengths) for lengths in found)
 
 
 def shard_name(number: int) -> str:
@@ -207,7 +281,7 @@ def shard_name(number: int) -> str:
     return f"{number:06d}.tar"
 
 
-def publish_shard(store: Store, name: str, samples: Iterable[Sample]) -> ShardRecord | None:
+def publish_shard(store: Store, name: str, samples: Iterable[Sample]) -> PublishedShard | None:
     """Writes ``samples`` as one tar and publishes it whole, or not at all when anything raises; none for no samples."""
     shard = _ShardFile()
     try:
@@ -220,7 +294,7 @@ def publish_shard(store: Store, name: str, samples: Iterable[Sample]) -> ShardRe
 
 def publish_index(
     store: Store,
-    records: Iterable[ShardRecord],
+    records: Iterable[PublishedShard],
     *,
     mode: ImageMode,
     encoding: Encoding,
@@ -228,13 +302,19 @@ def publish_index(
     classes: Mapping[str, tuple[str, ...]] | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> ShardSetIndex:
-    """Writes ``index.json`` over published shards, the last act of making a set."""
+    """Writes ``index.json`` over published shards, the last act of making a set.
+
+    Raises:
+        RequestError: its arrays differ in their channels, or hold values of another type.
+    """
     records = list(records)
     image = ImageInfo(
         mode=mode,
         encoding=encoding,
         height_px=_pixel_range(record.heights_px for record in records),
         width_px=_pixel_range(record.widths_px for record in records),
+        spacing_mm=_spacing_ranges(records),
+        **_array_info(records, mode),
     )
     index = ShardSetIndex(
         shards=tuple(record.info for record in records),
@@ -243,22 +323,54 @@ def publish_index(
         classes=dict(classes or {}),
         made_by=dict(made_by or {}),
     )
-    store.write_bytes(INDEX_NAME, index.model_dump_json(indent=1).encode())
+    store.write_bytes(INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
     return index
 
 
 def _pixel_range(histograms: Iterable[Mapping[int, int]]) -> PixelRange:
-    counts: Counter[int] = Counter()
+    least, median, most = _range_of(histograms)
+    return PixelRange(min=least, median=median, max=most)
+
+
+def _spacing_ranges(records: Sequence[PublishedShard]) -> tuple[SpacingRange, ...] | None:
+    axes = max(len(record.spacings_mm) for record in records)
+    known = [record.spacings_mm for record in records if len(record.spacings_mm) == axes > 0]
+    ranges = [_range_of(histograms[axis] for histograms in known) for axis in range(axes)]
+    return tuple(SpacingRange(min=low, median=median, max=high) for low, median, high in ranges) or None
+
+
+def _range_of(histograms: Iterable[Mapping[T, int]]) -> tuple[T, T, T]:
+    """Smallest, median (the lower of two) and largest value."""
+    counts: Counter[T] = Counter()
     for histogram in histograms:
         counts.update(histogram)
     assert counts, "a set without samples has no index"
-    left = (counts.total() + 1) // 2
-    median = 0
-    for size in sorted(counts):
-        median, left = size, left - counts[size]
-        if left <= 0:
-            break
-    return PixelRange(min=min(counts), median=median, max=max(counts))
+    places = sorted(counts)  # type: ignore[type-var]
+    ends = list(itertools.accumulate(counts[place] for place in places))
+    return places[0], places[bisect.bisect_left(ends, (counts.total() + 1) // 2)], places[-1]
+
+
+def _array_info(records: Sequence[PublishedShard], mode: ImageMode) -> dict[str, Any]:
+    """Type, channels and depths of a set of NPY; nothing where a shard does not tell, or there are no arrays."""
+    if mode not in ("volume", "planes") or not all(record.arrays for record in records):
+        return {}
+    types, channels, depths = set(), set(), Counter[int]()
+    for record in records:
+        for array, samples in record.arrays.items():
+            dtype, *leading = array.split(" ")
+            types.add(np.dtype(dtype))
+            if mode == "volume":
+                depths[int(leading.pop() if leading else 0)] += samples
+            channels.add(" x ".join(leading) or "1")
+    own = next((each for each in _PIXEL_TYPES if all(np.can_cast(found, each) for found in types)), None)
+    if len(channels) > 1 or not all(each.isdecimal() for each in channels) or own is None or 0 in depths:
+        kinds = sorted({array for record in records for array in record.arrays})
+        raise RequestError(
+            f"a set of {mode} has one number of channels and values of {', '.join(_PIXEL_TYPES)}; found {kinds} "
+            "(type, then the axes before height and width)."
+        )
+    depth = {"depth_px": _pixel_range([depths])} if depths else {}
+    return {"array_channels": int(channels.pop()), "array_type": own, **depth}
 
 
 class ShardWriter:
@@ -291,7 +403,7 @@ class ShardWriter:
             raise RequestError(f"{address} already holds a shard set; choose another place or remove it first.")
         self._mode, self._encoding, self._samples_per_shard = mode, encoding, samples_per_shard
         self._labels, self._classes, self._made_by = labels, classes, made_by
-        self._records: list[ShardRecord] = []
+        self._records: list[PublishedShard] = []
         self._shard: _ShardFile | None = None
         self._index: ShardSetIndex | None = None
 
@@ -400,7 +512,7 @@ def verify(address: str) -> list[str]:
 
     Raises:
         RequestError: the address cannot be read, or there is no index to compare with.
-        StoreError: reading failed for longer than patience lasts.
+        StoreError: reading failed for longer than the retry policy allows.
     """
     check_reachable(address)
     index = read_index(address)

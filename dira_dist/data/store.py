@@ -3,7 +3,7 @@
 Reads of S3 objects go in ranges. A body that breaks half-way is continued where it broke, with ``Range`` and
 ``If-Match`` on the object's ETag, so that what comes out is one version of the object or an error; botocore's own
 retries end where the body begins. Server errors, throttling, time-outs and resets are borne with a jittered back-off
-for as long as :class:`Patience` says. Writes are whole or absent.
+for as long as :class:`RetryPolicy` says. Writes are whole or absent.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from dira_dist.config import RequestError
 from dira_dist.data.folder import LocalStore, ObjectInfo
-from dira_dist.data.patience import (
+from dira_dist.data.ranges import WHOLE, ObjectRange, RangeReader
+from dira_dist.data.retry import (
     ChangedObjectError,
     DeniedObjectError,
     MissingObjectError,
-    Patience,
+    Retrier,
+    RetryPolicy,
     StoreError,
-    Trouble,
     code_of,
     status_of,
 )
-from dira_dist.data.ranges import RangeReader
 
 __all__ = [
     "ChangedObjectError",
@@ -36,7 +36,7 @@ __all__ = [
     "LocalStore",
     "MissingObjectError",
     "ObjectInfo",
-    "Patience",
+    "RetryPolicy",
     "S3Store",
     "Store",
     "StoreError",
@@ -86,25 +86,11 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Removes an object; no error where there is none."""
 
-    def open(
-        self,
-        key: str,
-        *,
-        etag: str | None = None,
-        start: int = 0,
-        size: int | None = None,
-        cancelled: threading.Event | None = None,
-    ) -> BinaryIO:
-        """A forward reader from byte ``start``; trouble while reading shows in its ``read``.
-
-        Args:
-            etag: the version that is meant, where known; another one raises :class:`ChangedObjectError`.
-            size: the length that is meant, where known; another one raises :class:`ChangedObjectError`.
-            cancelled: when set (from another thread), ends any waiting with :class:`StoreError`.
-        """
+    def open(self, key: str, meant: ObjectRange = WHOLE) -> BinaryIO:
+        """A forward reader of what is ``meant``; trouble while reading shows in its ``read``."""
 
 
-def open_store(address: str, patience: Patience | None = None) -> Store:
+def open_store(address: str, retry: RetryPolicy | None = None) -> Store:
     """The store at ``s3://bucket/prefix``, ``file:///folder`` or a plain path. Touches nothing yet.
 
     Raises:
@@ -120,7 +106,7 @@ def open_store(address: str, patience: Patience | None = None) -> Store:
     bucket, _, prefix = rest.partition("/")
     if not bucket:
         raise RequestError(f"{address}: there is no bucket in it; write s3://bucket/prefix.")
-    return S3Store(bucket, prefix.strip("/"), patience or Patience(), address=address)
+    return S3Store(bucket, prefix.strip("/"), retry or RetryPolicy(), address=address)
 
 
 class S3Store:
@@ -129,7 +115,7 @@ class S3Store:
     Args:
         bucket: its name.
         prefix: without slashes at its ends; may be empty.
-        patience: how long trouble is borne.
+        retry: how long failures are retried.
         part_bytes: larger objects are written in parts of this size (5 MiB at least, says S3).
     """
 
@@ -137,13 +123,13 @@ class S3Store:
         self,
         bucket: str,
         prefix: str = "",
-        patience: Patience | None = None,
+        retry: RetryPolicy | None = None,
         *,
         address: str | None = None,
         part_bytes: int = PART_BYTES,
     ) -> None:
         self.bucket, self.prefix = bucket, prefix
-        self.patience = patience or Patience()
+        self.retry = retry or RetryPolicy()
         self._address = address or f"s3://{bucket}/{prefix}"
         self._part_bytes = part_bytes
 
@@ -162,16 +148,16 @@ class S3Store:
 
     @property
     def _client(self) -> "S3Client":
-        return _client(self.patience.connect_timeout_s, self.patience.read_timeout_s)
+        return _client(self.retry.connect_timeout_s, self.retry.read_timeout_s)
 
-    def _bear(self, what: str, action: "Callable[[S3Client], T]") -> T:
-        """Does ``action`` until it succeeds, fails for good, or patience ends."""
-        trouble = Trouble(what, self.patience)
+    def _retrying(self, what: str, action: "Callable[[S3Client], T]") -> T:
+        """Does ``action`` until it succeeds, fails for good, or its time is over."""
+        retrier = Retrier(what, self.retry)
         while True:
             try:
                 return action(self._client)
             except Exception as error:
-                trouble.wait(error)
+                retrier.wait(error)
 
     def read_bytes(self, key: str) -> bytes:
         with self.open(key) as stream:
@@ -179,7 +165,7 @@ class S3Store:
 
     def write_bytes(self, key: str, data: bytes) -> str:
         name = self._name(key)
-        answer = self._bear(f"write {self.join(key)}", lambda client: client.put_object(**name, Body=data))
+        answer = self._retrying(f"write {self.join(key)}", lambda client: client.put_object(**name, Body=data))
         return answer["ETag"].strip('"')
 
     def upload(self, key: str, path: str | os.PathLike[str]) -> str:
@@ -191,19 +177,19 @@ class S3Store:
             with path.open("rb") as body:  # anew for every try
                 return client.put_object(**self._name(key), Body=body)["ETag"].strip('"')
 
-        return self._bear(f"upload {self.join(key)}", put)
+        return self._retrying(f"upload {self.join(key)}", put)
 
     def _upload_in_parts(self, key: str, path: Path) -> str:
         name = self._name(key)
         what = f"upload {self.join(key)}"
-        upload_id = self._bear(what, lambda client: client.create_multipart_upload(**name))["UploadId"]
+        upload_id = self._retrying(what, lambda client: client.create_multipart_upload(**name))["UploadId"]
         try:
             with path.open("rb") as source:
                 parts: list[Any] = []
                 while data := source.read(self._part_bytes):
                     parts.append(self._upload_part(what, name, upload_id, len(parts) + 1, data))
             done = {**name, "UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
-            answer = self._bear(what, lambda client: client.complete_multipart_upload(**done))
+            answer = self._retrying(what, lambda client: client.complete_multipart_upload(**done))
         except BaseException:
             with contextlib.suppress(Exception):  # the server forgets unfinished parts by its own rules
                 self._client.abort_multipart_upload(**name, UploadId=upload_id)
@@ -212,7 +198,7 @@ class S3Store:
 
     def _upload_part(self, what: str, name: Mapping[str, Any], upload_id: str, number: int, data: bytes) -> Any:
         part = {**name, "UploadId": upload_id, "PartNumber": number, "Body": data}
-        answer = self._bear(f"{what}, part {number}", lambda client: client.upload_part(**part))
+        answer = self._retrying(f"{what}, part {number}", lambda client: client.upload_part(**part))
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -229,37 +215,26 @@ class S3Store:
 
     def _page(self, start: str, token: Mapping[str, Any]) -> Any:
         request = {"Bucket": self.bucket, "Prefix": start, "MaxKeys": PAGE_OBJECTS, **token}
-        return self._bear(f"list s3://{self.bucket}/{start}", lambda client: client.list_objects_v2(**request))
+        return self._retrying(f"list s3://{self.bucket}/{start}", lambda client: client.list_objects_v2(**request))
 
     def stat(self, key: str) -> ObjectInfo | None:
         name = self._name(key)
         try:
-            found = self._bear(f"look up {self.join(key)}", lambda client: client.head_object(**name))
+            found = self._retrying(f"look up {self.join(key)}", lambda client: client.head_object(**name))
         except MissingObjectError:
             return None
         return ObjectInfo(key, found["ContentLength"], found["ETag"].strip('"'))
 
     def delete(self, key: str) -> None:
         name = self._name(key)
-        self._bear(f"delete {self.join(key)}", lambda client: client.delete_object(**name))
+        self._retrying(f"delete {self.join(key)}", lambda client: client.delete_object(**name))
 
-    def open(
-        self,
-        key: str,
-        *,
-        etag: str | None = None,
-        start: int = 0,
-        size: int | None = None,
-        cancelled: threading.Event | None = None,
-    ) -> BinaryIO:
+    def open(self, key: str, meant: ObjectRange = WHOLE) -> BinaryIO:
         raw = RangeReader(
             lambda request: self._client.get_object(**self._name(key), **request),
             self.join(key),
-            self.patience,
-            etag=etag,
-            start=start,
-            size=size,
-            cancelled=cancelled,
+            self.retry,
+            meant,
         )
         return io.BufferedReader(raw, buffer_size=1 << 16)
 
@@ -295,7 +270,7 @@ def _new_client(connect_timeout_s: float, read_timeout_s: float) -> "S3Client":
     config = Config(
         connect_timeout=connect_timeout_s,
         read_timeout=read_timeout_s,
-        retries={"total_max_attempts": 1},  # every retry is ours, with one patience for all of them
+        retries={"total_max_attempts": 1},  # every retry is ours, under one policy for all of them
         max_pool_connections=64,
         request_checksum_calculation="when_required",  # trailers are beyond many servers that speak S3
         response_checksum_validation="when_required",
@@ -326,7 +301,7 @@ def asking(address: str) -> Iterator[Store]:
     Raises:
         RequestError: with the remedy, where a bucket does not answer what is asked.
     """
-    store = open_store(address, Patience(give_up_s=0.0, connect_timeout_s=5.0, read_timeout_s=10.0))
+    store = open_store(address, RetryPolicy(timeout_s=0.0, connect_timeout_s=5.0, read_timeout_s=10.0))
     try:
         yield store
     except StoreError as error:

@@ -1,48 +1,50 @@
-"""The stream: this worker's share of each global batch, decoded and stacked, ready for the device.
+"""The stream: this worker's part of each global batch, decoded and stacked, ready for the device.
 
-Every worker has equally many steps, and the concatenated shares of all workers are the same batches for any number of
-workers and loader processes (see :mod:`dira_dist.data.order`). A sample that cannot be decoded is counted and stands
-back for the next good one of its block, which depends on the set, the seed and the epoch alone.
+Every worker has equally many steps, and the local batches of all workers, one after the other, are the same global
+batches for any number of workers and loader processes (see :mod:`dira_dist.data.order`). A sample that cannot be
+decoded is counted and stands back for the next good one of its block, which depends on the set, the seed and the epoch
+alone.
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from functools import partial
 from typing import Annotated, Self
 
 from pydantic import Field
 
-from dira_dist.config import Section
-from dira_dist.data.batch import NO_SAMPLE, Batch, BatchIterator, Share, TooManyBadSamplesError
+from dira_dist.config import MAY_CHANGE, Section
+from dira_dist.data.batch import BatchIterator, LocalBatch
 from dira_dist.data.cache import CacheConfig
-from dira_dist.data.lanes import ShardSet, check_set
+from dira_dist.data.decode import SAMPLE_BUDGET_PX
+from dira_dist.data.lanes import ReadOptions, ShardSet, check_set
+from dira_dist.data.loading import Reading, batches_here, batches_of_processes, decode_threads, read_batches
 from dira_dist.data.order import MOST_LANES, Order, choose_lanes, part_of
 from dira_dist.data.shards import ShardSetIndex, read_index
-from dira_dist.data.shares import Reading, decode_threads, read_shares, shares_here, shares_of_processes
-from dira_dist.data.validation import ValidationStream
-
-__all__ = [
-    "NO_SAMPLE",
-    "Batch",
-    "CacheConfig",
-    "DataConfig",
-    "ShardStream",
-    "TooManyBadSamplesError",
-    "ValidationStream",
-    "check_set",
-    "choose_lanes",
-]
 
 
 class DataConfig(Section):
-    """Where the images come from and how they are read."""
+    """Where the images come from and how they are read.
 
-    train: Annotated[str, Field(description="shard set to train on: s3://bucket/prefix or a path")]
-    val: Annotated[str | None, Field(description="shard set to measure restoration on")] = None
+    The addresses of sets may change between two starts of a run: the digests of what lies there are compared instead.
+    """
+
+    train: Annotated[
+        str, Field(description="shard set to train on: s3://bucket/prefix or a path", json_schema_extra=MAY_CHANGE)
+    ]
+    val: Annotated[
+        str | None, Field(description="shard set to measure restoration on", json_schema_extra=MAY_CHANGE)
+    ] = None
     image_size: Annotated[int, Field(ge=32, description="side of the views, in pixels")] = 224
     global_batch: Annotated[int, Field(ge=1, description="samples per optimiser step, over all workers")] = 256
     loader_workers: Annotated[
-        int, Field(ge=0, description="processes per worker that read and decode; 0: threads of the worker itself")
+        int,
+        Field(
+            ge=0,
+            description="processes per worker that read and decode; 0: threads of the worker itself",
+            json_schema_extra=MAY_CHANGE,
+        ),
     ] = 4
     lanes: Annotated[
         int | None,
@@ -56,30 +58,51 @@ class DataConfig(Section):
         ),
     ] = 128
     bad_sample_budget: Annotated[
-        int, Field(ge=0, description="different corrupt samples that a worker may meet before the job fails")
+        int,
+        Field(
+            ge=0,
+            description="different corrupt samples that a worker may meet before the job fails",
+            json_schema_extra=MAY_CHANGE,
+        ),
     ] = 100
-    storage_patience_s: Annotated[
-        float, Field(ge=1, description="seconds of trouble with the storage, without progress, before the job fails")
+    storage_timeout_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            description="seconds of trouble with the storage, without progress, before the job fails",
+            json_schema_extra=MAY_CHANGE,
+        ),
     ] = 300.0
-    cache: Annotated[CacheConfig | None, Field(description="disk cache for sets in a bucket")] = None
+    cache: Annotated[
+        CacheConfig | None, Field(description="disk cache for sets in a bucket", json_schema_extra=MAY_CHANGE)
+    ] = None
+    sample_budget_px: int = Field(
+        SAMPLE_BUDGET_PX,
+        ge=32 * 32,
+        description="most pixels of the square (3D: cube) around a sample; one with a longer side is a bad sample",
+        json_schema_extra=MAY_CHANGE,
+    )
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the sets are read."""
+        names = {option.name for option in fields(ReadOptions)} & set(type(self).model_fields)
+        return ReadOptions(**{name: getattr(self, name) for name in names})
 
 
 class ShardStream(BatchIterator):
-    """This worker's shares of the global batches, without end. One pass; use it in a ``with`` or close it.
+    """This worker's parts of the global batches, without end. One pass; use it in a ``with`` or close it.
 
     Args:
         address: of the shard set.
+        options: how it is read.
         global_batch: samples per step over all workers; a multiple of ``lanes``.
         lanes: equal parts of an epoch; left out: chosen for ``global_batch``. The order depends on it.
         seed: of the order.
         rank: of this worker.
-        world_size: number of workers; ``lanes`` at most. Shares are equal where it divides ``lanes``.
+        world_size: number of workers; ``lanes`` at most. Local batches are of one size where it divides ``lanes``.
         start_sample: samples consumed so far, over all workers; a multiple of ``lanes``.
         shuffle_window: neighbouring samples of a lane that are shuffled. The order depends on it.
-        loader_workers: processes that read and decode; 0: threads of this one.
-        bad_sample_budget: different corrupt samples that may be met.
-        storage_patience_s: seconds of trouble with the storage, without progress, before it raises.
-        cache: disk cache, for sets in a bucket.
         index: of the set, where it has been read already.
 
     Raises:
@@ -96,6 +119,7 @@ class ShardStream(BatchIterator):
     def __init__(
         self,
         address: str,
+        options: ReadOptions | None = None,
         *,
         global_batch: int,
         lanes: int | None = None,
@@ -104,23 +128,19 @@ class ShardStream(BatchIterator):
         world_size: int = 1,
         start_sample: int = 0,
         shuffle_window: int = 128,
-        loader_workers: int = 0,
-        bad_sample_budget: int = 100,
-        storage_patience_s: float = 300.0,
-        cache: CacheConfig | None = None,
         index: ShardSetIndex | None = None,
     ) -> None:
-        index = index or read_index(address)
+        options, index = options or ReadOptions(), index or read_index(address)
         lanes = lanes or choose_lanes([global_batch])
         check_set(address, index, global_batch=global_batch, lanes=lanes, workers=world_size)
         assert 0 <= rank < world_size and start_sample % lanes == 0, (rank, world_size, start_sample, lanes)
         self.order = Order([shard.samples for shard in index.shards], lanes=lanes, window=shuffle_window, seed=seed)
         self.index = index
-        shards = ShardSet(address, index, cache=cache, patience_s=storage_patience_s)
+        shards = ShardSet(address, index, options)
         self._reading = Reading(shards, self.order, start_sample, global_batch)
         self._lanes = part_of(world_size, rank, range(lanes))
-        self._processes = min(loader_workers, len(self._lanes))
-        super().__init__(address, bad_sample_budget, shares_per_batch=max(1, self._processes))
+        self._processes = min(options.loader_workers, len(self._lanes))
+        super().__init__(address, options.bad_sample_budget, parts_per_batch=max(1, self._processes))
 
     @classmethod
     def from_config(
@@ -138,6 +158,7 @@ class ShardStream(BatchIterator):
         """The stream of a job's training set; ``global_batch`` and ``lanes`` of the stage go before the section's."""
         return cls(
             config.train,
+            config.read_options,
             global_batch=global_batch or config.global_batch,
             lanes=lanes or config.lanes,
             seed=seed,
@@ -145,10 +166,6 @@ class ShardStream(BatchIterator):
             world_size=world_size,
             start_sample=start_sample,
             shuffle_window=config.shuffle_window,
-            loader_workers=config.loader_workers,
-            bad_sample_budget=config.bad_sample_budget,
-            storage_patience_s=config.storage_patience_s,
-            cache=config.cache,
             index=index,
         )
 
@@ -162,8 +179,8 @@ class ShardStream(BatchIterator):
         """Global batches of an epoch; the last one may reach into the next epoch."""
         return self.order.samples_per_epoch / self._reading.global_batch
 
-    def _open(self) -> AbstractContextManager[Iterator[Share]]:
+    def _open(self) -> AbstractContextManager[Iterator[LocalBatch]]:
         if self._processes:
-            return shares_of_processes(self._reading, self._lanes, self._processes)
+            return batches_of_processes(self._reading, self._lanes, self._processes)
         # without a reference to this stream, which would keep its thread and itself alive when it is dropped
-        return shares_here(partial(read_shares, self._reading, self._lanes, decode_threads()))
+        return batches_here(partial(read_batches, self._reading, self._lanes, decode_threads()))

@@ -1,8 +1,10 @@
-"""The one undistorted view by which an encoder is judged and used: resized, cut to its centre, scaled to [0, 1].
+"""The one undistorted view by which an encoder is evaluated and used: resized, cut to its centre, scaled to [0, 1].
 
 This file imports torch alone. A copy of it travels with every registered model, so that what the model does to images
 elsewhere is what was done to them here.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,38 +14,47 @@ _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def center_view(images: Tensor, image_size: int, in_channels: int) -> Tensor:
-    """The shorter side resized to ``image_size`` px, and the centre square of it.
+def center_view(images: Tensor, image_size: int | Sequence[int], in_channels: int) -> Tensor:
+    """Images resized until they just cover the view, and the centre of that.
 
     Args:
-        images: ``(B, C, H, W)`` with C 1 or 3, uint8, uint16, or floating point in [0, 1].
-        image_size: side of the view in pixels.
-        in_channels: channels of the view, 1 or 3. Grey is repeated, colour becomes its luma.
+        images: ``(B, C, H, W)`` or ``(B, C, D, H, W)`` with C 1, 3 or ``in_channels``; uint8, uint16, or floating point
+            in [0, 1].
+        image_size: pixels of the view, a side or one for each axis.
+        in_channels: channels of the view. Grey is repeated to three, colour becomes its luma.
 
     Returns:
-        ``(B, in_channels, image_size, image_size)`` float32 in [0, 1].
+        ``(B, in_channels, *image_size)`` float32 in [0, 1].
 
     Raises:
         ValueError: if the images have another number of axes or channels, or another type.
     """
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images of shape {tuple(images.shape)}; allowed is (B, C, H, W) with C 1 (grey) or 3 (RGB)")
+    axes = images.ndim - 2
+    if axes not in (2, 3) or images.shape[1] not in {1, 3, in_channels}:
+        raise ValueError(
+            f"images of shape {tuple(images.shape)}; allowed is (B, C, H, W) or (B, C, D, H, W) with C 1 (grey), "
+            f"3 (RGB) or {in_channels}"
+        )
     if not images.is_floating_point() and images.dtype not in _WHITE:
         raise ValueError(f"images of type {images.dtype}; allowed are uint8, uint16 and floating point in [0, 1]")
-    view = images.to(torch.float32) / _WHITE.get(images.dtype, 1.0)
-    view = _with_channels(view, in_channels)
-    height, width = view.shape[2:]
-    scale = image_size / min(height, width)
-    size = [max(image_size, round(height * scale)), max(image_size, round(width * scale))]
-    if size != [height, width]:
-        view = functional.interpolate(view, size, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (size[0] - image_size) // 2, (size[1] - image_size) // 2
-    return view[:, :, top : top + image_size, left : left + image_size]
+    view = _with_channels(images.to(torch.float32) / _WHITE.get(images.dtype, 1.0), in_channels)
+    wanted = (image_size,) * axes if isinstance(image_size, int) else tuple(image_size)
+    found = tuple(view.shape[2:])
+    scale = max(side / length for side, length in zip(wanted, found, strict=True))
+    size = tuple(max(side, round(length * scale)) for side, length in zip(wanted, found, strict=True))
+    if size != found:
+        smooth = {"mode": "bilinear", "antialias": True} if axes == 2 else {"mode": "trilinear"}
+        view = functional.interpolate(view, size, align_corners=False, **smooth)
+    for axis, (side, length) in enumerate(zip(wanted, size, strict=True), start=2):
+        view = view.narrow(axis, (length - side) // 2, side)
+    return view
 
 
 def _with_channels(images: Tensor, channels: int) -> Tensor:
     if images.shape[1] == channels:
         return images
-    if channels == 3:
-        return images.expand(-1, 3, -1, -1)
-    return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    if images.shape[1] == 1:
+        return images.expand(-1, channels, *images.shape[2:])
+    if channels != 1:
+        raise ValueError(f"images with {images.shape[1]} channels; the network takes {channels}")
+    return (images * images.new_tensor(_LUMA).view(1, 3, *(1,) * (images.ndim - 2))).sum(dim=1, keepdim=True)

@@ -1,30 +1,41 @@
-"""The sections of a job that say when and on what networks are judged; what does it is imported where it is done."""
+"""The sections of a job that say when and on what networks are evaluated; what does it is imported where it is done."""
 
 import posixpath
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dira_dist.config import Section
+from dira_dist.config import MAY_CHANGE, MAY_CHANGE_IN_RUN, Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class EvaluationConfig(Section):
-    """When and how checkpoints are judged on ``data.val`` and ``probe``, in a task beside the training."""
+    """When and how checkpoints are evaluated on ``data.val`` and ``probe``, in a task beside the training."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="optimiser steps between two judgements; left out, only before and after each stage"
+        None,
+        description="optimiser steps between two evaluations; left out, only before and after each stage",
+        json_schema_extra=MAY_CHANGE_IN_RUN,  # trials of a search are evaluated at the same steps
     )
-    threads: int = Field(2, ge=1, description="CPU threads of the judging task, beside what resources gives to workers")
+    threads: int = Field(
+        2,
+        ge=1,
+        description="CPU threads of the evaluating task, beside what resources gives to workers",
+        json_schema_extra=MAY_CHANGE,
+    )
 
 
 class ProbeConfig(Section):
-    """Labelled shard sets on which the frozen encoder is judged."""
+    """Labelled shard sets on which the frozen encoder is evaluated."""
 
-    train: str = Field(description="address of the labelled shard set the probes learn from")
-    val: str = Field(description="address of the labelled shard set they are judged on")
+    train: str = Field(
+        description="address of the labelled shard set the probes learn from", json_schema_extra=MAY_CHANGE
+    )
+    val: str = Field(
+        description="address of the labelled shard set they are evaluated on", json_schema_extra=MAY_CHANGE
+    )
     label: str = Field(description="name of the label; a value like `a|b` or a list means several at once")
     k: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         (5, 20, 100), description="neighbours of the k-NN probe; of several, the number that is best within probe.train"

@@ -7,11 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dira_dist.evaluation.center_view import center_view
-
-
-def pooled(maps: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """The last feature map ``(B, C, *S)`` averaged over its places: ``(B, C)`` float32."""
-    return maps[-1].float().flatten(2).mean(dim=2)
+from dira_dist.models.backbone import Size
+from dira_dist.models.precision import average_over_positions
 
 
 @torch.no_grad()
@@ -19,7 +16,7 @@ def extract_features(
     encoder: nn.Module,
     batches: Iterable[Tensor | tuple[Tensor, Tensor]],
     *,
-    image_size: int,
+    image_size: Size,
     in_channels: int,
     device: torch.device | str,
 ) -> Tensor:
@@ -29,9 +26,9 @@ def extract_features(
 
     Args:
         encoder: returns a list of feature maps, the deepest last, as the encoders of segmentation_models_pytorch do.
-        batches: images ``(B, C, H, W)``, uint8, uint16 or floating point in [0, 1]; or pairs of images padded at
-            bottom and right to the batch's largest and their sizes ``(B, 2)`` in pixels (height, width).
-        image_size: side of the centre view in pixels.
+        batches: images ``(B, C, *S)``, uint8, uint16 or floating point in [0, 1]; or pairs of images padded at the ends
+            of their axes to the batch's largest and their sizes ``(B, n)`` in pixels.
+        image_size: pixels of the centre view, a side or one for each axis.
         in_channels: of the encoder.
         device: where to compute.
 
@@ -39,21 +36,24 @@ def extract_features(
         ``(N, C)`` float32.
     """
     with frozen(encoder):
-        parts = [pooled(encoder(views(batch, image_size, in_channels, device))).cpu() for batch in batches]
+        parts = [
+            average_over_positions(encoder(views(batch, image_size, in_channels, device))[-1]).cpu()
+            for batch in batches
+        ]
     return torch.cat(parts) if parts else torch.empty(0, 0)
 
 
 def views(
-    batch: Tensor | tuple[Tensor, Tensor], image_size: int, in_channels: int, device: torch.device | str
+    batch: Tensor | tuple[Tensor, Tensor], image_size: Size, in_channels: int, device: torch.device | str
 ) -> Tensor:
-    """Centre views ``(B, in_channels, image_size, image_size)`` of a batch as :func:`extract_features` takes them."""
+    """Centre views ``(B, in_channels, *image_size)`` of a batch as :func:`extract_features` takes them."""
     if isinstance(batch, Tensor):
         return center_view(batch.to(device), image_size, in_channels)
     images, sizes_px = batch
-    sizes = [(int(height), int(width)) for height, width in sizes_px.tolist()]
+    sizes = [tuple(size) for size in sizes_px.tolist()]
     if all(size == tuple(images.shape[2:]) for size in sizes):
         return center_view(images.to(device), image_size, in_channels)
-    own = [image[None, :, :height, :width].to(device) for image, (height, width) in zip(images, sizes, strict=True)]
+    own = [image[(None, slice(None), *map(slice, size))].to(device) for image, size in zip(images, sizes, strict=True)]
     return torch.cat([center_view(image, image_size, in_channels) for image in own])
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 from dira_dist.config import RequestError
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.logistic import BoolArray, FloatArray, IntArray, choose_and_fit
+from dira_dist.metrics import COMMON_GROUPS, KNN_ACCURACY, KNN_AUROC, KNN_K, PROBE_ACCURACY, PROBE_AUROC, Metric
 
 Kind = Literal["binary", "multiclass", "multilabel"]
 
@@ -85,7 +86,7 @@ def encode_labels(
         val_groups: likewise.
 
     Raises:
-        RequestError: with fewer than two classes, or where no class can be judged; see :func:`shared_classes`.
+        RequestError: with fewer than two classes, or where no class can be evaluated; see :func:`shared_classes`.
     """
     absent = sum(value is None for value in (*train, *val))
     if absent:
@@ -100,21 +101,21 @@ def encode_labels(
         raise RequestError(
             f"probe.label: {label!r} has one class only ({', '.join(classes) or 'none'}); give a label with two or more"
         )
-    judged = [
+    evaluated = [
         column
         for column in range(len(classes))
         if all(0 < matrix[:, column].sum() < len(matrix) for matrix in matrices)
     ]
-    if not judged or (not several and len(judged) < len(classes)):
-        wrong = [name for column, name in enumerate(classes) if column not in judged]
+    if not evaluated or (not several and len(evaluated) < len(classes)):
+        wrong = [name for column, name in enumerate(classes) if column not in evaluated]
         raise RequestError(
             f"probe.label: {label!r}: {', '.join(wrong)} does not stand beside another class in both probe.train and "
             "probe.val; give sets that hold samples of each class"
         )
     kind: Kind = "multilabel" if several else "binary" if len(classes) == 2 else "multiclass"
-    kept = [matrix[:, judged] for matrix in matrices]
+    kept = [matrix[:, evaluated] for matrix in matrices]
     groups = [_numbered(train_groups, len(train)), _numbered(val_groups, len(val))]
-    return Targets(kind, tuple(classes[column] for column in judged), kept[0], kept[1], *groups)
+    return Targets(kind, tuple(classes[column] for column in evaluated), kept[0], kept[1], *groups)
 
 
 def _numbered(groups: Sequence[str] | None, count: int) -> IntArray:
@@ -153,9 +154,9 @@ def apart(train_groups: Sequence[str], val_groups: Sequence[str]) -> tuple[IntAr
 def shared_classes(
     train: Sequence[Any], val: Sequence[Any], label: str = "label"
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which samples a probe learns from and is judged on: those of classes that both sets hold.
+    """Which samples a probe learns from and is evaluated on: those of classes that both sets hold.
 
-    A class that one of the sets lacks, as a rare one easily does after a split by patient, can be judged by nobody. Its
+    A class that one of the sets lacks, as a rare one easily does after a split by patient, cannot be evaluated. Its
     samples are left out of both sets, so that accuracy and AUROC are those of a label that has the other classes only.
     Labels with several classes at once keep all samples; there :func:`encode_labels` leaves the class itself out.
 
@@ -421,18 +422,19 @@ def probe_metrics(config: ProbeConfig, train: LabelledSet, val: LabelledSet) -> 
     k = choose_k(train.features, targets, config.neighbours, config.temperature)
     features, resamples = (train.features, val.features), config.bootstrap
     nearest = knn_probe(*features, targets, k=k, temperature=config.temperature, bootstrap=resamples)
-    metrics = {"probe/common_groups": common, "probe/knn_accuracy": nearest.accuracy, "probe/knn_k": float(k)}
-    metrics |= _auroc_metrics("probe/knn_auroc", nearest, config)
+    metrics = {COMMON_GROUPS.name: common, KNN_ACCURACY.name: nearest.accuracy, KNN_K.name: float(k)}
+    metrics |= _auroc_metrics(KNN_AUROC, "", nearest, config)
     for fraction, suffix in _fractions(config):
         linear = linear_probe(*features, targets, fraction=fraction, draws=config.label_draws, bootstrap=resamples)
-        metrics |= {f"probe/accuracy{suffix}": linear.accuracy}
-        metrics |= _auroc_metrics(f"probe/auroc{suffix}", linear, config)
+        metrics |= {PROBE_ACCURACY.of(suffix): linear.accuracy}
+        metrics |= _auroc_metrics(PROBE_AUROC, suffix, linear, config)
     return metrics
 
 
-def _auroc_metrics(name: str, scores: Scores, config: ProbeConfig) -> dict[str, float]:
-    found = {"": scores.auroc, "_low": scores.low, "_high": scores.high, "_spread": scores.spread}
-    return {f"{name}{end}": value for end, value in found.items() if f"{name}{end}" in probe_metric_names(config)}
+def _auroc_metrics(family: Metric, suffix: str, scores: Scores, config: ProbeConfig) -> dict[str, float]:
+    ends = {"": scores.auroc, "_low": scores.low, "_high": scores.high, "_spread": scores.spread}
+    found = {family.of(f"{suffix}{end}"): value for end, value in ends.items()}
+    return {name: value for name, value in found.items() if name in probe_metric_names(config)}
 
 
 def class_names(labels: Sequence[Any]) -> list[str]:
@@ -443,11 +445,12 @@ def class_names(labels: Sequence[Any]) -> list[str]:
 def probe_metric_names(config: ProbeConfig) -> list[str]:
     """Names of the figures that :func:`probe_metrics` gives."""
     interval = ("_low", "_high") if config.bootstrap else ()
-    names = ["probe/common_groups", "probe/knn_accuracy", "probe/knn_k"]
-    names += [f"probe/knn_auroc{end}" for end in ("", *interval)]
+    names = [COMMON_GROUPS.name, KNN_ACCURACY.name, KNN_K.name]
+    names += [KNN_AUROC.of(end) for end in ("", *interval)]
     for fraction, suffix in _fractions(config):
         spread = ("_spread",) if fraction < 1 and config.label_draws > 1 else ()
-        names += [f"probe/accuracy{suffix}", *(f"probe/auroc{suffix}{end}" for end in ("", *interval, *spread))]
+        names.append(PROBE_ACCURACY.of(suffix))
+        names += [PROBE_AUROC.of(f"{suffix}{end}") for end in ("", *interval, *spread)]
     return names
 
 

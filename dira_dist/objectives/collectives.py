@@ -51,7 +51,7 @@ class GlobalBatch:
         return len(self.sizes)
 
     @property
-    def share_weight(self) -> float:
+    def local_weight(self) -> float:
         """Makes the mean over workers of per-worker means the mean over samples; 1 where shares are equal."""
         return self.world_size * self.local_size / self.samples
 
@@ -137,11 +137,11 @@ class RowExchange:
         sent = tuple(_dealt(batch, batch.rank, receiver, shift) for receiver in ranks)
         return cls(order, sent, tuple(_dealt(batch, sender, batch.rank, shift) for sender in ranks))
 
-    def there(self, rows: Tensor) -> Tensor:
+    def shuffle(self, rows: Tensor) -> Tensor:
         """The rows dealt to this worker."""
         return _all_to_all(rows[self.order], self.sent, self.received)
 
-    def back(self, rows: Tensor) -> Tensor:
+    def unshuffle(self, rows: Tensor) -> Tensor:
         """What became of this worker's own rows, in their own order."""
         returned = _all_to_all(rows, self.received, self.sent)
         own = torch.empty_like(returned)

@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dira_dist.config import Section
+from dira_dist.metrics import LOSS, TRAIN, WEIGHTED, Mode
 
-Mode = Literal["max", "min"]
 Choice = str | int | float | bool
 
 # Figures of a training step. A search that minimises the weighted total is won by the smallest weights, and an
 # unweighted loss by the weights that leave all others alone.
-OF_TRAINING = ("train/", "loss/", "weighted/", "total", "loss")
+OF_TRAINING = (TRAIN, LOSS.name.removeprefix(TRAIN), WEIGHTED.name.removeprefix(TRAIN), "total", "loss")
 
 
 class Dimension(Section):
@@ -43,13 +43,14 @@ def _check_bounds(low: float, high: float, scale: str) -> None:
 
 
 class SearchConfig(Section):
-    """How a search goes through its space and by what it judges."""
+    """How a search goes through its space and by what it evaluates."""
 
     space: dict[str, Dimension] = Field(
         min_length=1, description="dotted keys of base, such as loss_weights.restorative, and what each may be"
     )
     metric: str | tuple[str, ...] | None = Field(
-        None, description="figures to judge by; probe/auroc where base has a probe, else val/rankme. Several: a front"
+        None,
+        description="what compares trials; probe/auroc where base has a probe, else val/rankme. Several: a front",
     )
     mode: Mode | tuple[Mode, ...] | None = Field(
         None, description="max or min for each metric; left out, what is better of a figure that the project knows"
@@ -78,7 +79,7 @@ class SearchConfig(Section):
                 raise ValueError(
                     f"found metric {metric!r}; a training loss is no measure of a search over its weights: the weights "
                     "rescale the total, so that the smallest would win, and each loss is lowest where the others weigh "
-                    "nothing. Judge by the representation: probe/auroc or val/rankme"
+                    "nothing. Evaluator by the representation: probe/auroc or val/rankme"
                 )
         if self.metrics is not None and (not self.metrics or len(set(self.metrics)) < len(self.metrics)):
             raise ValueError(f"found metric {list(self.metrics)}; give one metric, or several different ones")

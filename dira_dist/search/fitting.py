@@ -11,7 +11,7 @@ EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
-class Share:
+class ResourceRequest:
     """What one process of a trial takes."""
 
     cpus: float
@@ -30,7 +30,7 @@ class Node:
     cpus: float
     gpus: list[float] = field(default_factory=list)
 
-    def take(self, share: Share) -> bool:
+    def take(self, share: ResourceRequest) -> bool:
         """Give a share out if it is there."""
         if self.cpus + EPSILON < share.cpus or not self._take_gpus(share.gpus):
             return False
@@ -50,7 +50,7 @@ class Node:
         return True
 
 
-def trials_that_fit(nodes: Sequence[tuple[float, int]], trial: Sequence[Share], most: int = 10_000) -> int:
+def trials_that_fit(nodes: Sequence[tuple[float, int]], trial: Sequence[ResourceRequest], most: int = 10_000) -> int:
     """How many trials run side by side.
 
     Args:

@@ -23,7 +23,7 @@ class Trial:
         params: values by dotted key.
         seed: of the job where it repeats the configuration with another one; None in the search itself.
         reason: why it stopped or failed, in words.
-        history: step and figures of each judgement, in the order of their steps.
+        history: step and figures of each evaluation, in the order of their steps.
         run_id: MLflow run; empty without tracking.
         total_steps: optimiser steps of the whole training; None in records of versions that did not write them down.
     """
@@ -40,7 +40,7 @@ class Trial:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Figures of the last judgement; the last, not the best of many, which would flatter the noisiest."""
+        """Figures of the last evaluation; the last, not the best of many, which would flatter the noisiest."""
         return self.history[-1][1] if self.history else {}
 
     @property
@@ -48,31 +48,31 @@ class Trial:
         return self.history[-1][0] if self.history else 0
 
     @property
-    def judged_at_end(self) -> bool:
-        """Trained to its end and judged there: figures of an earlier step are not what the others are compared by."""
+    def evaluated_at_end(self) -> bool:
+        """Trained to its end and evaluated there: figures of an earlier step are not comparable with the others'."""
         return self.status == "finished" and self.total_steps in (None, self.step)
 
     @property
-    def not_judged_at_end(self) -> str:
-        """That it was trained to its end and not judged there, in words; empty where that is not so."""
-        if self.status != "finished" or self.judged_at_end:
+    def not_evaluated_at_end(self) -> str:
+        """That it was trained to its end and not evaluated there, in words; empty where that is not so."""
+        if self.status != "finished" or self.evaluated_at_end:
             return ""
-        last = f"its last judgement is of step {self.step}" if self.history else "it has no judgement"
-        return f"trained for {self.total_steps} steps and not judged at its end ({last})"
+        last = f"its last evaluation is of step {self.step}" if self.history else "it has no evaluation"
+        return f"trained for {self.total_steps} steps and not evaluated at its end ({last})"
 
     @property
     def settled(self) -> bool:
         """Nothing more is to be done: a failed trial is tried again when the search is started again."""
         return self.status in SETTLED
 
-    def judged(self, step: int, metrics: dict[str, float]) -> "Trial":
-        """With one more judgement, in the place of one of the same step."""
+    def evaluated(self, step: int, metrics: dict[str, float]) -> "Trial":
+        """With one more evaluation, in the place of one of the same step."""
         others = [each for each in self.history if each[0] != step]
         return replace(self, history=sorted([*others, (step, dict(metrics))], key=lambda each: each[0]))
 
 
 @dataclass(frozen=True)
-class SearchRecord:
+class SearchState:
     """A search as it is kept in its folder.
 
     Attributes:
@@ -81,8 +81,8 @@ class SearchRecord:
         run_id: parent run in MLflow; empty without tracking.
         trials: those of the search and the repetitions of the best, in the order in which they were begun.
         outcome: what the finished search reported; empty while it is not.
-        judged_on: digests of the sets that trials are judged on, by the names that a job's ``shard_sets`` gives them;
-            empty in the records of versions that did not write them down.
+        evaluated_on: digests of the sets that trials are evaluated on, by the names that a job's ``shard_sets`` gives
+            them; empty in the records of versions that did not write them down.
     """
 
     job: dict[str, Any]
@@ -90,23 +90,23 @@ class SearchRecord:
     run_id: str = ""
     trials: tuple[Trial, ...] = ()
     outcome: dict[str, Any] = field(default_factory=dict)
-    judged_on: dict[str, str] = field(default_factory=dict)
+    evaluated_on: dict[str, str] = field(default_factory=dict)
 
     def write(self, store: Store) -> None:
         store.write_bytes(FILE_NAME, json.dumps(asdict(self), indent=1).encode())
 
-    def with_trial(self, trial: Trial) -> "SearchRecord":
+    def with_trial(self, trial: Trial) -> "SearchState":
         """With this trial in the place of the one of its name, or at the end."""
         known = {each.name: each for each in self.trials} | {trial.name: trial}
         return replace(self, trials=tuple(known.values()))
 
 
-def read_search(store: Store) -> SearchRecord | None:
+def read_search(store: Store) -> SearchState | None:
     """The search in a store, or none where none was started."""
     if store.stat(FILE_NAME) is None:
         return None
     found = json.loads(store.read_bytes(FILE_NAME))
-    return SearchRecord(**{**found, "trials": tuple(_trial(**each) for each in found["trials"])})
+    return SearchState(**{**found, "trials": tuple(_trial(**each) for each in found["trials"])})
 
 
 def of_search(trials: Iterable[Trial]) -> list[Trial]:

@@ -14,7 +14,7 @@ def describe(trials: Sequence[Trial], planned: int, goal: Goal, left_s: float | 
     Args:
         trials: all that were begun.
         planned: trials and repetitions that there will be in all.
-        goal: by what is judged.
+        goal: by what is evaluated.
         left_s: seconds, where it can be told.
     """
     counts = Counter(trial.status for trial in trials)
@@ -24,8 +24,8 @@ def describe(trials: Sequence[Trial], planned: int, goal: Goal, left_s: float | 
     metric = goal.metrics[0]
     if best := ranked(trials, goal):
         line += f"; best {metric} {best[0].metrics[metric]:.4g} (trial {best[0].number})"
-    elif judged := [trial for trial in of_search(trials) if goal.scores(trial.metrics)]:
-        sofar = max(judged, key=lambda trial: goal.scores(trial.metrics) or ())
+    elif evaluated := [trial for trial in of_search(trials) if goal.scores(trial.metrics)]:
+        sofar = max(evaluated, key=lambda trial: goal.scores(trial.metrics) or ())
         line += f"; best so far {metric} {sofar.metrics[metric]:.4g} (trial {sofar.number}, step {sofar.step})"
     return line + (f"; {timedelta(seconds=int(left_s))} left" if left_s is not None else "")
 
@@ -33,7 +33,7 @@ def describe(trials: Sequence[Trial], planned: int, goal: Goal, left_s: float | 
 def seconds_left(
     elapsed_s: float, steps_done: int, trials: Sequence[Trial], planned: int, total_steps: int
 ) -> float | None:
-    """By the pace in optimiser steps of all trials together, or none before the first judgement.
+    """By the pace in optimiser steps of all trials together, or none before the first evaluation.
 
     Trials to come are taken to be as long as those that ended were on average, for some will be stopped early.
 

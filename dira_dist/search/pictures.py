@@ -25,21 +25,21 @@ PUBLISHED: dict[str, Any] = {"marker": "*", "s": 180, "color": "crimson", "zorde
 
 
 def search_pictures(trials: Sequence[Trial], goal: Goal, space: Mapping[str, Dimension]) -> dict[str, Picture]:
-    """All pictures of what was judged so far, by name; none before the first judgement.
+    """All pictures of what was evaluated so far, by name; none before the first evaluation.
 
     Args:
         trials: of the search; repetitions are left out.
         goal: its figures.
         space: its keys; those on a log scale are drawn on one.
     """
-    judged = [trial for trial in of_search(trials) if goal.scores(trial.metrics) is not None]
-    if not judged:
+    evaluated = [trial for trial in of_search(trials) if goal.scores(trial.metrics) is not None]
+    if not evaluated:
         return {}
-    pictures = {"parallel coordinates": parallel_coordinates(judged, goal, space)}
+    pictures = {"parallel coordinates": parallel_coordinates(evaluated, goal, space)}
     for metric in goal.metrics:
-        pictures[f"{metric} against each key"] = against_each_key(judged, metric, space)
+        pictures[f"{metric} against each key"] = against_each_key(evaluated, metric, space)
     if len(goal.metrics) > 1:
-        pictures["pareto front"] = pareto_front(judged, goal)
+        pictures["pareto front"] = pareto_front(evaluated, goal)
     return pictures
 
 
@@ -59,7 +59,7 @@ def parallel_coordinates(trials: Sequence[Trial], goal: Goal, space: Mapping[str
             if published
             else {"color": _colour(leading[place]), "linewidth": 1.2}
         )
-        axes.plot(heights[:, place], linestyle="-" if trial.judged_at_end else ":", **style)
+        axes.plot(heights[:, place], linestyle="-" if trial.evaluated_at_end else ":", **style)
     for column, name in enumerate(columns):
         axes.axvline(column, color="grey", linewidth=0.8)
         for height, text in places[name][1]:
@@ -67,12 +67,12 @@ def parallel_coordinates(trials: Sequence[Trial], goal: Goal, space: Mapping[str
     axes.set_xticks(range(len(columns)), list(columns), fontsize=8, rotation=15)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.6)
-    axes.set_title("red: published weights; dotted: not judged at their end", fontsize=8)
+    axes.set_title("red: published weights; dotted: not evaluated at their end", fontsize=8)
     return _drawn(figure)
 
 
 def against_each_key(trials: Sequence[Trial], metric: str, space: Mapping[str, Dimension]) -> Picture:
-    """A scatter plot for each key; trials that were not judged at their end are hollow."""
+    """A scatter plot for each key; trials that were not evaluated at their end are hollow."""
     figure = Figure(figsize=(3.4 * len(space), 3.4), layout="constrained")
     row = figure.subplots(1, len(space), squeeze=False)[0]
     for axes, (key, dimension) in zip(row, space.items(), strict=True):
@@ -108,7 +108,7 @@ def pareto_front(trials: Sequence[Trial], goal: Goal) -> Picture:
 def _scatter(axes: Axes, points: Sequence[tuple[Any, float, Trial]], published: bool) -> None:
     for x, y, trial in points:
         x = x if isinstance(x, int | float) and not isinstance(x, bool) else str(x)
-        face = "C0" if trial.judged_at_end else "none"
+        face = "C0" if trial.evaluated_at_end else "none"
         style: dict[str, Any] = PUBLISHED if published else {"s": 36, "facecolors": face, "edgecolors": "C0"}
         axes.scatter([x], [y], **style)
         axes.annotate(str(trial.number), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)

@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from dira_dist.search.config import Mode
+from dira_dist.metrics import Mode
 from dira_dist.search.ledger import Trial, of_search
 
 CONFIRMED = 3
@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Goal:
-    """By what trials are judged: figures, and for each whether more or less of it is better. The first one leads."""
+    """By what trials are evaluated: figures, and for each whether more or less of it is better. The first one leads."""
 
     metrics: tuple[str, ...]
     modes: tuple[Mode, ...]
@@ -37,11 +37,11 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def fronts(trials: Sequence[Trial], goal: Goal) -> Iterator[list[Trial]]:
-    """Trials that were judged at their end in layers: what no other dominates, then what only the first layer does, ...
+    """Trials that were evaluated at their end in layers: what no other dominates, then what only these do, ...
 
     With one metric each layer is one value. The order inside a layer is by the first metric, then by number.
     """
-    scored = {trial.name: (trial, goal.scores(trial.metrics)) for trial in of_search(trials) if trial.judged_at_end}
+    scored = {trial.name: (trial, goal.scores(trial.metrics)) for trial in of_search(trials) if trial.evaluated_at_end}
     left = {name: (trial, scores) for name, (trial, scores) in scored.items() if scores is not None}
     while left:
         layer = [
@@ -55,7 +55,7 @@ def fronts(trials: Sequence[Trial], goal: Goal) -> Iterator[list[Trial]]:
 
 
 def ranked(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
-    """Trials of the search that were judged at their end, best first."""
+    """Trials of the search that were evaluated at their end, best first."""
     return [trial for layer in fronts(trials, goal) for trial in layer]
 
 
@@ -117,14 +117,14 @@ class Ranking:
     """What a search found.
 
     Attributes:
-        goal: by what it judged.
-        best: trials that were judged at their end, best first.
+        goal: by what it evaluated.
+        best: trials that were evaluated at their end, best first.
         front: names of those that no other dominates.
         comparisons: by name of a repeated trial and metric, with the published weights.
         means: by name of a repeated trial, its first metric's mean over the further seeds that all repeated ones have.
         shared_seeds: how many these are.
         winner: the trial whose weights are kept.
-        unranked: trials that were trained to their end and not judged there.
+        unranked: trials that were trained to their end and not evaluated there.
     """
 
     goal: Goal
@@ -137,7 +137,7 @@ class Ranking:
     unranked: list[Trial]
 
     def table(self) -> Iterator[str]:
-        """Markdown: a row for each trial that was judged at its end, the best first."""
+        """Markdown: a row for each trial that was evaluated at its end, the best first."""
         keys = list(dict.fromkeys(key for trial in self.best for key in trial.params))
         against = [f"{metric} against published" for metric in self.goal.metrics]
         head = ["trial", *keys, *self.goal.metrics, *against, ""]
@@ -170,7 +170,7 @@ class Ranking:
         """What the table leaves out, in words."""
         for trial in self.unranked:
             what = f"trial {trial.number}" + (f" with seed {trial.seed}" if trial.seed is not None else "")
-            yield f"{what}: {trial.not_judged_at_end}; it is not ranked"
+            yield f"{what}: {trial.not_evaluated_at_end}; it is not ranked"
 
     def verdict(self) -> str:
         """In one sentence, what the search is worth."""
@@ -193,11 +193,9 @@ class Ranking:
         """That nothing can be said against the published weights, where that is so."""
         published = next((trial for trial in self.best if trial.number == 0), None)
         if published is None:
-            return "; the published weights were not judged at their end, so that nothing is compared with them"
+            return "; the published weights were not evaluated at their end, so that nothing is compared with them"
         if self.means and published.name not in self.means:
-            return (
-                "; no repetition of the published weights was judged at its end, so that nothing is compared with them"
-            )
+            return "; no repetition of the published weights was evaluated at its end, so nothing is compared with them"
         return ""
 
 
@@ -210,7 +208,7 @@ def candidates(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
 
 
 def conclude(trials: Sequence[Trial], goal: Goal) -> Ranking | None:
-    """The ranking of all that is known, or none where no trial was judged at its end.
+    """The ranking of all that is known, or none where no trial was evaluated at its end.
 
     The winner is the one with the best mean over the further seeds that all repeated trials have; without such seeds,
     the first of the ranking. Whether the published weights are among the repeated does not matter to that.
@@ -228,7 +226,7 @@ def conclude(trials: Sequence[Trial], goal: Goal) -> Ranking | None:
         means=means,
         shared_seeds=shared_seeds,
         winner=_winner(best, goal, means),
-        unranked=[trial for trial in trials if trial.not_judged_at_end],
+        unranked=[trial for trial in trials if trial.not_evaluated_at_end],
     )
 
 
@@ -263,7 +261,7 @@ def _winner(best: Sequence[Trial], goal: Goal, means: Mapping[str, float]) -> Tr
 
 
 def _by_seed(trials: Sequence[Trial], number: int) -> dict[int, dict[str, float]]:
-    repeats = (trial for trial in trials if trial.number == number and trial.judged_at_end)
+    repeats = (trial for trial in trials if trial.number == number and trial.evaluated_at_end)
     return {trial.seed: trial.metrics for trial in repeats if trial.seed is not None}
 
 

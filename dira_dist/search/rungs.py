@@ -1,4 +1,4 @@
-"""Rungs of asynchronous successive halving in optimiser steps, and how often trials are judged so that they have them.
+"""Rungs of asynchronous successive halving in optimiser steps, and how often trials are evaluated to have them.
 
 Li, Jamieson, Rostamizadeh, Gonina, Hardt, Recht, Talwalkar: *A System for Massively Parallel Hyperparameter Tuning*,
 MLSys 2020. At rung k, after ``grace * factor^k`` steps, the best one in ``factor`` of the trials seen there goes on.
@@ -17,13 +17,13 @@ class Rungs:
     Attributes:
         grace_steps: the first rung.
         factor: from rung to rung.
-        judge_every_steps: optimiser steps between judgements of a trial; each rung is a multiple of it.
+        evaluate_every_steps: optimiser steps between evaluations of a trial; each rung is a multiple of it.
         total_steps: of a whole trial; its end is no rung, for there nothing is left to stop.
     """
 
     grace_steps: int
     factor: int
-    judge_every_steps: int
+    evaluate_every_steps: int
     total_steps: int
 
     @property
@@ -36,24 +36,24 @@ class Rungs:
         return tuple(found)
 
 
-def plan_rungs(config: SearchConfig, total_steps: int, judge_every_steps: int | None) -> Rungs | None:
+def plan_rungs(config: SearchConfig, total_steps: int, evaluate_every_steps: int | None) -> Rungs | None:
     """The rungs of a search, or none where it stops no trial early.
 
     Args:
         config: of the search.
         total_steps: of the shortest trial.
-        judge_every_steps: what the base says of how often it is judged, if anything.
+        evaluate_every_steps: what the base says of how often it is evaluated, if anything.
 
     Raises:
-        RequestError: where the first rung lies behind the end, or where judgements miss the rungs.
+        RequestError: where the first rung lies behind the end, or where evaluations miss the rungs.
     """
     if not config.stops_early:
         return None
-    every = judge_every_steps or 1
+    every = evaluate_every_steps or 1
     grace = config.grace_steps or every * max(1, round(total_steps / config.reduction_factor**2 / every))
     if every >= total_steps and config.grace_steps is None:
         raise RequestError(
-            f"base.evaluation.every_steps: a trial has {total_steps} steps, and would be judged every {every}, so that "
+            f"base.evaluation.every_steps: a trial has {total_steps} steps, and would be evaluated every {every}, so "
             f"none could be stopped early; give fewer than {total_steps}, leave it out, or take search.scheduler: fifo"
         )
     if grace >= total_steps:
@@ -63,7 +63,7 @@ def plan_rungs(config: SearchConfig, total_steps: int, judge_every_steps: int | 
         )
     if grace % every:
         raise RequestError(
-            f"search.grace_steps: {grace} is no multiple of base.evaluation.every_steps, {every}, so that no judgement "
+            f"search.grace_steps: {grace} is no multiple of base.evaluation.every_steps, {every}, so no evaluation "
             f"falls on a rung; give a multiple of {every}, or leave one of the two out"
         )
-    return Rungs(grace, config.reduction_factor, judge_every_steps or grace, total_steps)
+    return Rungs(grace, config.reduction_factor, evaluate_every_steps or grace, total_steps)

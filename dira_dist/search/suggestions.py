@@ -12,8 +12,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from dira_dist.search.config import Dimension, Mode, SearchConfig
+from dira_dist.metrics import Mode
+from dira_dist.search.config import Dimension, SearchConfig
 from dira_dist.search.ledger import Trial
+from dira_dist.search.optuna_internals import holds
 
 DIRECTIONS: dict[Mode, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
@@ -40,10 +42,10 @@ def _distribution(dimension: Dimension, now: Any) -> BaseDistribution:
 
 
 class Suggestions:
-    """Optuna's sampler, asked for one configuration at a time and told what came of it.
+    """Optuna's sampler, asked for one configuration at a time and tells it what came of it.
 
-    A trial that was stopped early, or not judged at its end, is told as pruned at its last step, not as one that ended
-    with that value. Trials of an earlier start of the search are told first, so that nothing learned is lost.
+    A trial that was stopped early, or not evaluated at its end, is reported as pruned at its last step, not as one that
+    ended with that value. Trials of an earlier start of the search are reported first, so that nothing learned is lost.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Suggestions:
         self._open: dict[str, optuna.Trial] = {}
         for trial in known:
             if trial.settled and self._contains(trial.params):
-                self._study.add_trial(self._told(trial))
+                self._study.add_trial(self._finished_trial(trial))
 
     def ask(self, name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A configuration for the trial of this name; ``params`` where it is known already."""
@@ -81,24 +83,24 @@ class Suggestions:
         asked = self._open.pop(trial.name, None)
         if asked is None:
             return
-        told = self._told(trial)
-        if told.state == optuna.trial.TrialState.PRUNED:
-            for step, value in told.intermediate_values.items():
+        finished = self._finished_trial(trial)
+        if finished.state == optuna.trial.TrialState.PRUNED:
+            for step, value in finished.intermediate_values.items():
                 asked.report(value, step)
-            self._study.tell(asked, state=told.state)
+            self._study.tell(asked, state=finished.state)
         else:
-            self._study.tell(asked, told.values, state=told.state)
+            self._study.tell(asked, finished.values, state=finished.state)
 
     def _contains(self, params: Mapping[str, Any]) -> bool:
         return params.keys() == self._space.keys() and all(
-            _holds(self._space[key], value) for key, value in params.items()
+            holds(self._space[key], value) for key, value in params.items()
         )
 
-    def _told(self, trial: Trial) -> optuna.trial.FrozenTrial:
+    def _finished_trial(self, trial: Trial) -> optuna.trial.FrozenTrial:
         values = [trial.metrics[metric] for metric in self._metrics if metric in trial.metrics]
         whole = len(values) == len(self._metrics)
         state = optuna.trial.TrialState.FAIL
-        if whole and trial.judged_at_end:
+        if whole and trial.evaluated_at_end:
             state = optuna.trial.TrialState.COMPLETE
         elif whole and trial.settled and len(values) == 1:
             state = optuna.trial.TrialState.PRUNED
@@ -111,13 +113,6 @@ class Suggestions:
             values=values if state == optuna.trial.TrialState.COMPLETE else None,
             intermediate_values={step: metrics[first] for step, metrics in trial.history} if pruned else None,
         )
-
-
-def _holds(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value may be drawn; Optuna itself knows no number for what is none of the choices."""
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    return distribution._contains(distribution.to_internal_repr(value))
 
 
 def _sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
-from dira_dist.config import Document, Section, validate, without_credentials
+from dira_dist.config import MAY_CHANGE, Document, Section, validate, without_credentials
 
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -15,6 +15,8 @@ DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 class TrackingConfig(Section):
     """Where the run is recorded. Without ``uri`` and without ``MLFLOW_TRACKING_URI`` nothing is."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     uri: str | None = Field(
         None, description="address of an MLflow server or database; MLFLOW_TRACKING_URI of the environment if left out"
@@ -46,7 +48,7 @@ class TrackingConfig(Section):
             raise ValueError(f"found {name!r}; a model name is not empty and has none of / : @ % ' \"")
         return name
 
-    def located(self) -> "TrackingConfig":
+    def resolve_paths(self) -> "TrackingConfig":
         """The same with the address settled: environment read, a relative sqlite path made absolute.
 
         Called where the job starts, so that a process with another working directory finds the same database.
@@ -74,7 +76,7 @@ def absolute(uri: str) -> str:
 
 def page_command(config: TrackingConfig) -> str:
     """What a person does to see the runs: a shell command for a database, the page's address for a server."""
-    uri = config.located().uri
+    uri = config.resolve_paths().uri
     if uri is None:
         return "(tracking is off: give tracking.uri)"
     if uri.startswith(SERVER_SCHEMES):

@@ -18,15 +18,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from dira_dist.config import RequestError, flatten, without_credentials
 from dira_dist.tracking.config import SERVER_SCHEMES, TrackingConfig, page_command
 from dira_dist.tracking.logged_models import LoggedCheckpoint, record_checkpoint, record_removal
-from dira_dist.tracking.null_run import NullRun, Status
 from dira_dist.tracking.outbox import Outbox, ReceiverGoneError, RefusedError
 from dira_dist.tracking.picture_files import encodings, picture_files, picture_stem
+from dira_dist.tracking.protocol import NullRun, Run, Status
 from dira_dist.tracking.provenance import source_tags
 from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal
 from dira_dist.tracking.system import SystemMonitor
 from dira_dist.tracking.unclaimed import CLAIMED_TAG, delete_unclaimed, unclaimed
-
-__all__ = ["NullRun", "TrackingConfig", "TrackingRun", "open_run", "page_command"]
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +88,9 @@ class TrackingRun:
         """Begin a new run.
 
         Args:
-            config: ``uri`` must be known (:meth:`TrackingConfig.located`).
+            config: ``uri`` must be known (:meth:`TrackingConfig.resolve_paths`).
             name: the run's name on the page.
-            params: the resolved job, nested as it is, secrets already replaced (:func:`dira_dist.config.recorded`).
+            params: the resolved job, nested as it is, no secrets in it (:func:`dira_dist.config.public_values`).
                 Flattened into parameters; kept whole in the artifact ``parameters.json``.
             tags: strings to find the run by, beside those of the source: git commit and versions.
             folder: address of the folder whose record is going to name the run, with :meth:`claimed` told when it does.
@@ -101,7 +99,7 @@ class TrackingRun:
         Raises:
             RequestError: if the server is away, refuses the credentials or the experiment is deleted. In seconds.
         """
-        config = config.located()
+        config = config.resolve_paths()
         if config.uri is None:
             raise RequestError("tracking.uri: missing; give an address, or set MLFLOW_TRACKING_URI")
         client = connect(config.uri)
@@ -138,7 +136,7 @@ class TrackingRun:
             RequestError: if the server knows no such run. A server that is away raises nothing: a training that
                 restarts during an outage goes on, and its metrics wait.
         """
-        config = config.located()
+        config = config.resolve_paths()
         if config.uri is None:
             raise RequestError(f"tracking.uri: missing, but the job is recorded in the run {run_id}; give its address")
         run = cls(config, run_id, resumed=True)
@@ -198,16 +196,6 @@ class TrackingRun:
         columns = list(rows[0]) if rows else []
         table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
         self._do(f"table {path}", lambda: self._send_table(json.dumps(table, default=str), path))
-
-    def log_file(self, source: Path, folder: str = "") -> None:
-        """Record a small file; it is read now, and may be gone afterwards."""
-        path = str(PurePosixPath(folder) / source.name)
-        try:
-            content = source.read_bytes()
-        except OSError as error:
-            log.warning("file %s is not recorded: %s", source, error)
-            return
-        self._do(f"file {path}", lambda: self._send_bytes(content, path))
 
     def claimed(self) -> None:
         """Say that the run is named in a record, by which the next start finds it."""
@@ -358,7 +346,7 @@ def open_run(
     run_id: str | None = None,
     *,
     folder: str | None = None,
-) -> TrackingRun | NullRun:
+) -> Run:
     """The job's run: gone on with where ``run_id`` is known, begun otherwise, and a :class:`NullRun` without address.
 
     Raises:
@@ -366,7 +354,7 @@ def open_run(
     """
     if run_id:
         return TrackingRun.attach(config, run_id)
-    if config.located().uri is None:
+    if config.resolve_paths().uri is None:
         return NullRun()
     return TrackingRun.create(config, name, params, tags, folder)
 

@@ -165,7 +165,7 @@ class CheckpointFolder:
 class CheckpointWriter:
     """Writes checkpoints in a thread. One that still waits when a newer one comes gives way to it.
 
-    One with a label, a moment that is to be judged, gives way only to another with a label: at most two wait.
+    One with a label, a moment that is to be evaluated, gives way only to another with a label: at most two wait.
 
     Args:
         folder: where they go. The caller sees to it that nobody else writes there.
@@ -193,7 +193,7 @@ class CheckpointWriter:
         self._state = threading.Condition()
         self._waiting: list[Checkpoint] = []
         self._working = self._closed = False
-        self._trouble = ""
+        self._last_failure = ""
         self._failed_at_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
@@ -217,7 +217,8 @@ class CheckpointWriter:
         with self._state:
             if not self._state.wait_for(lambda: not self._waiting and not self._working, timeout_s):
                 raise TimeoutError(
-                    f"the storage did not take the last checkpoint within {timeout_s:g} s: {self._trouble or 'slow'}"
+                    f"the storage did not take the last checkpoint within {timeout_s:g} s: "
+                    f"{self._last_failure or 'slow'}"
                 )
 
     def close(self) -> None:
@@ -231,9 +232,9 @@ class CheckpointWriter:
         while (checkpoint := self._next()) is not None:
             try:
                 self._write(checkpoint)
-            except Exception as error:  # what is told of it and kept may fail in any way; the next one is tried anew
-                self._trouble = f"{type(error).__name__}: {error}"
-                self._warn(f"after the checkpoint of step {checkpoint.position.step}: {self._trouble}")
+            except Exception as error:  # what is said and kept of it may fail in any way; the next one is tried anew
+                self._last_failure = f"{type(error).__name__}: {error}"
+                self._warn(f"after the checkpoint of step {checkpoint.position.step}: {self._last_failure}")
             with self._state:
                 self._working = False
                 self._state.notify_all()
@@ -255,7 +256,7 @@ class CheckpointWriter:
                     self._folder.upload(name, Path(scratch))
                 break
             except (OSError, RuntimeError) as error:  # torch.save tells of a full disk with the latter
-                self._tell_trouble(checkpoint, error)
+                self._report_failure(checkpoint, error)
             if self._given_up(checkpoint, delay_s):
                 self._tell_gave_way(checkpoint)
                 return
@@ -263,9 +264,9 @@ class CheckpointWriter:
         self._committed(name, checkpoint)
         self._retain()
 
-    def _tell_trouble(self, checkpoint: Checkpoint, error: Exception) -> None:
+    def _report_failure(self, checkpoint: Checkpoint, error: Exception) -> None:
         """Once per outage."""
-        self._trouble = str(error)
+        self._last_failure = str(error)
         if self._failed_at_s is None:
             self._failed_at_s = time.monotonic()
             self._warn(f"the checkpoint of step {checkpoint.position.step} is not written yet: {error}")
@@ -273,7 +274,7 @@ class CheckpointWriter:
     def _tell_back(self, name: str) -> None:
         if self._failed_at_s is not None:
             self._warn(f"the storage is back after {time.monotonic() - self._failed_at_s:.0f} s: {name} is written")
-        self._failed_at_s, self._trouble = None, ""
+        self._failed_at_s, self._last_failure = None, ""
 
     def _tell_gave_way(self, checkpoint: Checkpoint) -> None:
         self._warn(

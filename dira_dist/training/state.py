@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from dira_dist.config import Section
+from dira_dist.config import MAY_CHANGE, Section
 from dira_dist.training.stages import Position
 
 FORMAT_VERSION = 1
@@ -29,6 +29,8 @@ CHECKPOINT_FILES = (STATE, MANIFEST)
 class CheckpointConfig(Section):
     """Where and how often a run is saved."""
 
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
+
     storage: str = Field("runs", description="folder or s3:// prefix that all nodes reach; a run lies under its name")
     every_steps: int = Field(500, ge=1, description="optimiser steps between checkpoints, the most a crash can cost")
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
@@ -37,7 +39,7 @@ class CheckpointConfig(Section):
         description="figure by which one more is kept, the one where it was highest; "
         "left out: probe/auroc, or val/rankme without a probe",
     )
-    patience_s: float = Field(
+    storage_timeout_s: float = Field(
         1800,
         gt=0,
         description="seconds of storage trouble borne where a run ends or stops, for its last checkpoint",
@@ -56,7 +58,7 @@ class Manifest:
         position: where the run stood.
         job: the resolved job, secrets left out.
         run_id: the MLflow run, or an empty string.
-        label: what the judgement of these networks is filed under; empty where nobody is to judge them.
+        label: what the evaluation of these networks is filed under; empty where nobody is to evaluate them.
         pending_metrics: figures measured but not yet with the tracking server.
     """
 

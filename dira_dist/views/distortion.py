@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dira_dist.config import Section
-from dira_dist.views.randomness import PerView, Stream, integers_between, uniform
+from dira_dist.views.randomness import PerView, RandomPurpose, integers_between, uniform
 
 _REFERENCE_PX = 224
 
@@ -82,7 +82,7 @@ def draw_distortion(keys: Tensor, config: DistortionConfig, view_px: int, axes: 
     """Distortions of the views with the (V, B) keys."""
     kind = _draw_kind(keys, config)
     cut_first, cut_side = _draw_cuts(keys, kind, config, view_px, axes)
-    numbers = uniform(keys, Stream.SHUFFLE, config.shuffle_swaps * 3 * axes).view(*keys.shape, -1, 3, axes)
+    numbers = uniform(keys, RandomPurpose.SHUFFLE, config.shuffle_swaps * 3 * axes).view(*keys.shape, -1, 3, axes)
     side = integers_between(numbers[..., 0, :], *_scaled(config.shuffle_sides_px, view_px))
     first, second = (integers_between(numbers[..., k, :], 0, view_px - side) for k in (1, 2))
     second = torch.where((kind == SHUFFLE)[..., None, None], second, first)
@@ -90,7 +90,7 @@ def draw_distortion(keys: Tensor, config: DistortionConfig, view_px: int, axes: 
 
 
 def _draw_kind(keys: Tensor, config: DistortionConfig) -> Tensor:
-    number = uniform(keys, Stream.DISTORTION, 1).squeeze(-1)
+    number = uniform(keys, RandomPurpose.DISTORTION, 1).squeeze(-1)
     shuffled = number < config.shuffle_probability
     cut = number < config.shuffle_probability + config.inner_probability
     emptied = number < config.shuffle_probability + config.inner_probability + config.outer_probability
@@ -102,7 +102,7 @@ def _draw_cuts(keys: Tensor, kind: Tensor, config: DistortionConfig, view_px: in
     outer = kind == OUTER
     blocks = max(config.outer_windows, config.inner_blocks)
     most = torch.where(outer, config.outer_windows, torch.where(kind == INNER, config.inner_blocks, 0))
-    numbers = uniform(keys, Stream.CUT_OUT, blocks * (1 + 2 * axes)).view(*keys.shape, blocks, 1 + 2 * axes)
+    numbers = uniform(keys, RandomPurpose.CUT_OUT, blocks * (1 + 2 * axes)).view(*keys.shape, blocks, 1 + 2 * axes)
     inner_px, outer_px = _scaled(config.inner_sides_px, view_px), _scaled(config.outer_sides_px, view_px)
     low, high = (torch.where(outer, o, i)[..., None, None] for i, o in zip(inner_px, outer_px, strict=True))
     side = integers_between(numbers[..., 1 : 1 + axes], low, high)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dira_dist.config import Section
 from dira_dist.views.colour import to_grey
-from dira_dist.views.randomness import PerView, Stream, integers_between, uniform, uniform_between
+from dira_dist.views.randomness import PerView, RandomPurpose, integers_between, uniform, uniform_between
 
 _TRIES = 10
 _CPU_TABLE_BYTES = 2 << 20
@@ -78,7 +78,7 @@ def draw_crops(keys: Tensor, sizes_px: Tensor, config: CropConfig) -> Crops:
     """
     sizes_px = sizes_px.clamp_min(1)
     axes = sizes_px.shape[-1]
-    numbers = uniform(keys, Stream.CROP, _TRIES * axes + axes + 1)
+    numbers = uniform(keys, RandomPurpose.CROP, _TRIES * axes + axes + 1)
     tries, place, flip = numbers.tensor_split((_TRIES * axes, (_TRIES + 1) * axes), dim=-1)
     drawn = _try_boxes(tries.view(*keys.shape, _TRIES, axes), sizes_px, config)
     fits = ((drawn >= 1) & (drawn <= sizes_px[:, None])).all(-1)

@@ -1,8 +1,9 @@
 """From a batch of images to what the networks see: two distorted views and the target, on the images' device."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -47,15 +48,23 @@ class Views:
 
     Attributes:
         view_1: (B, in_channels, *S) float32 in [0, 1], distorted.
-        view_2: (B, in_channels, *S) float32 in [0, 1], distorted: another crop of the same image.
+        view_2: (B, in_channels, *S) float32 in [0, 1], distorted: another crop of the same image; None where not
+            asked for.
         target: (B, 1, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for.
         sample_ids: (B,) int64.
+        distortion: how `view_1` is distorted, by name: ``kind`` (B,) int64.
+        labels: of the samples, by name, where somebody needs them.
     """
 
     view_1: Tensor
-    view_2: Tensor
+    view_2: Tensor | None
     target: Tensor | None
     sample_ids: Tensor
+    distortion: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: tuple[Mapping[str, Any], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.view_1)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ def make_views(
     in_channels: int,
     config: ViewsConfig,
     with_target: bool = True,
+    with_second: bool = True,
 ) -> Views:
     """Two distorted views and the target of each image, the whole batch at once, on the images' device.
 
@@ -103,6 +113,7 @@ def make_views(
         in_channels: 1 or 3; grey is repeated.
         config: the section.
         with_target: False where no restoration is trained.
+        with_second: False where nobody compares two views; the first one is the same either way.
 
     Raises:
         RequestError: the images' type or channels are not supported.
@@ -110,19 +121,19 @@ def make_views(
     _check(images, in_channels)
     if images.device.type == "cpu":
         _keep_pages()
-    drawn = _draw(view_keys(seed, epochs, sample_ids, views=2), sizes_px, image_size, config)
+    drawn = _draw(view_keys(seed, epochs, sample_ids, views=1 + with_second), sizes_px, image_size, config)
     with torch.autocast(images.device.type, enabled=False):
         views, target = _render(images, drawn, image_size, min(in_channels, images.shape[1]), config, with_target)
-    view_1, view_2 = views.expand(-1, -1, in_channels, *views.shape[3:])
-    return Views(view_1, view_2, target, sample_ids)
+    view_1, *others = views.expand(-1, -1, in_channels, *views.shape[3:])
+    return Views(view_1, others[0] if others else None, target, sample_ids, {"kind": drawn.distortion.kind[0]})
 
 
 def _render(
     images: Tensor, drawn: _Drawn, image_size: int, channels: int, config: ViewsConfig, with_target: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Views (2, B, channels, *S) and target (B, 1, *S) with the parameters that were drawn."""
+    """Views (V, B, channels, *S) and target (B, 1, *S) with the parameters that were drawn."""
     shape = (*images.shape[:1], 1, *(image_size,) * (images.ndim - 2))
-    views = torch.empty((2, shape[0], channels, *shape[2:]), device=images.device)
+    views = torch.empty((len(drawn.crops.flipped), shape[0], channels, *shape[2:]), device=images.device)
     target = torch.empty(shape, device=images.device) if with_target else None
     for part in _parts(views):
         count = len(images[part])
@@ -134,7 +145,7 @@ def _render(
         if target is not None and config.target == "view":
             target[part] = to_grey(view[:count])
         distorted = distort(view.contiguous(), drawn.distortion.of(part), config.distortion)
-        views[:, part] = distorted.view(2, count, *distorted.shape[1:])
+        views[:, part] = distorted.view(len(views), count, *distorted.shape[1:])
     return views, target
 
 
@@ -150,7 +161,7 @@ def _keep_pages() -> None:
 
 
 def _parts(views: Tensor) -> list[slice]:
-    """The batch in parts whose (2, b, C, *S) views stay within a bound.
+    """The batch in parts whose (V, b, C, *S) views stay within a bound.
 
     On a GPU that is a bound on memory: one part as a rule. On a CPU it keeps them in the caches and below what
     the allocator hands out again: fresh pages cost more than the arithmetic.

@@ -7,7 +7,7 @@ import pytest
 from chaos import BATCH, IMAGES, ChaosJob
 
 import dira_dist
-from dira_dist.data.phantom import write_archive
+from dira_dist.quickstart.phantom import write_archive
 
 METHODS = {
     "moco_v2": "{name: moco_v2, queue_size: 20}",

@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from mlflow import MlflowClient
 from rich.console import Console
 
-from dira_dist.cluster.board import new_board
-from dira_dist.cluster.guarding import WARNINGS_TAG, GuardWatch
-from dira_dist.cluster.judging import EVALUATION_WARNINGS_TAG
-from dira_dist.cluster.pretrain import pretrain
+from dira_dist.cluster.fit.coordinator import Coordinator, start_coordinator
+from dira_dist.cluster.fit.driver import fit
+from dira_dist.cluster.fit.evaluations import EVALUATION_WARNINGS_TAG
+from dira_dist.cluster.fit.guarding import WARNINGS_TAG, GuardWatch
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.data.ingest import ShardOptions, shard
-from dira_dist.data.phantom import write_archive
-from dira_dist.evaluation.record import Judged
-from dira_dist.job import ResourcesConfig, load_job
-from dira_dist.running_guards import WON_REPORTS, RunningGuards
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.load import load_job
+from dira_dist.quickstart.phantom import write_archive
+from dira_dist.runs.evaluations import EvaluationEntry
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
+from dira_dist.training.running_guards import WON_REPORTS, RunningGuards
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -63,7 +63,7 @@ def test_a_run_tells_of_its_recipe_and_of_its_probe_sets(
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db", "system_metrics_every_s": 0},
     }
     shown = io.StringIO()
-    outcome = pretrain(load_job(job), console=Console(file=shown, soft_wrap=True))
+    outcome = fit(load_job(job), console=Console(file=shown, soft_wrap=True))
     tags = MlflowClient(job["tracking"]["uri"]).get_run(outcome.run_id).data.tags
     stale, common = "40 keys at a batch of 8 (stages.0) wait 5 steps", "100.0% of the images read of probe.val"
     assert shown.getvalue().count(stale) == 1
@@ -75,19 +75,19 @@ def test_a_run_tells_of_its_recipe_and_of_its_probe_sets(
 
 
 def test_what_guards_find_is_shown_and_kept_with_what_was_known(cluster: None, tmp_path: Path) -> None:
-    board = new_board(stall_s=60)
+    coordinator = start_coordinator(stall_s=60)
     run = TrackingRun.create(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", system_metrics_every_s=0), "job", {})
-    watch, heard = GuardWatch(RunningGuards("lsgan"), board, run, ["a recipe"]), []
-    watch.catch_up([Judged("untrained", 0, "step-0", {"val/rankme": 40.0})])
+    watch, heard = GuardWatch(RunningGuards("lsgan"), coordinator, run, ["a recipe"]), []
+    watch.catch_up([EvaluationEntry("untrained", 0, "step-0", {"val/rankme": 40.0})])
     for step in range(WON_REPORTS):
         for _ in range(3):  # the view reads more often than workers report
             watch.reported(step + 1, {"train/loss/discriminator": 0.001})
             if step < WON_REPORTS - 1:
-                assert ray.get(board.read.remote()).warnings == []
+                assert coordinator.call(Coordinator.read).warnings == []
     watch.before(lambda *evaluation: heard.append(evaluation))("1-di", 9, {"val/rankme": 4.0})
     watch.before(None)("2-dir", 12, {"val/rankme": 3.0})
     assert heard == [("1-di", 9, {"val/rankme": 4.0})]
-    won, lost = ray.get(board.read.remote()).warnings
+    won, lost = coordinator.call(Coordinator.read).warnings
     assert "discriminator has won" in won
     assert "at 1-di the features lose dimensions" in lost
     assert run.finish("FINISHED")

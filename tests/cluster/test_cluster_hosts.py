@@ -16,7 +16,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from dira_dist.data.phantom import write_archive
+from dira_dist.quickstart.phantom import write_archive
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

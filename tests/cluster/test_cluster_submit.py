@@ -29,7 +29,7 @@ from mlflow import MlflowClient
 
 import dira_dist
 from dira_dist.config import RequestError
-from dira_dist.data.phantom import write_archive
+from dira_dist.quickstart.phantom import write_archive
 
 ROOT = Path(__file__).parents[2]
 JOB = "jobs/pretrain-quickstart.yaml"
@@ -248,10 +248,10 @@ PROBE = """
 import os
 import time
 import ray
-from dira_dist.cluster.capacity import check_capacity
-from dira_dist.cluster.metrics import JobMetrics
+from dira_dist.cluster.session import check_capacity
+from dira_dist.cluster.fit.prometheus import JobMetrics
 from dira_dist.config import RequestError
-from dira_dist.job import ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
 
 ray.init(log_to_driver=False)
 check_capacity(ResourcesConfig(workers=(2, 64)), 0)

@@ -18,15 +18,16 @@ from mlflow.entities import Run
 
 import dira_dist
 from dira_dist.cluster.session import embedded_ray
-from dira_dist.cluster.tune import SearchOutcome
+from dira_dist.cluster.tune.search import SearchOutcome
 from dira_dist.config import RequestError
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.store import open_store
-from dira_dist.evaluation.record import read_judgements
-from dira_dist.job import LoadedSearch, ResourcesConfig, load_job
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.load import LoadedSearch, load_job
+from dira_dist.jobs.search_plan import plan_search
+from dira_dist.quickstart.phantom import write_archive
+from dira_dist.runs.evaluations import read_evaluations
 from dira_dist.search.ledger import Trial, read_search
 from dira_dist.training.checkpoints import CheckpointFolder
-from dira_dist.trials import plan_search
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -195,7 +196,7 @@ def test_a_killed_worker_costs_the_steps_since_its_checkpoint_and_a_killed_drive
 def test_a_trial_ends_alike_alone_and_side_by_side(searched: Search) -> None:
     plan, folder = plan_search(job(searched.folder)), searched.folder
     dira_dist.run(plan.trial("alone", searched.trials["s-000"].params))
-    alone, beside = (read_judgements(open_store(f"{folder}/runs/{name}")) for name in ("alone", "s-000"))
+    alone, beside = (read_evaluations(open_store(f"{folder}/runs/{name}")) for name in ("alone", "s-000"))
     assert [(each.label, each.metrics) for each in alone] == [(each.label, each.metrics) for each in beside]
     ends = [checkpoints(folder, name).fetch(checkpoints(folder, name).names()[-1]) for name in ("alone", "s-000")]
     assert ends[0].position.step == STEPS

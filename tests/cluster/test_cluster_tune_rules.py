@@ -1,7 +1,6 @@
 """Which search a folder goes on with, and which trials ASHA stops, without a cluster."""
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,29 +12,28 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 import dira_dist
-from dira_dist.cluster import desk as desk_module
-from dira_dist.cluster import tuner
-from dira_dist.cluster.record import RunRecord
-from dira_dist.cluster.trial import OBJECTIVE, RUNG_STEP
-from dira_dist.cluster.tune import claim_search, trials_at_once
-from dira_dist.cluster.tuner import scheduler_of, work_off
+from dira_dist.cluster.tune.search import claim_search, trials_at_once, tuner
+from dira_dist.cluster.tune.search import controller as controller_module
+from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP
+from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.store import Store, open_store
-from dira_dist.job import LoadedSearch, load_job
-from dira_dist.search.ledger import FILE_NAME, SearchRecord, Trial, read_search
+from dira_dist.jobs.load import LoadedSearch, load_job
+from dira_dist.jobs.search_plan import SearchPlan, plan_search
+from dira_dist.quickstart.phantom import write_archive
+from dira_dist.runs.run import RunState
+from dira_dist.search.ledger import SearchState, Trial, read_search
 from dira_dist.search.ranking import Goal
 from dira_dist.search.rungs import Rungs
 from dira_dist.search.suggestions import Suggestions
-from dira_dist.trials import SearchPlan, plan_search
 
 SPACE = {"loss_weights.restorative": {"low": 1, "high": 100}}
 
 
-def wanted(*overrides: str) -> SearchRecord:
+def wanted(*overrides: str) -> SearchState:
     values: dict[str, Any] = {"kind": "tune", "name": "s", "search": {"space": SPACE}}
     values["base"] = {"data": {"train": "a"}, "stages": [{"objective": "dir", "epochs": 200}]}
-    return SearchRecord(load_job(values, overrides).record, "digest", judged_on={"val": "v", "probe-val": "p"})
+    return SearchState(load_job(values, overrides).public, "digest", evaluated_on={"val": "v", "probe-val": "p"})
 
 
 @pytest.fixture
@@ -80,23 +78,14 @@ def test_another_search_of_the_name_is_refused(store: Store, override: str, word
 def test_other_images_and_a_pretraining_of_the_name_are_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="training images"):
         claim_search(store, replace(wanted(), train_digest="other"))
-    with pytest.raises(RequestError, match="judged on, val: digest v there, other here"):
-        claim_search(store, replace(wanted(), judged_on={"val": "other", "probe-val": "p"}))
-    with pytest.raises(RequestError, match="judged on, probe-val: digest p there, none here"):
-        claim_search(store, replace(wanted(), judged_on={"val": "v"}))
+    with pytest.raises(RequestError, match="evaluated on, val: digest v there, other here"):
+        claim_search(store, replace(wanted(), evaluated_on={"val": "other", "probe-val": "p"}))
+    with pytest.raises(RequestError, match="evaluated on, probe-val: digest p there, none here"):
+        claim_search(store, replace(wanted(), evaluated_on={"val": "v"}))
     taken = open_store(str(tmp_path / "taken"))
-    RunRecord({"name": "s"}, {}).write(taken)
+    RunState({"name": "s"}, {}).write(taken)
     with pytest.raises(RequestError, match="a pretraining run of this name is there"):
         claim_search(taken, wanted())
-
-
-def test_a_record_without_digests_is_read_and_held_to_its_addresses(store: Store) -> None:
-    values = json.loads(store.read_bytes(FILE_NAME))
-    del values["judged_on"]
-    store.write_bytes(FILE_NAME, json.dumps(values).encode())
-    assert claim_search(store, wanted()).judged_on == wanted().judged_on
-    with pytest.raises(RequestError, match=r"base\.data\.val: None there, 'c' here"):
-        claim_search(store, wanted("base.data.val=c"))
 
 
 def plan(rungs: Rungs | None) -> Any:
@@ -131,7 +120,7 @@ def test_a_trial_that_is_begun_again_counts_once_at_a_rung() -> None:
     scheduler = scheduler_of(plan(Rungs(10, 3, 10, 90)), [])
     for number, objective in enumerate((-1.0, -2.0, -3.0), start=1):
         at(scheduler, number, 10, objective)
-    for _ in range(5):  # its driving process is lost, and it tells its judgements again
+    for _ in range(5):  # its driving process is lost, and it tells its evaluations again
         assert at(scheduler, 1, 10, -1.0) == TrialScheduler.CONTINUE
     assert at(scheduler, 4, 10, -1.2) == TrialScheduler.CONTINUE, "the best third of four begins below the best one"
     lost = SimpleNamespace(trial_id="any", config={"trial": {"name": "t4", "number": 4}})
@@ -144,8 +133,8 @@ def test_without_rungs_nothing_stops() -> None:
     assert isinstance(scheduler_of(plan(None), []), FIFOScheduler)
 
 
-class Desk:
-    """As much of a desk as Tune's failures concern."""
+class SearchController:
+    """As much of a controller as Tune's failures concern."""
 
     def __init__(self) -> None:
         self.plan = SimpleNamespace(
@@ -160,22 +149,22 @@ class Desk:
 @pytest.mark.parametrize("failures", [0, 2, 3])
 def test_tune_is_begun_again_as_often_as_workers_may_fail(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
     left = [RuntimeError("Caught unexpected exception: out of memory\nlong story")] * failures
-    desk: Any = Desk()
+    controller: Any = SearchController()
 
     def once(*_: object) -> None:
         if left:
             raise left.pop()
-        desk.to_run = 0
+        controller.to_run = 0
 
     monkeypatch.setattr(tuner, "_tune_once", once)
     monkeypatch.setattr(tuner, "_wait_for_trials_to_end", lambda: None)
     if failures > 2:
         with pytest.raises(JobFailedError, match="RuntimeError: Caught unexpected exception: out of memory\n"):
-            work_off(desk, FIFOScheduler(), 1)
+            run_trials(controller, FIFOScheduler(), 1)
         return
-    work_off(desk, FIFOScheduler(), 1)
-    assert desk.to_run == 0
-    assert desk.taken_back == ["RuntimeError: Caught unexpected exception: out of memory"] * failures
+    run_trials(controller, FIFOScheduler(), 1)
+    assert controller.to_run == 0
+    assert controller.taken_back == ["RuntimeError: Caught unexpected exception: out of memory"] * failures
 
 
 @pytest.fixture
@@ -192,42 +181,46 @@ def found(tmp_path: Path) -> SearchPlan:
 
 def test_what_tune_had_begun_is_handed_out_again(found: SearchPlan) -> None:
     loaded, store = found.loaded, open_store(found.loaded.job.run_folder)
-    with desk_module.Desk(found, store, SearchRecord(loaded.record, "digest"), Console(quiet=True)) as desk:
+    with controller_module.SearchController(
+        found, store, SearchState(loaded.public, "digest"), Console(quiet=True)
+    ) as controller:
         suggestions = Suggestions(loaded.search, found.space, found.goal.metrics, found.goal.modes)
-        desk.begin([Trial("s-000", 0, dict(found.published))], 2, suggestions)
-        first, second = desk.next_trial(), desk.next_trial()
+        controller.begin([Trial("s-000", 0, dict(found.published))], 2, suggestions)
+        first, second = controller.next_trial(), controller.next_trial()
         assert first is not None
         assert second is not None
         assert first.total_steps == second.total_steps == found.facts.plan.steps
-        desk.ended(first.name, status="finished", run_id="")
-        desk.started(second.name)
-        desk.take_back("lost")
-        again, third = desk.next_trial(), desk.next_trial()
+        controller.ended(first.name, status="finished", run_id="")
+        controller.started(second.name)
+        controller.take_back("lost")
+        again, third = controller.next_trial(), controller.next_trial()
         assert again == second
         assert third is not None
-        assert (third.name, desk.next_trial(), desk.to_run) == ("s-002", None, 0)
-        desk.started(third.name)
+        assert (third.name, controller.next_trial(), controller.to_run) == ("s-002", None, 0)
+        controller.started(third.name)
     kept = read_search(store)
     assert kept is not None
     assert [trial.status for trial in kept.trials] == ["finished", "waiting", "running"]
-    with desk_module.Desk(found, store, kept, Console(quiet=True)) as desk:
-        assert desk.line().startswith("trials: 0 running, 1 done"), "nobody runs what a lost driver had begun"
+    with controller_module.SearchController(found, store, kept, Console(quiet=True)) as controller:
+        assert controller.line().startswith("trials: 0 running, 1 done"), "nobody runs what a lost driver had begun"
 
 
 def test_what_goes_wrong_beside_the_trials_is_told(found: SearchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ValueError("no fonts")
 
-    monkeypatch.setattr(desk_module, "search_pictures", broken)
+    monkeypatch.setattr(controller_module, "search_pictures", broken)
     console = Console(file=io.StringIO(), width=500)
     store = open_store(found.loaded.job.run_folder)
-    with desk_module.Desk(found, store, SearchRecord(found.loaded.record, "digest"), console) as desk:
-        desk.begin([Trial("s-000", 0, {}), Trial("s-001", 1, {})])
-        for trial in filter(None, (desk.next_trial(), desk.next_trial())):
-            desk.judged(trial.name, 3, {"val/rankme": 2.0})
-            desk.ended(trial.name, status="finished", run_id="")
-        with pytest.raises(JobFailedError, match=r"s-001: trained for .* and not judged at its end"):
-            desk.conclude()
+    with controller_module.SearchController(
+        found, store, SearchState(found.loaded.public, "digest"), console
+    ) as controller:
+        controller.begin([Trial("s-000", 0, {}), Trial("s-001", 1, {})])
+        for trial in filter(None, (controller.next_trial(), controller.next_trial())):
+            controller.evaluated(trial.name, 3, {"val/rankme": 2.0})
+            controller.ended(trial.name, status="finished", run_id="")
+        with pytest.raises(JobFailedError, match=r"s-001: trained for .* and not evaluated at its end"):
+            controller.conclude()
     assert isinstance(console.file, io.StringIO)
     told = console.file.getvalue()
     assert told.count("page in MLflow is not up to date: ValueError('no fonts')") == 1, "once, not for each trial"

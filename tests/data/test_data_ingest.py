@@ -26,9 +26,9 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.ingest.parts import Part
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.shards import read_index, read_shard, verify
 from dira_dist.data.store import StoreError, open_store
+from dira_dist.quickstart.phantom import write_archive
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from dira_dist.config import RequestError
 from dira_dist.data.ingest.pixels import encode
 from dira_dist.data.shards import (
+    PublishedShard,
     Sample,
     ShardInfo,
-    ShardRecord,
     ShardSetIndex,
     ShardWriter,
     publish_index,
@@ -97,7 +97,7 @@ def test_size_statistics_are_those_of_all_samples(histograms: list[dict[int, int
             return ""
 
     info = ShardInfo(name="0.tar", samples=1, bytes=1, sha256="0" * 64)
-    records = [ShardRecord(info=info, heights_px=sizes, widths_px={7: 1}) for sizes in histograms]
+    records = [PublishedShard(info=info, heights_px=sizes, widths_px={7: 1}) for sizes in histograms]
     store: Any = Memory()
     found = publish_index(store, records, mode="L", encoding="png").image.height_px
     flat = sorted(size for sizes in histograms for size, count in sizes.items() for _ in range(count))

@@ -10,6 +10,7 @@ import pytest
 from dira_dist.config import RequestError
 from dira_dist.data import ranges
 from dira_dist.data import store as store_module
+from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.store import (
     ChangedObjectError,
     MissingObjectError,
@@ -68,15 +69,18 @@ def test_missing_object_says_which(store: Store) -> None:
 
 def test_reads_from_a_start(store: Store) -> None:
     store.write_bytes("k", b"0123456789")
-    with store.open("k", start=7) as stream:
+    with store.open("k", ObjectRange(start=7)) as stream:
         assert stream.read() == b"789"
-    with store.open("k", start=10) as stream:
+    with store.open("k", ObjectRange(start=10)) as stream:
         assert stream.read() == b""
 
 
 def test_another_length_than_meant_is_refused(store: Store) -> None:
     store.write_bytes("k", b"0123456789")
-    with pytest.raises(ChangedObjectError, match="10 bytes where 11 were meant"), store.open("k", size=11) as stream:
+    with (
+        pytest.raises(ChangedObjectError, match="10 bytes where 11 were meant"),
+        store.open("k", ObjectRange(size=11)) as stream,
+    ):
         stream.read()
 
 
@@ -117,7 +121,7 @@ def test_s3_reads_in_ranges(s3, monkeypatch: pytest.MonkeyPatch) -> None:
     data = os.urandom(3500)
     store = open_store(s3.address("p"))
     etag = store.write_bytes("k", data)
-    with store.open("k", etag=etag, start=1) as stream:
+    with store.open("k", ObjectRange(etag, start=1)) as stream:
         assert stream.read() == data[1:]
 
 
@@ -125,7 +129,7 @@ def test_s3_refuses_another_version(s3) -> None:
     store = open_store(s3.address("p"))
     etag = store.write_bytes("k", b"first")
     store.write_bytes("k", b"other")
-    with pytest.raises(ChangedObjectError, match="ETag"), store.open("k", etag=etag) as stream:
+    with pytest.raises(ChangedObjectError, match="ETag"), store.open("k", ObjectRange(etag)) as stream:
         stream.read()
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from dira_dist.data.cache import CacheConfig, ShardCache
-from dira_dist.data.lanes import ShardError
+from dira_dist.data.lanes import ReadOptions, ShardError
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import StoreError, open_store
-from dira_dist.data.stream import DataConfig, ShardStream, ValidationStream
+from dira_dist.data.stream import DataConfig, ShardStream
+from dira_dist.data.validation import ValidationStream
 
 pytestmark = pytest.mark.timeout(60)
 NEVER = threading.Event()
@@ -69,7 +70,7 @@ def test_streams_share_it_and_give_the_same(address: str, proxy, tmp_path: Path)
     cache = CacheConfig(dir=str(tmp_path / "cache"), max_bytes=1 << 30)
     assert epoch(cache, loader_workers=2) == epoch(cache) == expected
     assert len(proxy.object_gets) - start == 9
-    with ValidationStream(address, batch_size=7, cache=cache) as stream:
+    with ValidationStream(address, ReadOptions(cache=cache), batch_size=7) as stream:
         assert len(list(stream)) == 9
     assert len(proxy.object_gets) - start == 9
 
@@ -110,7 +111,7 @@ def test_a_shard_being_read_stays(address: str, index: ShardSetIndex, tmp_path: 
 
 def test_a_set_too_large_for_it_streams_all_the_same(address: str, tmp_path: Path) -> None:
     cache = CacheConfig(dir=str(tmp_path), max_bytes=1)
-    with ValidationStream(address, batch_size=60, cache=cache) as stream:
+    with ValidationStream(address, ReadOptions(cache=cache), batch_size=60) as stream:
         assert next(stream).sample_ids.tolist() == list(range(60))
     assert held(tmp_path) == 0
 
@@ -123,7 +124,7 @@ def test_a_folder_that_cannot_be_made_is_done_without(
     assert [cache.open(open_store(address), shard, NEVER) for shard in index.shards[:2]] == [None, None]
     assert caplog.text.count("data.cache.dir") == 1
     config = CacheConfig(dir=str(tmp_path / "file" / "cache"), max_bytes=1 << 30)
-    with ValidationStream(address, batch_size=60, cache=config) as stream:
+    with ValidationStream(address, ReadOptions(cache=config), batch_size=60) as stream:
         assert next(stream).sample_ids.tolist() == list(range(60))
 
 
@@ -223,6 +224,6 @@ def test_a_cut_set_is_an_error_through_the_cache_too(address: str, index: ShardS
     cache = CacheConfig(dir=str(tmp_path), max_bytes=1 << 30)
     with (
         pytest.raises(ShardError, match="ended with 7 samples"),
-        ValidationStream(address, batch_size=8, cache=cache, index=lying) as stream,
+        ValidationStream(address, ReadOptions(cache=cache), batch_size=8, index=lying) as stream,
     ):
         list(stream)

@@ -3,16 +3,25 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dira_dist.data.decode import CorruptSampleError, decode_image, decode_sample
-from dira_dist.data.shards import Sample, ShardWriter
+from dira_dist.data.decode import NO_LABEL, CorruptSampleError, Decoder, EncodedSample, Row, decode_image
+from dira_dist.data.lanes import ReadOptions
+from dira_dist.data.shards import ImageInfo, PixelRange, Sample, ShardWriter
 from dira_dist.data.stream import ShardStream
 
+DEEP_LIST = b"[" * 200_000 + b"]" * 200_000
+NESTED = [
+    b'{"other": ' + DEEP_LIST + b"}",
+    b'{"labels": {"x": ' + b"[" * 300 + b"]" * 300 + b"}}",
+    b'{"labels": {"x": {"y": {"z": 1}}}}',
+    b'{"split_group": ["p"]}',
+]
 GREY = np.add.outer(np.arange(40) * 3, np.arange(30) * 2).astype(np.uint8)
 DEEP = (GREY.astype(np.uint16) << 8) + 7
 COLOUR = np.stack([GREY, GREY // 2, 255 - GREY], axis=-1)
@@ -23,6 +32,12 @@ def coded(pixels: np.ndarray | Image.Image, form: str = "PNG", **options: object
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(out, form, **options)
     return out.getvalue()
+
+
+def decoded(members: dict[str, bytes], **options: Any) -> Row:
+    some = PixelRange(min=30, median=30, max=40)
+    image = ImageInfo(mode="L", encoding="png", height_px=some, width_px=some)
+    return Decoder(image, **options).decode(EncodedSample(0, "k", members))
 
 
 def test_png_is_exact_in_every_mode() -> None:
@@ -68,19 +83,64 @@ def test_a_cut_image_is_noticed(form: str, kept: float) -> None:
 
 def test_labels_come_from_the_record() -> None:
     record = json.dumps({"labels": {"finding": ["a", "b"], "age": 3}, "boxes": []}).encode()
-    assert decode_sample({"png": coded(GREY), "json": record}, "L").labels == {"finding": ["a", "b"], "age": 3}
-    assert decode_sample({"png": coded(GREY)}, "L").labels == {}
+    assert decoded({"png": coded(GREY), "json": record}).labels == {"finding": ["a", "b"], "age": 3}
+    assert decoded({"png": coded(GREY)}).labels == {}
 
 
-@pytest.mark.parametrize("record", [b"{", b"[]", b'{"labels": 3}', b"\xff"])
+def test_the_patient_comes_from_the_metadata() -> None:
+    assert decoded({"png": coded(GREY), "json": b'{"split_group": "p3"}'}).group == "p3"
+    assert decoded({"png": coded(GREY)}).group == ""
+
+
+@pytest.mark.parametrize("record", [b"{", b"[]", b'{"labels": 3}', b"\xff", *NESTED])
 def test_a_damaged_record_makes_a_corrupt_sample(record: bytes) -> None:
     with pytest.raises(CorruptSampleError):
-        decode_sample({"png": coded(GREY), "json": record}, "L")
+        decoded({"png": coded(GREY), "json": record})
+
+
+def test_masks_and_boxes_are_decoded_where_asked_for() -> None:
+    boxes = [{"x": 1.5, "y": 2, "width": 3, "height": 4, "label": "mass"}]
+    members = {"png": coded(GREY), "mask.png": coded(GREY // 64), "json": json.dumps({"boxes": boxes}).encode()}
+    row = decoded(members, annotations=True)
+    assert row.mask is not None and row.mask.dtype == np.int16 and (row.mask == GREY // 64).all()
+    assert list(row.boxes) == boxes
+    assert decoded(members).mask is None and decoded(members).boxes == ()
+    without = decoded({"png": coded(GREY)}, annotations=True)
+    assert without.mask is not None and without.mask.shape == GREY.shape and (without.mask == NO_LABEL).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (coded(GREY.T), "shape"),
+        (coded(COLOUR), "shape"),
+        (coded(GREY)[:-20], "checksum"),
+        (coded(GREY, "JPEG"), "PNG"),
+    ],
+    ids=["turned", "coloured", "cut", "jpeg"],
+)
+def test_a_mask_that_is_no_label_for_each_pixel_makes_a_corrupt_sample(mask: bytes, reason: str) -> None:
+    with pytest.raises(CorruptSampleError, match=f"its mask: .*{reason}"):
+        decoded({"png": coded(GREY), "mask.png": mask}, annotations=True)
+    assert decoded({"png": coded(GREY), "mask.png": mask}).mask is None
+
+
+@pytest.mark.parametrize("boxes", ['{"x": 1}', "[3]", '[{"x": [1]}]'])
+def test_boxes_of_another_form_make_a_corrupt_sample(boxes: str) -> None:
+    with pytest.raises(CorruptSampleError, match="boxes"):
+        decoded({"png": coded(GREY), "json": f'{{"boxes": {boxes}}}'.encode()}, annotations=True)
+
+
+def test_a_side_too_long_for_the_budget_makes_a_corrupt_sample() -> None:
+    """Known from the header alone: nothing of that size is decoded."""
+    assert decoded({"png": coded(GREY)}, budget_px=40 * 40).pixels.shape == (1, 40, 30)
+    with pytest.raises(CorruptSampleError, match=r"it is 40 x 30 px, and a side may have 39 px.*sample_budget_px"):
+        decoded({"png": coded(GREY)}, budget_px=40 * 40 - 1)
 
 
 def test_a_sample_without_an_image_is_corrupt() -> None:
     with pytest.raises(CorruptSampleError, match=r"no image among its members \['json', 'mask\.png'\]"):
-        decode_sample({"json": b"{}", "mask.png": coded(GREY)}, "L")
+        decoded({"json": b"{}", "mask.png": coded(GREY)})
 
 
 @pytest.mark.parametrize(("pixels", "mode", "dtype"), [(DEEP, "I;16", torch.uint16), (COLOUR, "RGB", torch.uint8)])
@@ -91,7 +151,7 @@ def test_deep_and_coloured_sets_stream(
     with ShardWriter(str(tmp_path), mode=mode, encoding="png") as writer:
         for number, height in enumerate((40, 30, 20, 40)):
             writer.add(Sample(f"k{number}", coded(pixels[:height]), "png", height, 30, {}))
-    with ShardStream(str(tmp_path), global_batch=4, loader_workers=loader_workers) as stream:
+    with ShardStream(str(tmp_path), ReadOptions(loader_workers=loader_workers), global_batch=4) as stream:
         batch = next(stream)
     assert batch.images.dtype == dtype and batch.images.shape == (4, 1 if mode == "I;16" else 3, 40, 30)
     whole = torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).copy())

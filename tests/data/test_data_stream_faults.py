@@ -5,17 +5,21 @@ import multiprocessing
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
 
 from dira_dist.config import RequestError
 from dira_dist.data import ranges
-from dira_dist.data.lanes import LaneReader, ShardError, ShardSet
+from dira_dist.data.batch import LocalBatch
+from dira_dist.data.lanes import LaneReader, ReadOptions, ShardError, ShardSet
 from dira_dist.data.order import Order
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import ChangedObjectError, MissingObjectError, StoreError, check_reachable, open_store
-from dira_dist.data.stream import Batch, ShardStream, ValidationStream
+from dira_dist.data.stream import ShardStream
+from dira_dist.data.validation import ValidationStream
 
 pytestmark = pytest.mark.timeout(60)  # what would hang fails here
 
@@ -36,12 +40,19 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "RANGE_BYTES", RANGE_BYTES)
 
 
-def take(address: str, batches: int = EPOCH, **settings_: object) -> list[Batch]:
-    with ShardStream(address, **{"global_batch": 12, "lanes": 6, "shuffle_window": 4} | settings_) as stream:
+_READ_OPTIONS = {option.name for option in fields(ReadOptions)}
+
+
+def take(
+    address: str, batches: int = EPOCH, *, index: ShardSetIndex | None = None, **settings_: Any
+) -> list[LocalBatch]:
+    options = ReadOptions(**{name: settings_.pop(name) for name in _READ_OPTIONS & set(settings_)})
+    settings_ = {"global_batch": 12, "lanes": 6, "shuffle_window": 4} | settings_
+    with ShardStream(address, options, index=index, **settings_) as stream:
         return [next(stream) for _ in range(batches)]
 
 
-def assert_same(found: list[Batch], expected: list[Batch]) -> None:
+def assert_same(found: list[LocalBatch], expected: list[LocalBatch]) -> None:
     assert [batch.keys for batch in found] == [batch.keys for batch in expected]
     assert sorted(key for batch in found for key in batch.keys) == [f"k{number:04d}" for number in range(60)]
     assert all(torch.equal(a.images, b.images) for a, b in zip(found, expected, strict=True))
@@ -74,7 +85,7 @@ def test_broken_bodies_are_continued_where_they_broke(address: str, proxy, fault
 def test_a_body_that_never_gets_anywhere_fails_with_the_cause(address: str, proxy, fault) -> None:
     proxy.plan = lambda request: fault("reset", 0) if request.number >= 3 else None
     with pytest.raises(StoreError, match=r"read s3://.*\.tar: gave up after .* the last one failed with"):
-        take(address, storage_patience_s=1)
+        take(address, storage_timeout_s=1)
 
 
 def test_a_storm_of_503_is_waited_out(address: str, proxy, fault) -> None:
@@ -87,20 +98,20 @@ def test_a_storm_of_503_is_waited_out(address: str, proxy, fault) -> None:
 def test_an_endless_storm_fails_with_the_cause(address: str, proxy, fault) -> None:
     proxy.plan = lambda request: fault("status") if request.number >= 0 else None
     with pytest.raises(StoreError, match=r"SlowDown"):
-        take(address, storage_patience_s=1)
+        take(address, storage_timeout_s=1)
 
 
 def test_a_stall_is_given_up_and_continued(address: str, proxy, fault) -> None:
     expected = take(address)
     start = len(proxy.object_gets)
     proxy.plan = lambda request: fault("stall", 2000) if start <= request.number < start + 4 else None
-    assert_same(take(address, storage_patience_s=4), expected)
+    assert_same(take(address, storage_timeout_s=4), expected)
 
 
 def test_endless_silence_fails_with_the_cause(address: str, proxy, fault) -> None:
     proxy.plan = lambda request: fault("stall", 0) if request.number >= 2 else None
     with pytest.raises(StoreError, match=r"gave up after .*[Tt]imeout"):
-        take(address, storage_patience_s=1)
+        take(address, storage_timeout_s=1)
 
 
 def test_a_changed_shard_is_named(address: str) -> None:
@@ -164,7 +175,7 @@ def test_a_stream_in_trouble_can_be_closed(address: str, proxy, fault) -> None:
         return fault("status")
 
     proxy.plan = plan
-    stream = ShardStream(address, global_batch=12, lanes=6, shuffle_window=2, storage_patience_s=300)
+    stream = ShardStream(address, global_batch=12, lanes=6, shuffle_window=2)
     with ThreadPoolExecutor(1) as pool:
         consumer = pool.submit(lambda: sum(1 for _ in stream))
         storm.wait()
@@ -182,7 +193,7 @@ def test_loader_processes_in_trouble_can_be_ended(address: str, proxy, fault) ->
         return fault("status")
 
     proxy.plan = plan
-    with ShardStream(address, global_batch=6, lanes=6, loader_workers=1, storage_patience_s=300) as stream:
+    with ShardStream(address, ReadOptions(loader_workers=1), global_batch=6, lanes=6) as stream:
         next(stream)  # the block of the next epoch is being read from now on
         storm.wait()
     assert multiprocessing.active_children() == []

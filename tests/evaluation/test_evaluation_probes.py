@@ -91,7 +91,7 @@ def test_labels_are_read_as_what_they_are() -> None:
     ]
 
 
-def test_a_label_that_cannot_be_judged_is_left_out_of_many_and_refused_alone() -> None:
+def test_a_label_that_cannot_be_evaluated_is_left_out_of_many_and_refused_alone() -> None:
     many = encode_labels(["a|b", "b", ""], ["a", "", "a"])  # b is never there in val
     assert many.classes == ("a",)
     with pytest.raises(RequestError, match=r"'finding' has one class only \(ill\)"):
@@ -200,7 +200,7 @@ def test_a_search_that_parts_patients_regularises_more_than_one_that_does_not() 
     assert fair.auroc > fooled.auroc + 0.01
 
 
-def test_several_findings_at_once_are_judged_one_by_one() -> None:
+def test_several_findings_at_once_are_evaluated_one_by_one() -> None:
     train_x, train_y = findings(200, 0)
     val_x, val_y = findings(100, 1)
     targets = encode_labels(train_y, val_y)

@@ -64,7 +64,7 @@ def test_a_healthy_encoder_raises_no_alarm() -> None:
     assert set(health.as_metrics()) == {"val/rankme", "val/feature_std", "val/uniformity", "val/collapsed"}
 
 
-def test_features_that_cannot_be_judged_are_refused() -> None:
+def test_features_that_cannot_be_evaluated_are_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         rankme(torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(ValueError, match=r"\(N, C\)"):

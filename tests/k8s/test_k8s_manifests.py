@@ -15,7 +15,7 @@ import pytest
 import yaml
 from jsonschema.protocols import Validator
 
-from dira_dist.cluster.kubernetes import DRAIN_TIMEOUT_S, render
+from dira_dist.cluster.submit.kubernetes import DRAIN_TIMEOUT_S, render
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"

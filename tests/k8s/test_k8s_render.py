@@ -10,9 +10,9 @@ from jsonschema.protocols import Validator
 from typer.testing import CliRunner
 
 from dira_dist.cli import app
-from dira_dist.cluster.kubernetes import object_name, render
+from dira_dist.cluster.submit.kubernetes import object_name, render
 from dira_dist.config import RequestError
-from dira_dist.job import load_job
+from dira_dist.jobs.load import load_job
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "jobs" / "pretrain.yaml"

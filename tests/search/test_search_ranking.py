@@ -12,7 +12,7 @@ from scipy.stats import ttest_rel
 
 from dira_dist.data.store import open_store
 from dira_dist.search.config import Dimension
-from dira_dist.search.ledger import SearchRecord, Trial, read_search
+from dira_dist.search.ledger import SearchState, Trial, read_search
 from dira_dist.search.overview import describe, seconds_left
 from dira_dist.search.pictures import search_pictures
 from dira_dist.search.ranking import Goal, candidates, compare, conclude, fronts, ranked
@@ -29,13 +29,13 @@ def trial(number: int, auroc: float, uniformity: float = 0.0, **changes: Any) ->
     return replace(made, **changes)
 
 
-def test_the_last_judgement_ranks_and_only_of_trials_that_were_trained_to_the_end() -> None:
+def test_the_last_evaluation_ranks_and_only_of_trials_that_were_trained_to_the_end() -> None:
     trials = [trial(0, 0.6), trial(1, 0.8), trial(2, 0.7), trial(3, 0.9, status="stopped"), trial(4, math.nan)]
     assert [each.number for each in ranked(trials, AUROC)] == [1, 2, 0]
     assert [each.number for each in ranked(trials, Goal(("auroc",), ("min",)))] == [0, 2, 1]
 
 
-def test_a_trial_that_was_not_judged_at_its_end_is_not_ranked_by_an_earlier_figure() -> None:
+def test_a_trial_that_was_not_evaluated_at_its_end_is_not_ranked_by_an_earlier_figure() -> None:
     early = trial(1, 0.9, history=[(5, {"auroc": 0.9})], total_steps=9)
     never = trial(2, 0.9, history=[], total_steps=9)
     trials = [trial(0, 0.6, total_steps=9), early, never, trial(3, 0.7)]
@@ -43,13 +43,14 @@ def test_a_trial_that_was_not_judged_at_its_end_is_not_ranked_by_an_earlier_figu
     ranking = conclude(trials, AUROC)
     assert ranking is not None
     assert list(ranking.notes()) == [
-        "trial 1: trained for 9 steps and not judged at its end (its last judgement is of step 5); it is not ranked",
-        "trial 2: trained for 9 steps and not judged at its end (it has no judgement); it is not ranked",
+        "trial 1: trained for 9 steps and not evaluated at its end (its last evaluation is of step 5); "
+        "it is not ranked",
+        "trial 2: trained for 9 steps and not evaluated at its end (it has no evaluation); it is not ranked",
     ]
     repeated = [*trials, *repeats(3, 0.7), trial(0, 0.99, name="late", seed=1, total_steps=10)]
     found = conclude(repeated, AUROC)
     assert found is not None
-    assert found.winner.number == 3, "nor does a repetition count that was not judged at its end"
+    assert found.winner.number == 3, "nor does a repetition count that was not evaluated at its end"
     assert conclude([early, never], AUROC) is None
 
 
@@ -117,7 +118,7 @@ def test_further_seeds_decide_also_where_the_published_weights_failed() -> None:
     assert ranking is not None
     assert ranking.winner.number == 2
     assert ranking.verdict() == (
-        "trial 2 is the best by auroc: mean 0.8500 over 3 further seeds; the published weights were not judged at "
+        "trial 2 is the best by auroc: mean 0.8500 over 3 further seeds; the published weights were not evaluated at "
         "their end, so that nothing is compared with them"
     )
     once = conclude([failed, trial(1, 0.9)], AUROC)
@@ -125,7 +126,7 @@ def test_further_seeds_decide_also_where_the_published_weights_failed() -> None:
     assert "0.9000 on one seed, not confirmed (search.confirm_seeds); the published weights were not" in once.verdict()
     unrepeated = conclude([trial(0, 0.6), *trials[1:]], AUROC)
     assert unrepeated is not None
-    assert "no repetition of the published weights was judged at its end" in unrepeated.verdict()
+    assert "no repetition of the published weights was evaluated at its end" in unrepeated.verdict()
 
 
 def test_means_are_over_the_seeds_that_all_leaders_have() -> None:
@@ -150,10 +151,10 @@ def test_where_nothing_beats_them_the_published_weights_win() -> None:
 def test_the_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     assert read_search(store) is None
-    record = SearchRecord({"name": "s"}, "digest", "run", (trial(0, 0.5), *repeats(1, 0.2)))
+    record = SearchState({"name": "s"}, "digest", "run", (trial(0, 0.5), *repeats(1, 0.2)))
     record.write(store)
     assert read_search(store) == record
-    again = record.with_trial(record.trials[0].judged(9, {"auroc": 0.7}).judged(12, {"auroc": 0.8}))
+    again = record.with_trial(record.trials[0].evaluated(9, {"auroc": 0.7}).evaluated(12, {"auroc": 0.8}))
     assert [step for step, _ in again.trials[0].history] == [5, 9, 12]
     assert again.trials[0].metrics == {"auroc": 0.8}
     assert len(again.trials) == 2

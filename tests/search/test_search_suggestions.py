@@ -125,7 +125,7 @@ def test_stopped_and_failed_trials_are_told_as_what_they_are() -> None:
     assert told[0] == ("COMPLETE", 0.9, {})
     assert told[1] == ("PRUNED", 0.2, {3: 0.2})
     assert [state for state, _, _ in told[2:5]] == ["FAIL", "FAIL", "FAIL"]
-    assert told[5] == ("PRUNED", 0.3, {3: 0.3}), "it was not judged at its end"
+    assert told[5] == ("PRUNED", 0.3, {3: 0.3}), "it was not evaluated at its end"
 
 
 def test_several_figures_are_several_goals() -> None:

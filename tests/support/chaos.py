@@ -19,10 +19,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import dira_dist
-from dira_dist.cluster.pretrain import Outcome
+from dira_dist.cluster.fit.driver import Outcome
 from dira_dist.data.order import Order, fingerprint
 from dira_dist.data.store import open_store
-from dira_dist.job import load_job
+from dira_dist.jobs.load import load_job
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.state import Checkpoint
 
@@ -94,7 +94,7 @@ class ChaosJob:
         for step, value in seen:
             first = BATCH * (step - 1)
             epochs = np.array([(first + place) // IMAGES for place in range(BATCH)])
-            assert value == fingerprint(order.share_ids(range(job.lanes), first, BATCH), epochs), step
+            assert value == fingerprint(order.local_ids(range(job.lanes), first, BATCH), epochs), step
 
     def assert_same_end(self, other: "ChaosJob", *, same_saves: bool = True) -> None:
         """Losses at every step and all weights equal another run's, bit for bit.

@@ -12,10 +12,10 @@ import torch
 from mlflow_server import MlflowServer
 from PIL import Image
 
-from dira_dist.evaluation.judge import Judgement, LabelledFeatures, PatchScores, Restorations
+from dira_dist.evaluation.evaluator import Evaluation, LabelledFeatures, PatchScores, Restorations
+from dira_dist.evaluation.pictures import LOSSES, evaluation_pictures
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.history import draw_losses
-from dira_dist.tracking.pictures import LOSSES, judgement_pictures
 from dira_dist.tracking.provenance import git_commit, host_row
 from dira_dist.tracking.run import TrackingRun
 from tests.tracking.chromium import Chromium
@@ -41,7 +41,7 @@ def a_run(config: TrackingConfig) -> TrackingRun:
         restorations = Restorations(noise, (images + (1 - step / 100) * noise) / 2, images)
         scores = PatchScores(torch.ones(6, 1, 8, 8), torch.rand(6, 1, 8, 8, generator=generator))
         features = LabelledFeatures(torch.randn(40, 8, generator=generator), ["ill", "well"] * 20)
-        for name, picture in judgement_pictures(Judgement({}, restorations, scores, features)).items():
+        for name, picture in evaluation_pictures(Evaluation({}, restorations, scores, features)).items():
             run.log_picture(name, picture, step)
     for step in range(0, 101, 10):
         run.log_metrics({f"train/loss/{name}": 5 / (step + 10) for name in LOSS_NAMES}, step)

@@ -23,8 +23,9 @@ from dira_dist.config import RequestError
 from dira_dist.tracking import provenance
 from dira_dist.tracking.config import TrackingConfig, page_command
 from dira_dist.tracking.logged_models import checkpoints_of
+from dira_dist.tracking.protocol import NullRun, Run
 from dira_dist.tracking.provenance import git_commit, host_row
-from dira_dist.tracking.run import NullRun, TrackingRun, open_run
+from dira_dist.tracking.run import TrackingRun, open_run
 from dira_dist.tracking.server import ask
 from dira_dist.tracking.system import SystemMonitor
 
@@ -210,7 +211,6 @@ def test_nothing_that_is_logged_stops_the_loop(server_config: TrackingConfig, cl
     run.log_metrics({"good": 1.0, "bad": None, "worse": "x"}, 1)  # type: ignore[dict-item]
     run.log_metrics({"n" * 300: 1.0}, 1)
     run.log_metrics({"name with (brackets) and %": 2.0, "nan": float("nan"), "inf": float("inf")}, 1)
-    run.log_file(Path("/nowhere/at/all"))
     assert run.flush(WAIT_S)
     metrics = client.get_run(run.run_id).data.metrics
     assert metrics["good"] == 1.0
@@ -440,14 +440,16 @@ def test_without_an_address_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(run, NullRun)
     run.log_metrics({"loss": 1.0}, 1)
     assert run.finish("FINISHED")
-    missing = set(vars(TrackingRun)) - set(vars(NullRun)) - {"create", "attach"}
-    assert not {name for name in missing if not name.startswith("_")}
+    recorded: Run = run
+    assert (recorded.run_id, recorded.page, recorded.lost, recorded.pending()) == ("", "", 0, [])
+    public = {name for name in vars(TrackingRun) if not name.startswith("_")} - {"create", "attach"}
+    assert public <= {name for name in vars(NullRun) if not name.startswith("_")}
 
 
 def test_the_environment_gives_the_address_where_the_job_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
-    assert TrackingConfig().located().uri == "http://tracker:5000"
-    assert TrackingConfig(uri="http://other:5000").located().uri == "http://other:5000"
+    assert TrackingConfig().resolve_paths().uri == "http://tracker:5000"
+    assert TrackingConfig(uri="http://other:5000").resolve_paths().uri == "http://other:5000"
 
 
 @pytest.mark.parametrize(("uri", "word"), [("mlruns", "sqlite:"), ("ftp://host", "http:"), ("file:///runs", "sqlite:")])

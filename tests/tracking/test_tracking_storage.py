@@ -17,14 +17,14 @@ from dira_dist.cli import main
 from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.evaluation.features import extract_features
-from dira_dist.evaluation.record import Judged, add_judgement
-from dira_dist.job import load_job
+from dira_dist.jobs.load import load_job
+from dira_dist.registry.publish import publish, register_model
+from dira_dist.registry.pull import pull
+from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.publish import publish, register_model
-from dira_dist.tracking.pull import pull
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
-from dira_dist.training.networks import Networks, build_networks
+from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint, write_checkpoint
 from tests.conftest import S3Server
@@ -65,29 +65,29 @@ def a_job(name: str, storage: str, encoder: str = "tu-test_resnet") -> dict[str,
         "checkpoint": {"storage": storage},
         "tracking": {"register_as": "dira-cxr14"},
     }
-    return load_job(values).record
+    return load_job(values).public
 
 
-def networks_of(record: dict[str, Any], seed: int = 0) -> Networks:
+def networks_of(record: dict[str, Any], seed: int = 0) -> PretrainNetworks:
     job = load_job(record).job
     return build_networks(job.model, job.method, job.adversarial, seed=seed).eval()
 
 
-def checkpoint_of(networks: Networks, job: dict[str, Any], run_id: str, step: int) -> Checkpoint:
+def checkpoint_of(networks: PretrainNetworks, job: dict[str, Any], run_id: str, step: int) -> Checkpoint:
     return Checkpoint(Position(step=step), job, run_id, tensors={"networks": networks.state_dict()})
 
 
 def stored(checkpoint: Checkpoint, scratch: Path, quality: dict[str, float]) -> str:
-    """The checkpoint in its run's folder, with the judgement beside it; its address."""
+    """The checkpoint in its run's folder, with the evaluation beside it; its address."""
     step, name = checkpoint.position.step, f"step-{checkpoint.position.step:09d}-abc"
     store = open_store(f"{checkpoint.job['checkpoint']['storage']}/{checkpoint.job['name']}")
     write_checkpoint(scratch / name, checkpoint)
     CheckpointFolder(store).upload(name, scratch / name)
-    add_judgement(store, Judged(f"step-{step}", step, name, quality))
+    add_evaluation(store, EvaluationEntry(f"step-{step}", step, name, quality))
     return store.join(name)
 
 
-def ours(networks: Networks, images: Any) -> Any:
+def ours(networks: PretrainNetworks, images: Any) -> Any:
     """The features that the trainer's own encoder gives."""
     views = [torch.from_numpy(images)]
     return extract_features(networks.unet.encoder, views, image_size=SIZE_PX, in_channels=1, device="cpu").numpy()

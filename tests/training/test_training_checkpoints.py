@@ -11,7 +11,7 @@ import pytest
 import torch
 from flaky_s3 import FlakyS3, flaky_s3
 
-from dira_dist.data.store import LocalStore, Patience, open_store
+from dira_dist.data.store import LocalStore, RetryPolicy, open_store
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter, copied_to_host, step_of
 from dira_dist.training.stages import Position
 from dira_dist.training.state import BrokenCheckpointError, Checkpoint, write_checkpoint
@@ -134,7 +134,7 @@ def flaky() -> Iterator[FlakyS3]:
 
 
 def test_a_labelled_checkpoint_gives_way_to_a_labelled_one_only(flaky: FlakyS3) -> None:
-    folder, done = CheckpointFolder(open_store("s3://writer/labels", Patience(give_up_s=0.2))), list[int]()
+    folder, done = CheckpointFolder(open_store("s3://writer/labels", RetryPolicy(timeout_s=0.2))), list[int]()
     in_trouble = threading.Event()
     writer = CheckpointWriter(
         folder,
@@ -155,7 +155,7 @@ def test_a_labelled_checkpoint_gives_way_to_a_labelled_one_only(flaky: FlakyS3) 
 
 
 def test_an_outage_is_borne_and_only_the_newest_is_written_after_it(flaky: FlakyS3) -> None:
-    folder = CheckpointFolder(open_store("s3://writer/run", Patience(give_up_s=0.2)))
+    folder = CheckpointFolder(open_store("s3://writer/run", RetryPolicy(timeout_s=0.2)))
     said: list[str] = []
     done: list[int] = []
     writer = CheckpointWriter(

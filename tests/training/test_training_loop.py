@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from dira_dist.data.batch import Batch
+from dira_dist.data.batch import LocalBatch
 from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.order import Order, fingerprint
-from dira_dist.data.phantom import write_archive
 from dira_dist.data.stream import ShardStream
-from dira_dist.job import PretrainJob, load_job
+from dira_dist.jobs.load import load_job
+from dira_dist.jobs.pretrain import PretrainJob
+from dira_dist.quickstart.phantom import write_archive
 from dira_dist.training.loop import InterruptedRunError, NonFiniteError, Training, train
 from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.state import Checkpoint, read_checkpoint, write_checkpoint
-from dira_dist.training.step import TrainStep, build_networks
-from dira_dist.views import Views, make_views
+from dira_dist.views import Views
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ class Notebook:
         assert step not in self.figures
         self.figures[step] = dict(metrics)
 
-    def wanted(self) -> bool:
+    def requested(self) -> bool:
         self.pauses += 1
         return self.pauses >= self.interrupt_at_pause
 
@@ -92,8 +92,8 @@ def run(
     log_every_steps: int = 1,
 ) -> dict[str, Any]:
     """Train to the end; the networks' final state."""
-    networks = build_networks(job.model, job.method, job.adversarial, seed=job.seed)
-    device = torch.device("cpu")
+    task = job.task()
+    networks, device = task.build(), torch.device("cpu")
 
     def open_stream(span: StageSpan, position: Position) -> ShardStream:
         batch = span.config.global_batch
@@ -101,38 +101,18 @@ def run(
             job.data, seed=job.seed, start_sample=position.samples, global_batch=batch, lanes=job.lanes
         )
 
-    def views_of(batch: Batch, span: StageSpan) -> Views:
-        views = make_views(
-            batch.images,
-            batch.sizes_px,
-            batch.sample_ids,
-            batch.epochs,
-            seed=job.seed,
-            image_size=job.data.image_size,
-            in_channels=job.model.in_channels,
-            config=job.views,
-        )
+    def views_of(batch: LocalBatch, span: StageSpan) -> Views:
+        views = task.inputs(batch, span)
         if spoil:
             views.view_1[0, 0, 0, 0] = torch.nan
         return views
-
-    def step_of(span: StageSpan) -> TrainStep:
-        stage = span.config
-        return TrainStep(
-            networks,
-            stage.objective,
-            weights=stage.loss_weights,
-            optimizer=stage.optimizer,
-            total_steps=span.steps,
-            steps_per_epoch=span.steps_per_epoch,
-        )
 
     training = Training(
         plan=job.plan(20),
         device=device,
         open_stream=open_stream,
-        make_views=views_of,
-        make_step=step_of,
+        make_inputs=views_of,
+        make_step=lambda span: task.step(networks, span, device),
         tracker=notebook,
         checkpointer=notebook,
         interruption=notebook,
@@ -185,7 +165,7 @@ def test_an_optimiser_may_start_anew_with_a_stage_and_goes_on_within_it(shards: 
     assert [name for name in anew if not torch.equal(anew[name], again[name])] == []
 
 
-def test_stages_judgements_and_checkpoints_in_their_order(shards: Path) -> None:
+def test_stages_evaluations_and_checkpoints_in_their_order(shards: Path) -> None:
     notebook = Notebook(every_steps=4)
     run(job_on(shards), notebook)
     assert notebook.labels == [("untrained", 0), ("1-di", 2), ("2-dir", 5), ("3-dira", 8)]
@@ -230,7 +210,7 @@ def test_figures_tell_which_samples_were_seen(shards: Path) -> None:
     order = Order([20], lanes=job.lanes, window=job.data.shuffle_window, seed=job.seed)
     for step, figures in notebook.figures.items():
         first = 4 * (step - 1)
-        ids = order.share_ids(range(job.lanes), first, 4)
+        ids = order.local_ids(range(job.lanes), first, 4)
         epochs = np.full(4, first // 20, dtype=np.int64)
         assert figures["train/sample_fingerprint"] == fingerprint(ids, epochs), step
     assert fingerprint(ids, epochs) == fingerprint(ids[::-1], epochs) != fingerprint(ids, epochs + 1)

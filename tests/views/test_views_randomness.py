@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dira_dist.views.randomness import Stream, integers_between, mix, uniform, view_keys
+from dira_dist.data.splitmix import mix
+from dira_dist.views.randomness import RandomPurpose, integers_between, uniform, view_keys
 
 WORD = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -44,10 +45,12 @@ def test_finaliser_gives_the_published_splitmix64_sequence() -> None:
     seed=st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 10**6),
     sample=st.integers(0, 2**62),
-    stream=st.sampled_from(Stream),
+    stream=st.sampled_from(RandomPurpose),
 )
 @settings(max_examples=50, deadline=None)
-def test_numbers_are_those_of_plain_integer_arithmetic(seed: int, epoch: int, sample: int, stream: Stream) -> None:
+def test_numbers_are_those_of_plain_integer_arithmetic(
+    seed: int, epoch: int, sample: int, stream: RandomPurpose
+) -> None:
     keys = view_keys(seed, torch.tensor([epoch]), torch.tensor([sample]), views=2)
     found = uniform(keys, stream, 3)
     for view in range(2):
@@ -59,7 +62,7 @@ def test_more_draws_and_other_company_leave_the_first_numbers_alone() -> None:
     samples = torch.arange(100)
     keys = view_keys(5, torch.full_like(samples, 3), samples, views=2)
     alone = view_keys(5, torch.tensor([3]), torch.tensor([42]), views=2)
-    assert torch.equal(uniform(keys, Stream.BLUR, 7)[:, 42, :2], uniform(alone, Stream.BLUR, 2)[:, 0])
+    assert torch.equal(uniform(keys, RandomPurpose.BLUR, 7)[:, 42, :2], uniform(alone, RandomPurpose.BLUR, 2)[:, 0])
 
 
 @pytest.mark.parametrize("neighbour", ["seed", "epoch", "sample", "view", "stream", "draw"])
@@ -67,14 +70,14 @@ def test_neighbours_are_uncorrelated_and_uniform(neighbour: str) -> None:
     count = 20_000
     samples = torch.arange(count)
     epochs = torch.zeros_like(samples)
-    here = uniform(view_keys(0, epochs, samples, 2), Stream.CROP, 2)[0, :, 0]
+    here = uniform(view_keys(0, epochs, samples, 2), RandomPurpose.CROP, 2)[0, :, 0]
     there = {
-        "seed": uniform(view_keys(1, epochs, samples, 1), Stream.CROP, 1)[0, :, 0],
-        "epoch": uniform(view_keys(0, epochs + 1, samples, 1), Stream.CROP, 1)[0, :, 0],
+        "seed": uniform(view_keys(1, epochs, samples, 1), RandomPurpose.CROP, 1)[0, :, 0],
+        "epoch": uniform(view_keys(0, epochs + 1, samples, 1), RandomPurpose.CROP, 1)[0, :, 0],
         "sample": here.roll(1),
-        "view": uniform(view_keys(0, epochs, samples, 2), Stream.CROP, 1)[1, :, 0],
-        "stream": uniform(view_keys(0, epochs, samples, 1), Stream.JITTER, 1)[0, :, 0],
-        "draw": uniform(view_keys(0, epochs, samples, 1), Stream.CROP, 2)[0, :, 1],
+        "view": uniform(view_keys(0, epochs, samples, 2), RandomPurpose.CROP, 1)[1, :, 0],
+        "stream": uniform(view_keys(0, epochs, samples, 1), RandomPurpose.JITTER, 1)[0, :, 0],
+        "draw": uniform(view_keys(0, epochs, samples, 1), RandomPurpose.CROP, 2)[0, :, 1],
     }[neighbour]
     correlation = torch.corrcoef(torch.stack((here, there)))[0, 1].abs().item()
     assert correlation < 5 / count**0.5
@@ -83,6 +86,6 @@ def test_neighbours_are_uncorrelated_and_uniform(neighbour: str) -> None:
 
 
 def test_integers_reach_both_ends_and_no_further() -> None:
-    numbers = uniform(view_keys(0, torch.zeros(2000, dtype=torch.long), torch.arange(2000), 1), Stream.CROP, 1)
+    numbers = uniform(view_keys(0, torch.zeros(2000, dtype=torch.long), torch.arange(2000), 1), RandomPurpose.CROP, 1)
     assert integers_between(numbers, 3, 6).unique().tolist() == [3, 4, 5, 6]
     assert integers_between(numbers, 3, 3).unique().tolist() == [3]

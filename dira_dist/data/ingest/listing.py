@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest.names import name_bytes
-from dira_dist.data.ingest.readers import SUFFIXES, FileKind, UnreadableError, discreetly
+from dira_dist.data.ingest.readers import SUFFIXES, FileKind, UnreadableError, quiet_decoders
 from dira_dist.data.ingest.salt import Salt
 from dira_dist.data.ingest.tables import stem_of
 from dira_dist.data.store import (
@@ -165,7 +165,7 @@ class Header:
 
 def read_headers(store: Store, files: Iterable[str]) -> dict[str, Header]:
     """Patient and series of DICOM files, by path."""
-    with discreetly():
+    with quiet_decoders():
         return dict(_in_threads(lambda file: _read_header(store, file), files))
 
 

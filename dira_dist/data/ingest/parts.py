@@ -17,7 +17,7 @@ from typing import Any
 from dira_dist.config import RequestError, Section
 from dira_dist.data.ingest.pixels import PictureMode
 from dira_dist.data.ingest.plan import Item, Plan
-from dira_dist.data.shards import INDEX_NAME, ShardRecord, ShardSetIndex, publish_index, read_index, shard_name
+from dira_dist.data.shards import INDEX_NAME, PublishedShard, ShardSetIndex, publish_index, read_index, shard_name
 from dira_dist.data.store import open_store
 
 PLAN_NAME = "plan.json"
@@ -26,7 +26,7 @@ _HASHED = ("source", "salt", "labels", "boxes")
 _LIBRARIES = ("numpy", "pillow", "pydicom", "nibabel", "tifffile", "pylibjpeg")
 
 
-def _told(name: str, there: Any, now: Any) -> str:
+def _difference(name: str, there: Any, now: Any) -> str:
     return f"{name} (another one)" if name in _HASHED else f"{name} ({there!r} there, {now!r} now)"
 
 
@@ -41,7 +41,7 @@ class SkippedItem(Section):
 class ShardOutcome(Section):
     """What became of the files of one tar; ``record`` is none where nothing of them could be read."""
 
-    record: ShardRecord | None
+    record: PublishedShard | None
     files: int
     converted: int
     skipped: tuple[SkippedItem, ...] = ()
@@ -108,8 +108,8 @@ class Part:
             return "tars of unknown making. Choose another place, or replace them with --overwrite."
         what = "a set" if self._store.stat(INDEX_NAME) is not None else "an unfinished set"
         differing = [name for name in self._request if made.get(name) != self._request[name]]
-        told = ", ".join(_told(name, made.get(name), self._request[name]) for name in differing)
-        return f"{what} made otherwise: {told}. Choose another place, or replace it with --overwrite."
+        differences = ", ".join(_difference(name, made.get(name), self._request[name]) for name in differing)
+        return f"{what} made otherwise: {differences}. Choose another place, or replace it with --overwrite."
 
     def _clear(self) -> None:
         """The index goes first: without it, what is left is no set."""
@@ -145,8 +145,8 @@ class Part:
     def note(self, name: str, outcome: ShardOutcome) -> None:
         """Remembers a tar that is done, here and at the destination; there without reasons, which may quote files."""
         self.outcomes[name] = outcome
-        told = outcome.model_dump_json(exclude={"skipped": {"__all__": {"reason"}}})
-        self._store.write_bytes(f"{_PROGRESS}{name.removesuffix('.tar')}.json", told.encode())
+        text = outcome.model_dump_json(exclude={"skipped": {"__all__": {"reason"}}})
+        self._store.write_bytes(f"{_PROGRESS}{name.removesuffix('.tar')}.json", text.encode())
 
     def finish(self, mode: PictureMode | None) -> None:
         """Publishes the index.

@@ -152,7 +152,7 @@ def _channels(pixels: Pixels, *, planar: bool) -> Pixels:
 
 
 @contextmanager
-def discreetly() -> Iterator[None]:
+def quiet_decoders() -> Iterator[None]:
     """Silences warnings and logs of the decoders, which may quote a header: a log must hold no identity."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel", "tifffile", "PIL")]
     levels = [logger.level for logger in loggers]

@@ -100,7 +100,7 @@ def shard(
     Raises:
         RequestError: source, tables and options do not fit, ``dest`` holds something else, or a file is unreadable
             under ``strict``; with the remedy.
-        StoreError: source or destination failed for longer than patience lasts; the next call goes on from there.
+        StoreError: source or destination failed for longer than retries last; the next call goes on from there.
     """
     started_s = time.monotonic()
     options = options or ShardOptions()

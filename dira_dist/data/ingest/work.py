@@ -25,7 +25,7 @@ from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.parts import Part, ShardOutcome, SkippedItem
 from dira_dist.data.ingest.pixels import PictureMode, mode_of
 from dira_dist.data.ingest.plan import Item, Plan, strict_refusal
-from dira_dist.data.ingest.readers import UnreadableError, discreetly, read_pictures
+from dira_dist.data.ingest.readers import UnreadableError, quiet_decoders, read_pictures
 from dira_dist.data.ingest.tables import boxes_for
 from dira_dist.data.shards import Sample, publish_shard
 from dira_dist.data.store import StoreError, open_store
@@ -91,7 +91,7 @@ def _samples(bench: _Bench, tasks: Sequence[Task], notes: _Notes) -> Iterator[Sa
             raise _StoppedError
         try:
             files = bench.converter.fetch(task)
-            with discreetly():
+            with quiet_decoders():
                 samples, converted = bench.converter.samples(task, files)
         except (RequestError, StoreError):  # the store is away, and the next file would fare no better
             raise
@@ -109,8 +109,8 @@ def _reason(error: Exception) -> str:
     """Why a file was skipped. What others say may quote a header, so only the decoders' own failures are repeated."""
     if isinstance(error, UnreadableError):
         return printable(str(error))
-    told = str(error).partition("\n")[0][:200] if isinstance(error, OSError | RuntimeError | SyntaxError) else ""
-    return f"it cannot be read: {type(error).__name__}{': ' if told else ''}{told}"
+    cause = str(error).partition("\n")[0][:200] if isinstance(error, OSError | RuntimeError | SyntaxError) else ""
+    return f"it cannot be read: {type(error).__name__}{': ' if cause else ''}{cause}"
 
 
 def make_parts(plan: Plan, parts: Mapping[str, Part], progress: Progress | None) -> None:
@@ -118,7 +118,7 @@ def make_parts(plan: Plan, parts: Mapping[str, Part], progress: Progress | None)
 
     Raises:
         RequestError: a file is unreadable under ``strict``, or no file of a part can be read.
-        StoreError: reading or writing failed for longer than patience lasts.
+        StoreError: reading or writing failed for longer than the retry policy allows.
     """
     mode = _mode_of(plan)
     jobs = _jobs(plan, parts)
@@ -273,7 +273,7 @@ def _modes_in(plan: Plan, item: Item) -> set[PictureMode]:
     try:
         with one_file_of(store):
             data = store.read_bytes(item.files[0])
-        with discreetly():
+        with quiet_decoders():
             return {mode_of(picture.pixels) for picture in read_pictures(data, item.kind, plan.options.intensity, None)}
     except (RequestError, StoreError):
         raise

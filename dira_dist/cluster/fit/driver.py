@@ -1,0 +1,120 @@
+"""A job that trains, of any kind: from a validated job file to a registered model, on whatever Ray is there."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+from rich.console import Console
+
+from dira_dist.cluster.fit.evaluations import OnEvaluation
+from dira_dist.cluster.fit.outcome import Outcome, conclude, draw_loss_curves
+from dira_dist.cluster.fit.session import FitSession
+from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
+from dira_dist.cluster.fit.trainer import train_on_ray
+from dira_dist.cluster.folders import check_shared
+from dira_dist.cluster.session import ray_session
+from dira_dist.config import JobFailedError, mutable_keys
+from dira_dist.data.shards import read_index
+from dira_dist.data.store import StoreError, check_reachable, open_store
+from dira_dist.jobs.load import LoadedJob, dump_job
+from dira_dist.jobs.preflight import preflight
+from dira_dist.runs.evaluations import read_evaluations
+from dira_dist.runs.lease import sole_driver
+from dira_dist.runs.run import RunState, claim
+from dira_dist.tracking.protocol import Run
+from dira_dist.tracking.run import open_run
+from dira_dist.training.checkpoints import CheckpointFolder
+from dira_dist.version import __version__
+
+
+def fit(
+    loaded: LoadedJob,
+    *,
+    console: Console | None = None,
+    on_evaluation: OnEvaluation | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Run a job to its end, or go on with the run of its name.
+
+    Called in a process' main thread, SIGINT and SIGTERM make the workers save and stop; a second one stops at once.
+
+    Args:
+        loaded: from :func:`dira_dist.load_job`.
+        console: where progress is shown; standard error by default.
+        on_evaluation: called in a thread with label, step and figures of each evaluation, those of earlier sessions
+            first.
+        tags: of the MLflow run, besides its own.
+
+    Raises:
+        RequestError: before anything is started or written, for what cannot run as asked.
+        JobFailedError: when the work failed or was stopped; the same call goes on from the last checkpoint.
+    """
+    loaded = replace(loaded, job=loaded.job.resolve_paths())
+    job, facts = loaded.job, preflight(loaded.job)
+    check_reachable(job.checkpoint.storage, write=True)
+    store, console = open_store(job.run_folder), console or Console(file=sys.stderr, soft_wrap=True)
+    session = FitSession(loaded, facts, store, on_evaluation, dict(tags or {}))
+    finished = _finished(_claim(session))
+    if on_evaluation is not None:
+        for evaluated in read_evaluations(store):
+            on_evaluation(evaluated.label, evaluated.step, evaluated.metrics)
+    if finished:
+        return finished
+    for warning in facts.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
+    with ray_session(job.resources), signals_interrupt(), sole_driver(store, console):
+        state = _claim(session)  # once more, for another driver may have ended only now
+        try:
+            return _finished(state) or _run(session, state, console)
+        except StoreError as error:
+            raise JobFailedError(f"{job.name} failed: {error}\n{session.how_to_go_on}") from error
+        except KeyboardInterrupt:
+            raise JobStoppedError(f"{job.name} was stopped; {session.how_to_go_on}") from None
+
+
+def _claim(session: FitSession) -> RunState:
+    """The run that is begun or gone on with."""
+    newest = CheckpointFolder(session.store).newest_manifest()
+    digests = {name: read_index(address).digest for name, address, _ in session.job.shard_sets()}
+    wanted = RunState(session.loaded.public, digests)
+    return claim(session.store, wanted, mutable_keys(type(session.job), "run"), newest.position.stage if newest else 0)
+
+
+def _finished(state: RunState) -> Outcome | None:
+    return Outcome(**{**state.outcome, "already_done": True}) if state.status == "finished" else None
+
+
+def _run(session: FitSession, state: RunState, console: Console) -> Outcome:
+    """Everything from the first thing that is written."""
+    run = _open_run(session, state.run_id)
+    try:
+        state = replace(state, run_id=run.run_id)
+        state.write(session.store)
+        run.claimed()
+        check_shared(session.job)
+        train_on_ray(session, run, console)
+        draw_loss_curves(session, run)
+        outcome = conclude(session, run)
+        if not run.finish("FINISHED"):
+            raise session.undelivered()
+        state.finished(asdict(outcome)).write(session.store)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | JobStoppedError)
+        run.finish("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
+        raise
+    return outcome
+
+
+def _open_run(session: FitSession, run_id: str) -> Run:
+    """The job's MLflow run on the driver's side."""
+    loaded, train = session.loaded, session.facts.train
+    own = {"dira.job": session.job.name, "dira.version": __version__}
+    tags, folder = {**session.tags, **own}, session.store.address
+    run = open_run(session.tracking, session.job.name, loaded.public, tags, run_id or None, folder=folder)
+    if not run_id:
+        for name, address, context in session.job.shard_sets():
+            index = train if name == "train" else read_index(address)
+            profile = {"samples": index.samples, "shards": len(index.shards), "bytes": index.bytes}
+            run.log_dataset(name, index.digest, address, context, profile)
+        run.log_text(dump_job(loaded.public), "job.yaml")
+    return run

@@ -1,0 +1,129 @@
+"""Live progress of a job, read from its coordinator: a bar on a terminal, lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from dira_dist.background import Background
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
+from dira_dist.metrics import DATA_WAIT_SHARE, IMAGES_PER_S, LOSS
+from dira_dist.training.stages import Plan, StageSpan
+
+OnReport = Callable[[int, Mapping[str, float]], None]
+
+_POLL_S = 0.5
+_READ_TIMEOUT_S = 5.0
+_LINE_EVERY_S = 15.0
+_BEFORE_THE_FIRST_STEP = "starting workers"
+_SHORT_NAMES = {"discriminative": "di", "restorative": "re", "adversarial": "adv", "discriminator": "D"}
+
+
+def describe(plan: Plan, step: int, figures: Mapping[str, float]) -> str:
+    """Stage, step of steps, losses, images/s and share of time waiting for data, in one line."""
+    span = _span_at(plan, step)
+    parts = [f"{span.name} ({span.number + 1}/{len(plan.spans)})", f"step {step}/{plan.steps}"]
+    losses = {short: figures.get(LOSS.of(name)) for name, short in _SHORT_NAMES.items()}
+    parts += [f"{short} {loss:.4g}" for short, loss in losses.items() if loss is not None]
+    if (rate := figures.get(IMAGES_PER_S.name)) is not None:
+        parts.append(f"{rate:.3g} images/s")
+    if (wait := figures.get(DATA_WAIT_SHARE.name)) is not None:
+        parts.append(f"waiting for data {wait:.0%}")
+    return ", ".join(parts)
+
+
+def _span_at(plan: Plan, step: int) -> StageSpan:
+    """The stage that a step of the job belongs to; the last one's end belongs to it."""
+    return next((span for span in plan.spans if step <= span.first_step + span.steps), plan.spans[-1])
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left by the pace since the first step seen, so that start-up does not count."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left_s"]
+        return Text("-:--:-- left" if left is None else f"{timedelta(seconds=int(left))} left")
+
+
+class ProgressView(Background):
+    """Shows a job's progress while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        coordinator: the job's.
+        plan: of the job.
+        console: where to show it; standard error by default.
+        reported: called in a thread with step and figures, again and again, also where they are the same as before.
+    """
+
+    def __init__(
+        self,
+        coordinator: CoordinatorClient,
+        plan: Plan,
+        console: Console | None = None,
+        reported: OnReport | None = None,
+    ) -> None:
+        super().__init__("progress", join_timeout_s=_READ_TIMEOUT_S)
+        self._coordinator, self._plan = coordinator.within(_READ_TIMEOUT_S), plan
+        self._reported = reported
+        self._console = console or Console(file=sys.stderr, soft_wrap=True)
+        self._first: tuple[float, int] | None = None
+
+    def stop(self) -> None:
+        super().stop()
+        self._read()  # the last warnings
+
+    def _run(self) -> None:
+        if self._console.is_terminal:
+            self._run_bar()
+        else:
+            self._run_lines()
+
+    def _read(self) -> tuple[int, dict[str, float]] | None:
+        try:
+            step, figures, warnings = self._coordinator.call(Coordinator.read)
+            for warning in warnings:
+                self._console.print(f"warning: {warning}", markup=False, highlight=False)
+            if self._reported is not None:
+                self._reported(step, figures)
+            return step, figures
+        except ray.exceptions.RayError:
+            return None  # the next reading succeeds, or the job ends for this reason
+
+    def _left_s(self, step: int) -> float | None:
+        now = time.monotonic()
+        if self._first is None and step > 0:
+            self._first = (now, step)
+        if self._first is None or step <= self._first[1]:
+            return None
+        began, first_step = self._first
+        return (now - began) / (step - first_step) * (self._plan.steps - step)
+
+    def _run_bar(self) -> None:
+        columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn(), _TimeLeft())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task = progress.add_task(_BEFORE_THE_FIRST_STEP, total=self._plan.steps, left_s=None)
+            while not self._ended.wait(_POLL_S):
+                if (answer := self._read()) is not None:
+                    step, figures = answer
+                    text = describe(self._plan, step, figures) if step else _BEFORE_THE_FIRST_STEP
+                    progress.update(task, completed=step, description=text, left_s=self._left_s(step))
+
+    def _run_lines(self) -> None:
+        shown_step, shown_stage, shown_at = -1, "", 0.0
+        while not self._ended.wait(_POLL_S):
+            if (answer := self._read()) is None:
+                continue
+            step, figures = answer
+            stage = _span_at(self._plan, step).name
+            due = stage != shown_stage or time.monotonic() - shown_at >= _LINE_EVERY_S
+            if step != shown_step and due:
+                left = self._left_s(step)
+                tail = f", {timedelta(seconds=int(left))} left" if left is not None else ""
+                line = describe(self._plan, step, figures) + tail if step else _BEFORE_THE_FIRST_STEP
+                self._console.print(line, highlight=False)
+                shown_step, shown_stage, shown_at = step, stage, time.monotonic()

@@ -1,0 +1,102 @@
+"""What can be known of a job before anything starts: its samples, its steps, what they cost. Reads, never writes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dira_dist.config import RequestError
+from dira_dist.data.lanes import check_set
+from dira_dist.data.shards import ShardSetIndex, read_index
+from dira_dist.data.store import check_reachable
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.training.stages import Plan
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A job that can run, and what it will do.
+
+    Attributes:
+        train: index of the training set.
+        plan: the stages in steps.
+        bytes_per_step: bytes read from storage for one global batch of the first stage.
+        memory: estimated device memory of one worker, in bytes, by purpose.
+        warnings: what is allowed and likely to go wrong, each with its remedy.
+    """
+
+    job: TrainingJob
+    train: ShardSetIndex
+    plan: Plan
+    bytes_per_step: int
+    memory: dict[str, int]
+    warnings: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        """The plan as a person reads it."""
+        job, low, high = self.job, *self.job.resources.worker_range
+        workers = f"{low}" if low == high else f"{low} to {high}"
+        yield f"images   {self.train.samples:,} in {len(self.train.shards)} shards, {_mib(self.train.bytes)}"
+        yield f"workers  {workers}, {job.resources.cpus_per_worker:g} CPUs each, {job.lanes} lanes"
+        for span in self.plan.spans:
+            batch = span.config.global_batch
+            each = f"{batch // low}" if low == high else f"{batch // high} to {batch // low}"
+            epochs = span.steps * batch / self.plan.epoch_samples
+            steps = f"{span.steps:,} steps of {batch} images ({each} per worker)"
+            yield f"stage    {span.name:8} {steps}, {epochs:.3g} epochs{span.config.described()}"
+        yield f"total    {self.plan.steps:,} steps, {self.plan.samples:,} images"
+        yield f"reading  {_mib(self.bytes_per_step)} per step from storage"
+        parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())
+        yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
+        yield from (f"warning  {text}" for text in self.warnings)
+
+
+def preflight(job: TrainingJob) -> Preflight:
+    """Check everything a job names and lay out its plan.
+
+    Raises:
+        RequestError: for a shard set that is missing, out of reach or too small, or lacks what the task asks of it.
+    """
+    sets = {name: _readable_set(job.key_of(name), address) for name, address, _ in job.shard_sets()}
+    index = sets["train"]
+    for stage in job.stage_configs():
+        check_set(
+            job.data.train,
+            index,
+            global_batch=stage.global_batch,
+            lanes=job.lanes,
+            workers=job.resources.max_workers,
+        )
+    for name, address, _ in job.shard_sets():
+        if name != "train":
+            check_set(address, sets[name])
+    job.check_workers()
+    job.check_sets(sets)
+    plan = lay_out(job, index)
+    per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
+    return Preflight(job, index, plan, per_step, estimate_memory(job), tuple(job.warnings(index)))
+
+
+def lay_out(job: TrainingJob, train: ShardSetIndex) -> Plan:
+    """The job's stages in steps; an epoch is what its lanes share out evenly of the training set."""
+    return job.plan(job.lanes * (train.samples // job.lanes))
+
+
+def estimate_memory(job: TrainingJob) -> dict[str, int]:
+    """Bytes of one worker's device memory by purpose, from shapes alone, for the stage that needs most."""
+    return job.task().memory(job.resources.min_workers, bool(job.resources.gpus_per_worker))
+
+
+def _readable_set(key: str, address: str) -> ShardSetIndex:
+    try:
+        check_reachable(address)
+        return read_index(address)
+    except RequestError as error:
+        raise RequestError(
+            f"{key}: no shard set can be read at {address}: {error}\n"
+            f"correct {key}, or make the set with: dira-dist shard IMAGES {address}"
+        ) from error
+
+
+def _mib(size_bytes: float) -> str:
+    return f"{size_bytes / MIB:,.1f} MiB" if size_bytes < 1024 * MIB else f"{size_bytes / MIB / 1024:,.2f} GiB"

@@ -1,0 +1,215 @@
+"""The folder that a registered model is: weights, the encoder as a program, the job, a card for people, checksums."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from dira_dist.config import RequestError
+from dira_dist.models.export import Exported, Format, export, save_feature_program, save_weights, sha256_of
+
+CHECKSUMS = "SHA256SUMS"
+FACTS = "model.json"
+CARD = "README.md"
+
+_NOTICE = """## Licence and patents
+The software that made this model is licensed under Apache-2.0. It is an independent implementation of DiRA
+(Haghighi, Hosseinzadeh Taher, Gotway, Liang, CVPR 2022). Its authors license their own code for non-commercial use only
+and mark the method as patent pending: whoever uses the method or this model commercially clears that with them. The
+rights to the images it was trained on are their owner's; this card cannot know them.
+
+## Intended use
+A start for fine-tuning on medical images like those it was trained on (classification with the encoder, segmentation
+with encoder and decoder where both were trained), by people who evaluate the result on their own data.
+
+## Limits
+It is no medical device and gives no diagnosis. Its features reflect the hospitals, scanners and patients of the
+training images, and may serve other groups worse. It was evaluated by the figures above alone. The decoder paints
+what is likely, not what is there: a restored image must never be read as a finding.
+"""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model beside its weights.
+
+    Attributes:
+        name: the registered model's, or the job's.
+        encoder: name in segmentation_models_pytorch.
+        in_channels: of the network that was trained.
+        image_size: pixels of the views it was trained on, a side or one for each axis.
+        trained: the parts whose losses were minimised; without restoration there is no trained decoder.
+        settings: what a person asks first: method, loss weights, stages, batch, precision ...
+        data: address, digest, number of samples ...
+        quality: measured figures.
+        origin: run, page, version of the software ...
+    """
+
+    name: str
+    encoder: str
+    in_channels: int
+    image_size: int | tuple[int, ...]
+    trained: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_model_folder(
+    folder: Path,
+    unet_state: Mapping[str, Tensor],
+    facts: ModelFacts,
+    *,
+    job: str,
+    discriminator_state: Mapping[str, Tensor] | None = None,
+    pictures: Mapping[str, npt.NDArray[np.uint8]] | None = None,
+) -> Path:
+    """Write everything that a registered version holds.
+
+    ``encoder.safetensors`` has torchvision's names where torchvision has the encoder, else timm's, else
+    segmentation_models_pytorch's; ``unet.safetensors`` the latter's; ``features.pt2`` runs with torch alone.
+
+    Args:
+        folder: is made; must be empty.
+        unet_state: the U-Net's weights that were trained: of the encoder, and of the decoder where it learned.
+        facts: for the card and for ``model.json``.
+        job: the recorded job file's text.
+        discriminator_state: where one was trained.
+        pictures: name to ``(H, W, 3)`` uint8.
+
+    Raises:
+        RequestError: if the folder is not empty or the encoder cannot be stored.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise RequestError(f"{folder}: not empty; give a folder that does not exist yet")
+    library, exported = _best_known_names(unet_state, facts)
+    save_weights(exported.state, folder / "encoder.safetensors", {"names": library, "encoder": facts.encoder})
+    save_weights(unet_state, folder / "unet.safetensors", {"names": "smp", "encoder": facts.encoder})
+    if discriminator_state:
+        save_weights(discriminator_state, folder / "discriminator.safetensors")
+    program = folder / "features.pt2"
+    channels = save_feature_program(unet_state, facts.encoder, facts.in_channels, facts.image_size, program)
+    for name, picture in (pictures or {}).items():
+        file = folder / "pictures" / f"{name.replace('/', '-')}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(file)
+    (folder / "job.yaml").write_text(job)
+    (folder / FACTS).write_text(json.dumps(_plain_facts(facts, library, exported, channels), indent=2, default=str))
+    (folder / CARD).write_text(model_card(facts, exported))
+    write_checksums(folder)
+    return folder
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What ``model.json`` says: ``encoder``, ``in_channels``, ``image_size``, ``encoder_names`` and more.
+
+    Raises:
+        RequestError: if the folder is no model folder.
+    """
+    file = folder / FACTS
+    if not file.is_file():
+        raise RequestError(f"{folder}: holds no {FACTS}; give a folder that was fetched or written as a model")
+    facts: dict[str, Any] = json.loads(file.read_text())
+    return facts
+
+
+def write_checksums(folder: Path) -> str:
+    """Write ``SHA256SUMS`` (``sha256sum -c`` reads it). Returns the file's own sha256, which names the content."""
+    for sidecar in folder.glob("*.sha256"):
+        sidecar.unlink()
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = [f"{sha256_of(folder / name)}  {name}" for name in names if name != CHECKSUMS]
+    (folder / CHECKSUMS).write_text("\n".join(lines) + "\n")
+    return sha256_of(folder / CHECKSUMS)
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Name to sha256, from ``SHA256SUMS``.
+
+    Raises:
+        RequestError: if the file is missing or not in that form.
+    """
+    file = folder / CHECKSUMS
+    if not file.is_file():
+        raise RequestError(f"{folder}: holds no {CHECKSUMS}, so its files cannot be checked; fetch the model again")
+    entries = [line.split("  ", 1) for line in file.read_text().splitlines() if line]
+    if any(len(entry) != 2 or len(entry[0]) != 64 for entry in entries):
+        raise RequestError(f"{file}: damaged; fetch the model again")
+    return {name: digest for digest, name in entries}
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Names of files that are missing or differ from their checksum."""
+    checksums = read_checksums(folder)
+    return [n for n, digest in checksums.items() if not (folder / n).is_file() or sha256_of(folder / n) != digest]
+
+
+def model_card(facts: ModelFacts, exported: Exported) -> str:
+    """The card in Markdown: what it is, how to load it, data, settings, quality, licence, use and limits."""
+    loading = "\n".join((*exported.loading_lines("encoder.safetensors").splitlines(),))
+    quality = {name: f"{value:.4g}" for name, value in facts.quality.items()}
+    decoder = "and U-Net decoder" if exported_decoder(facts.trained) else "(its decoder was not trained)"
+    sections = [
+        f"# {facts.name}\n",
+        f"Encoder `{facts.encoder}` {decoder}, pretrained by DiRA without labels (parts: {', '.join(facts.trained)}), "
+        f"on images of {_side_by_side(facts.image_size)} px with {facts.in_channels} channel(s), values in [0, 1], "
+        "no further normalisation.\n",
+        f"## Load the encoder\n```python\n{loading}\n```\n",
+        *_table("Training images", facts.data),
+        *_table("Settings", facts.settings),
+        *_table("Measured quality", quality),
+        *_table("Origin", facts.origin),
+        _NOTICE,
+    ]
+    return "\n".join(sections)
+
+
+def exported_decoder(trained: Sequence[str]) -> bool:
+    """Whether a model of these trained parts has a decoder worth having: whatever restores trains it."""
+    return any(part != "discriminative" for part in trained)
+
+
+def _side_by_side(image_size: int | tuple[int, ...]) -> str:
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return " x ".join(map(str, sides))
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
+    if rows:
+        body = "\n".join(f"| {name} | {str(value).replace('|', '/')} |" for name, value in rows.items())
+        yield f"## {title}\n| | |\n| --- | --- |\n{body}\n"
+
+
+def _best_known_names(unet_state: Mapping[str, Tensor], facts: ModelFacts) -> tuple[Format, Exported]:
+    encoder = {name: tensor for name, tensor in unet_state.items() if name.startswith("encoder.")}
+    libraries: tuple[Format, ...] = ("torchvision", "timm")
+    for library in libraries:
+        try:
+            return library, export(encoder, facts.encoder, library, facts.in_channels)
+        except RequestError:  # that library has no such encoder; the next may
+            continue
+    return "smp", export(encoder, facts.encoder, "smp", facts.in_channels)
+
+
+def _plain_facts(facts: ModelFacts, library: Format, exported: Exported, channels: int) -> dict[str, Any]:
+    return {
+        "encoder": facts.encoder,
+        "in_channels": facts.in_channels,
+        "image_size": facts.image_size,
+        "trained": list(facts.trained),
+        "encoder_names": library,
+        "feature_channels": channels,
+        "features": exported.features,
+        "quality": dict(facts.quality),
+        "settings": dict(facts.settings),
+        "data": dict(facts.data),
+        "origin": dict(facts.origin),
+    }

@@ -1,0 +1,76 @@
+"""A checkpoint brought here from wherever a run keeps it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from dira_dist.config import RequestError
+from dira_dist.data.store import StoreError, asking, open_store
+from dira_dist.registry.download import Progress, StoreSource, download, download_unchecked
+from dira_dist.registry.lookup import ADDRESS_FORMS
+from dira_dist.runs.evaluations import read_evaluations
+from dira_dist.training.checkpoints import CheckpointFolder
+from dira_dist.training.state import MANIFEST, BrokenCheckpointError, Checkpoint, read_checkpoint
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint and what was said of it.
+
+    Attributes:
+        address: where it lies.
+        quality: what its networks were evaluated to be; empty where nobody evaluated them.
+    """
+
+    address: str
+    checkpoint: Checkpoint
+    quality: dict[str, float]
+
+
+def download_checkpoint(address: str, folder: Path, progress: Progress | None = None) -> FoundCheckpoint:
+    """Fetch a checkpoint, or the newest of a run's folder; a call that was broken off is gone on with.
+
+    Args:
+        address: folder or prefix of a checkpoint, or of a run with checkpoints below it.
+        folder: on this disk.
+        progress: called with the bytes that are here and the bytes in all.
+
+    Raises:
+        RequestError: there is no checkpoint, it is damaged, or its storage does not answer.
+    """
+    place = _place(address.rstrip("/"))
+    try:
+        source = StoreSource(place)
+        manifest = json.loads(download_unchecked(source, MANIFEST, folder).read_text())
+        download(source, {name: facts["sha256"] for name, facts in manifest["files"].items()}, folder, progress)
+        return FoundCheckpoint(place, read_checkpoint(folder, place), _quality(place))
+    except (StoreError, BrokenCheckpointError, ValueError, KeyError) as error:
+        raise RequestError(f"{address}: this checkpoint cannot be used: {error}") from error
+
+
+def is_checkpoint(address: str) -> bool:
+    """Whether a finished checkpoint lies there.
+
+    Raises:
+        RequestError: with the remedy, where the storage does not answer in seconds.
+    """
+    with asking(address) as store:
+        return store.stat(MANIFEST) is not None
+
+
+def _place(address: str) -> str:
+    if is_checkpoint(address):
+        return address
+    with asking(address) as store:
+        folder = CheckpointFolder(store)
+        names = folder.names()
+    if not names:
+        raise RequestError(f"{address}: neither a model ({ADDRESS_FORMS}) nor a checkpoint, nor a run's folder of them")
+    return folder.address(names[-1])
+
+
+def _quality(address: str) -> dict[str, float]:
+    """From the record beside the run's checkpoints."""
+    parent, _, name = address.rpartition("/")
+    evaluations = read_evaluations(open_store(parent)) if parent else []
+    return next((each.metrics for each in evaluations if each.checkpoint == name), {})

@@ -1,0 +1,161 @@
+"""From a run or a checkpoint to a registered model."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from dira_dist.config import RequestError, without_credentials
+from dira_dist.registry.checkpoint import FoundCheckpoint, download_checkpoint, is_checkpoint
+from dira_dist.registry.download import Progress
+from dira_dist.registry.lookup import RUN_ADDRESS
+from dira_dist.registry.registry import Metric, Registered, register
+from dira_dist.runs.evaluations import ranked_by
+from dira_dist.tracking.config import TrackingConfig, tracking_at
+from dira_dist.tracking.history import newest_pictures
+from dira_dist.tracking.logged_models import checkpoints_of
+from dira_dist.tracking.run import TrackingRun
+from dira_dist.tracking.server import ask, connect
+from dira_dist.training.state import Checkpoint
+from dira_dist.training.task import About, recipe_of
+
+log = logging.getLogger(__name__)
+
+REGISTRY_TIMEOUT_S = 300.0
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def publish(
+    config: TrackingConfig,
+    run_id: str,
+    checkpoint: Checkpoint,
+    quality: Mapping[str, float],
+    data: Mapping[str, Any],
+    *,
+    tags: Mapping[str, str] | None = None,
+    timeout_s: float = REGISTRY_TIMEOUT_S,
+) -> Registered:
+    """Register what a checkpoint holds as a new version of ``config.register_as``.
+
+    The task that trained it, found by the checkpoint's own job, writes the model.
+
+    The version holds the newest of each of the run's pictures.
+
+    Args:
+        config: of the job, its address settled and ``register_as`` given.
+        run_id: the run that made them.
+        checkpoint: of a finished run.
+        quality: what the checkpoint's networks were evaluated to be, may be empty; by the first figure of
+            :data:`dira_dist.metrics.RANKING` in it versions are compared.
+        data: what the card says of the training images; ``digest`` becomes a tag.
+        tags: more of them, such as the search that a run was a part of.
+        timeout_s: how long a registry that does not answer is waited for.
+
+    Raises:
+        RequestError: the registry is away for longer, or refuses.
+    """
+    job, task = checkpoint.job, recipe_of(checkpoint.job).task()
+    about = About(
+        name=str(config.register_as),
+        data=data,
+        quality=quality,
+        origin={"job": job["name"], "run": run_id, "steps": checkpoint.position.step},
+        job=yaml.safe_dump(job, sort_keys=False, allow_unicode=True),
+        pictures=_pictures(config, run_id),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        package = task.package(checkpoint.tensors, checkpoint.position, Path(scratch) / "model", about)
+        figure = ranked_by(quality)
+        metric = None if figure is None else Metric(figure, quality[figure])
+        notes = {**task.notes(), "train_digest": data.get("digest", "")}
+        own = {f"dira.{name}": str(value) for name, value in notes.items()} | dict(tags or {})
+        return register(config, run_id, package, metric=metric, tags=own, timeout_s=timeout_s)
+
+
+def register_model(
+    source: str, *, name: str | None = None, tracking_uri: str | None = None, progress: Progress | None = None
+) -> Registered:
+    """Register what a run or a checkpoint holds: also of a job that failed, was stopped, or had no tracking.
+
+    Args:
+        source: an MLflow run (``runs:/ID`` or its id), of which the newest checkpoint is taken; or the address of a
+            checkpoint or of a run's folder.
+        name: in the registry; the job's ``tracking.register_as`` if none.
+        tracking_uri: MLflow; ``MLFLOW_TRACKING_URI`` if none.
+        progress: called with the bytes that are here and the bytes in all.
+
+    Raises:
+        RequestError: no such run or checkpoint, no name, no server, no answer from storage, or the registry refuses.
+    """
+    config = tracking_at(tracking_uri, register_as=name).resolve_paths()
+    if config.uri is None:
+        raise RequestError(f"{source}: no registry is known; give --tracking-uri or set MLFLOW_TRACKING_URI")
+    uri, client = config.uri, connect(config.uri)
+    address = _checkpoint_of_run(client, uri, source) or source
+    with tempfile.TemporaryDirectory() as scratch:
+        found = download_checkpoint(address, Path(scratch), progress)
+    job = found.checkpoint.job
+    register_as = name or job["tracking"]["register_as"]
+    if register_as is None:
+        raise RequestError(f"{source}: its job has no tracking.register_as; say under which name with --name")
+    config = config.model_copy(update={"register_as": register_as, "experiment": job["tracking"]["experiment"]})
+    run_id = found.checkpoint.run_id or _run_afterwards(config, found)
+    data = {"address": job["data"]["train"]} | _recorded_data(client, uri, run_id)
+    return publish(config, run_id, found.checkpoint, found.quality, data, timeout_s=0)
+
+
+def _pictures(config: TrackingConfig, run_id: str) -> dict[str, Any]:
+    """The run's, as far as they can be had: a model without pictures is better than none."""
+    assert config.uri is not None
+    client = connect(config.uri)
+    try:
+        return ask(config.uri, lambda: newest_pictures(client, run_id), timeout_s=REGISTRY_TIMEOUT_S)
+    except (RequestError, MlflowException) as error:
+        log.warning("the model is registered without pictures: %s", without_credentials(str(error))[:300])
+        return {}
+
+
+def _checkpoint_of_run(client: MlflowClient, uri: str, source: str) -> str | None:
+    """The newest checkpoint of a run that is still in storage; none where the source is no run."""
+    named = RUN_ADDRESS.fullmatch(source)
+    if named is None and not _RUN_ID.fullmatch(source):
+        return None
+    run_id = named["run"] if named else source
+    try:
+        recorded = ask(uri, lambda: checkpoints_of(client, run_id))
+    except MlflowException as error:
+        raise RequestError(f"{source}: there is no such run; give the id shown on its page") from error
+    address = next((each.address for each in recorded if is_checkpoint(each.address)), None)
+    if address is None:
+        recorded_words = ", ".join(each.address for each in recorded) or "none"
+        raise RequestError(f"{source}: no checkpoint of this run is in storage; recorded were: {recorded_words}")
+    return address
+
+
+def _run_afterwards(config: TrackingConfig, found: FoundCheckpoint) -> str:
+    """A run for a checkpoint that was made without tracking: a version in the registry belongs to one."""
+    job = found.checkpoint.job
+    run = TrackingRun.create(config, job["name"], job, {"dira.job": job["name"], "dira.recorded": "afterwards"})
+    run.log_metrics(found.quality, found.checkpoint.position.step)
+    run.log_checkpoint(found.address, found.checkpoint.position.step)
+    run.finish("FINISHED")
+    return run.run_id
+
+
+def _recorded_data(client: MlflowClient, uri: str, run_id: str) -> dict[str, Any]:
+    """What the run knows of its training images."""
+    try:
+        run = ask(uri, lambda: client.get_run(run_id))
+    except MlflowException as error:
+        raise RequestError(
+            f"{without_credentials(uri)} knows no run {run_id}, which made this checkpoint; give --tracking-uri of the "
+            "server that recorded it"
+        ) from error
+    datasets = [entry.dataset for entry in run.inputs.dataset_inputs] if run.inputs else []
+    return next(({"dataset": each.name, "digest": each.digest} for each in datasets if each.name == "train"), {})

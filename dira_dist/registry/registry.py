@@ -1,0 +1,211 @@
+"""The model registry: a new version of a name, the aliases ``latest`` and ``best``."""
+
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from safetensors.torch import load_file
+
+from dira_dist.config import RequestError, without_credentials
+from dira_dist.models.export import weights_digest
+from dira_dist.models.model_files import CARD, damaged_files
+from dira_dist.registry.fetch import FOLDER_IN_VERSION
+from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.server import ask, connect, is_refusal
+from dira_dist.training.task import Package
+
+log = logging.getLogger(__name__)
+
+BEST = "best"
+METRIC_TAG, VALUE_TAG, DIGEST_TAG = "dira.metric", "dira.metric_value", "dira.digest"
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The figure by which versions of a model are compared."""
+
+    name: str
+    value: float
+    higher_is_better: bool = True
+
+    def beats(self, other: float) -> bool:
+        """Whether this value is better than another; a value that is no number never is."""
+        if math.isnan(self.value):
+            return False
+        return math.isnan(other) or (self.value > other if self.higher_is_better else self.value < other)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry.
+
+    Attributes:
+        name: of the model.
+        version: counted from 1.
+        is_best: whether the alias ``best`` points to it now.
+        why: one sentence on the alias ``best``.
+    """
+
+    name: str
+    version: int
+    is_best: bool
+    why: str
+
+    @property
+    def address(self) -> str:
+        """``models:/name/version``."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def register(
+    config: TrackingConfig,
+    run_id: str,
+    package: Package,
+    *,
+    metric: Metric | None = None,
+    tags: Mapping[str, str] | None = None,
+    timeout_s: float = 300.0,
+) -> Registered:
+    """Make a packaged model a new version of ``config.register_as``.
+
+    ``latest`` is it from now on, an alias that MLflow keeps itself. ``best`` moves to it only if its metric beats that
+    of the version that has the alias, or if none has. The same weights of the same run registered again are the same
+    version: a job that was stopped between registering and noting it down registers once.
+
+    Args:
+        config: ``uri`` and ``register_as`` must be known.
+        run_id: the run that made it.
+        package: from a task's ``package``.
+        metric: by which it is compared; without one ``best`` goes to a first version only.
+        tags: method, weights, dataset digest, parent search ...
+        timeout_s: how long to try again while the registry is away. A training of days does not fail for it.
+
+    Raises:
+        RequestError: if the folder is damaged, or the registry refuses, or it is away for longer than that.
+    """
+    config = config.resolve_paths()
+    name = config.register_as
+    if config.uri is None or name is None:
+        raise RequestError("tracking: uri and register_as are needed to register a model; give both")
+    damaged = damaged_files(package.folder)
+    if damaged:
+        raise RequestError(f"{package.folder}: damaged or missing: {', '.join(damaged)}; write the model folder again")
+    client, uri = connect(config.uri), config.uri
+    digest = weights_digest(load_file(package.folder / package.weights))
+
+    def attempt() -> Registered:
+        ask(uri, lambda: client.get_run(run_id))
+        version = _existing_version(client, name, run_id, digest)
+        if version is None:
+            version = _new_version(client, name, run_id, package, _tags(metric, digest, tags))
+        return _point_best(client, name, version, metric)
+
+    return _retried(attempt, timeout_s)
+
+
+def _retried(attempt: Callable[[], Registered], timeout_s: float) -> Registered:
+    """The first success; a refusal at once, and any other failure when the time is over."""
+    deadline, wait_s = time.monotonic() + timeout_s, FIRST_WAIT_S
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            if is_refusal(error) or time.monotonic() + wait_s > deadline:
+                raise RequestError(f"the model is not registered: {without_credentials(str(error))[:400]}") from error
+            log.warning("the registry does not take the model yet: %s", without_credentials(str(error))[:300])
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def _tags(metric: Metric | None, digest: str, tags: Mapping[str, str] | None) -> dict[str, str]:
+    own = {DIGEST_TAG: digest}
+    if metric is not None:
+        own |= {METRIC_TAG: metric.name, VALUE_TAG: repr(metric.value)}
+    return {key: without_credentials(str(value)) for key, value in (tags or {}).items()} | own
+
+
+def _existing_version(client: MlflowClient, name: str, run_id: str, digest: str) -> ModelVersion | None:
+    found = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
+    return next((version for version in found if version.tags.get(DIGEST_TAG) == digest), None)
+
+
+def _new_version(
+    client: MlflowClient, name: str, run_id: str, package: Package, tags: Mapping[str, str]
+) -> ModelVersion:
+    """Upload the folder as a logged model of the run, runnable by MLflow, and make it a version."""
+    try:
+        client.create_registered_model(name, description=package.description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name, run_id, tags=dict(tags), model_type=package.model_type)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            client.log_model_artifacts(model.model_id, str(_runnable(package, Path(scratch), run_id, model.model_id)))
+        client.finalize_logged_model(model.model_id, "READY")
+    except BaseException:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    card = (package.folder / CARD).read_text() if (package.folder / CARD).is_file() else None
+    place = model.artifact_location
+    return client.create_model_version(
+        name, place, run_id, dict(tags), description=card, await_creation_for=0, model_id=model.model_id
+    )
+
+
+def _runnable(package: Package, scratch: Path, run_id: str, model_id: str) -> Path:
+    """The folder wrapped as an MLflow model: its pyfunc flavour needs what the package says, and nothing of ours."""
+    # MLflow names its copy after the folder, and follows no links.
+    named, path = shutil.copytree(package.folder, scratch / Path(FOLDER_IN_VERSION).name), scratch / "wrapped"
+    mlflow.pyfunc.save_model(
+        path,
+        loader_module=package.code[0].stem,
+        data_path=str(named),
+        code_paths=[str(file) for file in package.code],
+        pip_requirements=list(package.requirements),
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+    )
+    return path
+
+
+def _point_best(client: MlflowClient, name: str, version: ModelVersion, metric: Metric | None) -> Registered:
+    number = str(version.version)
+    holder = _holder_of_best(client, name)
+    if holder is not None and str(holder.version) == number:
+        return Registered(name, int(number), True, "it is the best already")
+    moves, why = _is_better(metric, holder)
+    if moves:
+        client.set_registered_model_alias(name, BEST, number)
+    return Registered(name, int(number), moves, why)
+
+
+def _holder_of_best(client: MlflowClient, name: str) -> ModelVersion | None:
+    number = client.get_registered_model(name).aliases.get(BEST)
+    return None if number is None else client.get_model_version(name, str(number))
+
+
+def _is_better(metric: Metric | None, holder: ModelVersion | None) -> tuple[bool, str]:
+    if holder is None:
+        usable = metric is None or not math.isnan(metric.value)
+        return usable, "no version was the best before" if usable else f"its {metric.name if metric else ''} is NaN"
+    if metric is None:
+        return False, f"it was not measured; version {holder.version} stays the best"
+    if holder.tags.get(METRIC_TAG) != metric.name:
+        return False, f"version {holder.version} was evaluated by {holder.tags.get(METRIC_TAG)}, not by {metric.name}"
+    other = float(holder.tags.get(VALUE_TAG, "nan"))
+    comparison = f"{metric.name} {metric.value:.4g} against {other:.4g} of version {holder.version}"
+    return metric.beats(other), comparison

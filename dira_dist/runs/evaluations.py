@@ -1,0 +1,76 @@
+"""What a run's networks were evaluated to be, kept beside its checkpoints in ``quality.json``."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from dira_dist.data.store import MissingObjectError, Store
+from dira_dist.metrics import RANKING
+
+FILE_NAME = "quality.json"
+
+
+@dataclass(frozen=True)
+class EvaluationEntry:
+    """One evaluation.
+
+    Attributes:
+        label: ``untrained``, the name of the stage that had ended, or the step it was made at.
+        step: optimiser steps before it.
+        checkpoint: name of the checkpoint that was evaluated.
+        metrics: figures by name; empty where evaluating failed.
+        logged: whether they have reached the tracking server.
+    """
+
+    label: str
+    step: int
+    checkpoint: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    logged: bool = True
+
+
+def read_evaluations(store: Store) -> list[EvaluationEntry]:
+    """All evaluations of the run in a store, in the order of their steps; none where there is no record."""
+    try:
+        found = json.loads(store.read_bytes(FILE_NAME))
+    except MissingObjectError:
+        return []
+    return [EvaluationEntry(**each) for each in found]
+
+
+def add_evaluation(store: Store, evaluated: EvaluationEntry) -> list[EvaluationEntry]:
+    """Write one more into the record, in the place of an older one of the same label. For one writer at a time."""
+    others = [each for each in read_evaluations(store) if each.label != evaluated.label]
+    record = sorted([*others, evaluated], key=lambda each: each.step)
+    store.write_bytes(FILE_NAME, json.dumps([asdict(each) for each in record], indent=1).encode())
+    return record
+
+
+def by_label(evaluations: list[EvaluationEntry]) -> dict[str, dict[str, float]]:
+    """Figures by label; evaluations that failed are left out."""
+    return {each.label: each.metrics for each in evaluations if each.metrics}
+
+
+def figures_of(evaluations: list[EvaluationEntry], checkpoint: str) -> dict[str, float]:
+    """What the networks of a checkpoint were evaluated to be; empty where they were not."""
+    return next((each.metrics for each in evaluations if each.checkpoint == checkpoint), {})
+
+
+def best(evaluations: list[EvaluationEntry], metric: str | None = None) -> EvaluationEntry | None:
+    """The evaluation of a trained network with the highest value, the latest of equal ones; none where nobody has it.
+
+    Args:
+        evaluations: of one run.
+        metric: a figure's name; the first of :data:`dira_dist.metrics.RANKING` that was measured if none.
+    """
+    trained = [each for each in evaluations if each.step > 0]
+    for name in (metric,) if metric else RANKING:
+        measured = [each for each in trained if name in each.metrics]
+        if measured:
+            return max(measured, key=lambda each: (each.metrics[name], each.step))
+    return None
+
+
+def ranked_by(metrics: Mapping[str, float]) -> str | None:
+    """The name of the figure by which these are compared."""
+    return next((name for name in RANKING if name in metrics), None)

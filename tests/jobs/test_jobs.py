@@ -1,0 +1,185 @@
+"""The job file as a whole: what stages inherit, which combinations are refused, what may be written down."""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from dira_dist.config import RequestError, flatten, mutable_keys
+from dira_dist.jobs.load import dump_job, job_schema, load_job
+from dira_dist.jobs.pretrain import PretrainJob
+from dira_dist.training.optimizer import OptimizerConfig
+
+JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
+SHORTEST: dict[str, Any] = {"name": "a", "data": {"train": "shards"}}
+
+
+def refusal(values: dict[str, Any], overrides: list[str] | None = None) -> str:
+    with pytest.raises(RequestError) as caught:
+        load_job(values, overrides or [])
+    return str(caught.value)
+
+
+def test_the_shortest_file_is_a_whole_job() -> None:
+    job = load_job(SHORTEST).job
+    assert [stage.objective for stage in job.stages] == ["di", "dir", "dira"]
+    assert job.method.name == "moco_v2"
+    assert job.loss_weights.model_dump() == {"discriminative": 1, "restorative": 10, "adversarial": 0.001}
+
+
+def test_stages_inherit_and_override() -> None:
+    job = load_job(
+        {
+            "name": "a",
+            "data": {"train": "x", "global_batch": 64},
+            "optimizer": {"lr": 0.5, "momentum": 0.8},
+            "loss_weights": {"restorative": 3},
+            "stages": [
+                {"objective": "di", "epochs": 1},
+                {"objective": "dira", "steps": 2, "global_batch": 16, "optimizer": {"lr": 0.1}},
+            ],
+        }
+    ).job
+    first, second = job.stages
+    assert (first.global_batch, first.optimizer.lr, first.loss_weights.restorative) == (64, 0.5, 3)
+    assert (second.global_batch, second.optimizer.lr, second.optimizer.momentum) == (16, 0.1, 0.8)
+    assert job.lanes == 16, "lanes divide every batch"
+
+
+def test_a_method_brings_its_own_optimiser_unless_one_is_named() -> None:
+    barlow = ["method={name: barlow_twins}"]
+    own = load_job(SHORTEST, barlow).job
+    published = {"lr": 0.2, "lr_batch": 256, "weight_decay": 1e-6, "warmup_epochs": 10}
+    assert own.optimizer == OptimizerConfig(name="lars", bias_lr_factor=0.0048 / 0.2 / 32, **published)
+    assert [stage.optimizer for stage in own.stages] == [own.optimizer] * 3
+    slower = load_job(SHORTEST, [*barlow, "optimizer.lr=0.1"]).job
+    assert slower.optimizer == own.optimizer.model_copy(update={"lr": 0.1})
+    assert load_job(SHORTEST, [*barlow, "optimizer.name=sgd"]).job.optimizer == OptimizerConfig()
+    assert load_job(SHORTEST, [*barlow, "optimizer.name=lars"]).job.optimizer == own.optimizer
+    simsiam = load_job(SHORTEST, ["method={name: simsiam}"]).job.optimizer
+    assert simsiam == OptimizerConfig(name="sgd", lr=0.05, lr_batch=256)
+
+
+def test_a_stage_with_another_optimiser_takes_over_nothing_of_the_jobs() -> None:
+    def stage(optimizer: dict[str, Any], *overrides: str) -> OptimizerConfig:
+        values = {**SHORTEST, "stages": [{"objective": "di", "epochs": 1, "optimizer": optimizer}]}
+        return load_job(values, overrides).job.stages[0].optimizer
+
+    barlow, rate = "method={name: barlow_twins}", "optimizer.lr=0.07"
+    assert stage({"name": "adamw"}, rate) == OptimizerConfig(name="adamw")
+    assert stage({"name": "sgd"}, rate).lr == stage({}, rate).lr == 0.07, "the same, named or not"
+    assert stage({"name": "sgd"}, barlow) == OptimizerConfig()
+    published = load_job(SHORTEST, [barlow]).job.optimizer
+    assert stage({"name": "lars"}, barlow, "optimizer={name: sgd, lr: 0.07}") == published, "the method's own is known"
+    assert stage({"name": "lars"}, rate) == OptimizerConfig(name="lars")
+
+
+def test_each_optimiser_has_a_rate_of_its_own() -> None:
+    sgd, adamw, lars = (OptimizerConfig(name=name) for name in ("sgd", "adamw", "lars"))
+    assert (sgd.lr, sgd.lr_batch) == (0.03, None), "the published run's, with batches of 256 and of 16"
+    assert (adamw.lr, adamw.lr_batch, lars.lr, lars.lr_batch) == (5e-4, 256, 0.2, 256)
+    assert OptimizerConfig(name="lars", lr=0.1, lr_batch=None).lr_batch is None
+
+
+def test_a_rate_is_scaled_from_its_batch_to_the_stages() -> None:
+    job = load_job(SHORTEST, ["method={name: barlow_twins}", "data.global_batch=1024"]).job
+    assert [stage.optimizer.for_batch(stage.global_batch).lr for stage in job.stages] == [0.8] * 3
+    stages = [{"objective": "dir", "epochs": 1}, {"objective": "dira", "epochs": 1, "global_batch": 16}]
+    moco = load_job({**SHORTEST, "stages": stages}).job
+    rates = [stage.optimizer.for_batch(stage.global_batch).lr for stage in moco.stages]
+    assert rates == [0.03, 0.03], "as published"
+
+
+def test_a_recorded_job_is_the_same_job_again() -> None:
+    loaded = load_job(SHORTEST, ["seed=3", "method={name: simsiam}"])
+    assert load_job(yaml.safe_load(dump_job(loaded.public))) == loaded
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.global_bach=2"], ["data.global_bach", "did you mean 'global_batch'"]),
+        (["data.global_batch=many"], ["data.global_batch", "found 'many'", "integer"]),
+        (["data.image_size=96", "model.encoder=tu-swin_tiny_patch4_window7_224"], ["data.image_size is 96", "224 px"]),
+        (["data.global_batch=30", "resources.workers=4"], ["resources.workers is 4", "workers: [1, 2, 3, 5"]),
+        (["resources.workers=[4, 2]"], ["[4, 2]", "min at most max"]),
+        (["data.lanes=7"], ["data.lanes is 7", "global batch 256"]),
+        (["model.encoder=resnet5"], ["resnet5", "resnet50"]),
+        (["loss_weights.adversarial=-1"], ["loss_weights.adversarial", "greater than or equal to 0"]),
+        (["method={name: byol}"], ["method", "'moco_v2'", "'barlow_twins'", "'simsiam'"]),
+        (["method={name: [a]}"], ["method", "'moco_v2'"]),
+        (["method={name: simsiam, queue_size: 3}"], ["method.queue_size", "key; known here: bottleneck, name"]),
+        (["stages=[]"], ["stages"]),
+        (["stages=[{objective: di}]"], ["stages.0", "exactly one of epochs and steps"]),
+        (["tracking.uri=./mlruns"], ["tracking.uri", "sqlite:"]),
+        (["kind=train"], ["kind", "pretrain"]),
+        (["name=a/b"], ["name"]),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_named_with_its_remedy(overrides: list[str], words: list[str]) -> None:
+    message = refusal(SHORTEST, overrides)
+    assert not [word for word in words if word not in message], message
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_the_jobs_of_the_project_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    loaded = load_job(path)
+    assert isinstance(loaded.job, PretrainJob)
+    jsonschema.validate(yaml.safe_load(path.read_text()), job_schema())
+    assert path.stat().st_mode & 0o111, "job files are executable"
+
+
+def test_the_schema_refuses_what_the_job_refuses() -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**SHORTEST, "sead": 1}, job_schema())
+    jsonschema.validate(SHORTEST, job_schema())
+
+
+def test_reading_a_job_needs_neither_ray_nor_mlflow() -> None:
+    program = (
+        "import sys; from dira_dist.jobs.load import load_job; load_job({'name': 'a', 'data': {'train': 'x'}});"
+        "sys.exit(str(sorted({'ray', 'mlflow', 'boto3'} & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+
+
+# What may change between two starts of a run, by dotted key: where things are and who computes.
+CHANGES_IN_A_RUN = (
+    "checkpoint",
+    "data.bad_sample_budget",
+    "data.cache",
+    "data.loader_workers",
+    "data.storage_timeout_s",
+    "data.train",
+    "data.val",
+    "evaluation",
+    "execution.compile",
+    "guards",
+    "model.gradient_checkpointing",
+    "probe.train",
+    "probe.val",
+    "resources",
+    "tracking",
+)
+
+
+def _leaves_below(keys: Iterable[str]) -> set[str]:
+    values = {**SHORTEST, "probe": {"train": "a", "val": "b", "label": "c"}}
+    leaves = flatten(load_job({**values, "data": {**SHORTEST["data"], "cache": {"dir": "x", "max_bytes": 1}}}).public)
+    return {leaf for leaf in leaves if any(f"{leaf}.".startswith(f"{key}.") for key in keys)}
+
+
+def test_what_may_change_between_two_starts_of_a_run() -> None:
+    assert _leaves_below(mutable_keys(PretrainJob, "run")) == _leaves_below(CHANGES_IN_A_RUN)
+
+
+def test_a_search_goes_on_with_the_same_steps_of_evaluation() -> None:
+    allowed = _leaves_below(CHANGES_IN_A_RUN) - {"evaluation.every_steps"}
+    assert _leaves_below(mutable_keys(PretrainJob, "search")) == allowed

@@ -1,0 +1,157 @@
+"""The real thing, end to end: HTTP to an S3 server, two Ray Train workers under DDP, MLflow on sqlite, weights out.
+
+One run of the quickstart is made for all tests of this file; what it left behind is looked at from several sides.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from mlflow import MlflowClient
+from PIL import Image
+from safetensors.torch import load_file
+
+import dira_dist
+from dira_dist.config import RequestError
+from dira_dist.jobs.load import load_job
+from dira_dist.metrics import find
+from dira_dist.quickstart.quickstart import QuickstartReport, run_quickstart
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quickstart")
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> QuickstartReport:
+    return run_quickstart(folder)
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path, report: QuickstartReport) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def test_losses_fall_and_restoration_beats_the_untrained_one(report: QuickstartReport) -> None:
+    assert set(report.losses) == {"discriminative", "restorative", "adversarial", "discriminator"}
+    for name in ("discriminative", "restorative", "discriminator"):
+        first, last = report.losses[name]
+        assert last < first, name
+    untrained, trained = (report.outcome.quality[label] for label in ("untrained", "3-dira"))
+    assert trained["val/psnr"] > untrained["val/psnr"] + 4
+    assert trained["val/ssim"] > untrained["val/ssim"] + 0.2
+    assert trained["val/rankme"] > untrained["val/rankme"]
+
+
+def test_mlflow_holds_one_finished_run_with_every_metric(client: MlflowClient, report: QuickstartReport) -> None:
+    experiment = client.get_experiment_by_name("quickstart")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == report.outcome.run_id
+    assert run.info.status == "FINISHED"
+    losses = {"discriminative", "restorative", "adversarial"}
+    wanted = {f"train/{kind}/{loss}" for kind in ("loss", "weighted") for loss in losses}
+    wanted |= {"train/loss/total", "train/loss/discriminator", "train/grad_norm", "train/learning_rate"}
+    wanted |= {"train/images_per_s", "train/step_s", "train/data_wait_share", "train/memory_peak_bytes"}
+    wanted |= {"train/skipped_steps", "train/bad_samples", "train/stage"}
+    wanted |= {"val/psnr", "val/ssim", "val/rankme", "probe/knn_accuracy", "probe/knn_auroc", "probe/auroc"}
+    assert wanted <= set(run.data.metrics)
+    assert all(find(name) for name in run.data.metrics), "every reported figure is in the catalogue"
+    assert run.data.params["method.name"] == "moco_v2"
+    assert run.data.params["stages.2.objective"] == "dira"
+    assert run.inputs.dataset_inputs[0].dataset.name == "train"
+
+
+def test_weighted_losses_are_the_losses_times_their_weights(client: MlflowClient, report: QuickstartReport) -> None:
+    metrics = client.get_run(report.outcome.run_id).data.metrics
+    assert metrics["train/weighted/restorative"] == pytest.approx(10 * metrics["train/loss/restorative"], rel=1e-4)
+    assert metrics["train/weighted/adversarial"] == pytest.approx(1e-3 * metrics["train/loss/adversarial"], rel=1e-4)
+    parts = sum(metrics[f"train/weighted/{part}"] for part in ("discriminative", "restorative", "adversarial"))
+    assert metrics["train/loss/total"] == pytest.approx(parts, rel=1e-3)
+
+
+def test_steps_have_neither_gaps_nor_doubles(client: MlflowClient, report: QuickstartReport) -> None:
+    steps = [metric.step for metric in client.get_metric_history(report.outcome.run_id, "train/loss/total")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == report.outcome.steps
+    assert max(later - earlier for earlier, later in zip([0, *steps], steps, strict=False)) <= 10
+
+
+def test_pictures_of_every_stage(report: QuickstartReport) -> None:
+    found: dict[str, list[int]] = {}
+    for path in report.pictures:
+        name, _, step = path.stem.rpartition("-")
+        found.setdefault(name, []).append(int(step))
+    ends = found["restorations"]
+    assert (len(ends), ends[0], ends[-1]) == (4, 0, report.outcome.steps)
+    assert found == {
+        "restorations": ends,
+        "probe-features": ends,
+        "discriminator-scores": ends[-1:],
+        "loss-curves": ends[-1:],
+    }
+    width, height = Image.open(report.pictures[0]).size
+    assert min(width, height) > 300
+
+
+def test_checkpoints_are_in_storage_and_their_addresses_in_mlflow(
+    client: MlflowClient, report: QuickstartReport
+) -> None:
+    assert sorted(path.name for path in Path(report.outcome.checkpoint).iterdir()) == ["manifest.json", "state.pt"]
+    experiment = client.get_experiment_by_name("quickstart")
+    assert experiment is not None
+    models = client.search_logged_models([experiment.experiment_id], "name LIKE 'checkpoint-%'")
+    assert report.outcome.checkpoint in {model.tags["dira.address"] for model in models}
+
+
+def test_the_pulled_encoder_loads_strictly_into_torchvision(report: QuickstartReport) -> None:
+    scope: dict[str, torch.nn.Module] = {}
+    exec(report.pulled.loading_lines, scope)
+    model = scope["model"]
+    reference = torchvision.models.resnet18()
+    reference.fc = torch.nn.Identity()
+    reference.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    reference.load_state_dict(load_file(report.pulled.path), strict=True)
+    images = torch.rand(2, 1, 64, 64)
+    assert torch.equal(model(images), reference.eval()(images))
+
+
+def test_the_encoder_of_the_checkpoint_is_that_of_the_registry(report: QuickstartReport, tmp_path: Path) -> None:
+    pulled = dira_dist.pull(report.outcome.checkpoint, tmp_path)
+    ours, registered = load_file(pulled.path), load_file(report.pulled.path)
+    assert ours.keys() == registered.keys()
+    assert all(torch.equal(ours[name], registered[name]) for name in ours)
+    three = dira_dist.pull(report.outcome.checkpoint, tmp_path, format="smp", in_channels=3)
+    assert load_file(three.path)["encoder.conv1.weight"].shape == (64, 3, 7, 7)
+
+
+def test_the_same_call_again_finds_everything_done(folder: Path, report: QuickstartReport) -> None:
+    again = run_quickstart(folder)
+    assert again.outcome.already_done
+    assert again.outcome.run_id == report.outcome.run_id
+    assert again.pulled.sha256 == report.pulled.sha256
+
+
+def test_another_configuration_under_the_same_name_is_refused(folder: Path, report: QuickstartReport) -> None:
+    shards = folder / "other"
+    options = dira_dist.ShardOptions(image_size=None, processes=1)
+    dira_dist.shard(folder / "archive" / "images", shards, options)
+    loaded = load_job(
+        Path(__file__).parents[2] / "jobs" / "pretrain-quickstart.yaml",
+        [f"data.train={shards}", "data.val=null", "probe=null", f"checkpoint.storage={folder / 'runs'}", "seed=1"],
+    )
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+    with pytest.raises(RequestError, match=r"seed: 0 there, 1 here"):
+        dira_dist.run(loaded)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
+
+
+def test_the_report_says_what_a_person_wants_to_know(report: QuickstartReport) -> None:
+    text = "\n".join(report.lines())
+    wanted = ("restoration PSNR", "k-NN probe", "mlflow ui --backend-store-uri", "dira-dist shard", "load_state_dict")
+    for words in wanted:
+        assert words in text
