@@ -11,7 +11,7 @@ from dira_dist.cluster.session import live_nodes
 from dira_dist.config import RequestError
 from dira_dist.data.shards import INDEX_NAME
 from dira_dist.jobs.base import TrainingJob
-from dira_dist.runs.run import FILE_NAME as RECORD
+from dira_dist.runs.folder import RUN
 
 _SQLITE = "sqlite:///"
 
@@ -50,7 +50,7 @@ def check_seen(files: list[str], machines: Mapping[str, str]) -> None:
 
 def _local_files(job: TrainingJob) -> Iterator[str]:
     """Files that are there by now, one for each address that is a folder or a database of this machine."""
-    folders = [(job.run_folder, RECORD), *((address, INDEX_NAME) for _, address, _ in job.shard_sets())]
+    folders = [(job.run_folder, RUN), *((address, INDEX_NAME) for _, address, _ in job.shard_sets())]
     yield from (str(Path(folder) / file) for folder, file in folders if "://" not in folder)
     uri = job.tracking.uri or ""
     if uri.startswith(_SQLITE):

@@ -1,6 +1,6 @@
 """What the networks are worth at a moment: restoration, health of the representation, and a probe."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -99,7 +99,7 @@ class Evaluator:
     probe: ProbeConfig | None
     views: ViewsConfig
     seed: int
-    image_size: int
+    image_size: int | Sequence[int]
     timeout_s: float = 300.0
 
     @torch.no_grad()

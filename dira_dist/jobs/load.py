@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
 from pydantic import TypeAdapter
 
-from dira_dist.config import Document, RequestError, public_values, read_document, validate
+from dira_dist.config import Document, RequestError, dump_yaml, public_values, read_document, validate
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.kinds import kinds
 from dira_dist.jobs.tune import AnyJob, TuneJob
@@ -146,4 +145,4 @@ def job_schema() -> dict[str, Any]:
 
 def dump_job(public: dict[str, Any]) -> str:
     """A job's public form as YAML text that :func:`load_job` reads again."""
-    return yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
+    return dump_yaml(public)

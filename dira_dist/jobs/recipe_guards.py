@@ -92,8 +92,8 @@ def small_batch(job: PretrainJob) -> Iterator[str]:
 
 def small_crops(job: PretrainJob, train: ShardSetIndex) -> Iterator[str]:
     """Crops that show less of an image than an encoder's last feature map can place."""
-    scale, size = job.views.crop.scale[0], job.data.image_size
-    side = min(size, train.image.height_px.median, train.image.width_px.median)
+    scale = job.views.crop.scale[0]
+    side = min(_in_plane_px(job), train.image.height_px.median, train.image.width_px.median)
     shown = scale ** (1 / train.image.axes) * side
     if shown >= LEAST_DETAIL_PX:
         return
@@ -111,7 +111,7 @@ def strong_blur(job: PretrainJob) -> Iterator[str]:
     sigma = job.views.blur.sigma_px[1]
     strongest = SIGMA_AT_PX / (FULL_WIDTH_PER_SIGMA * LEAST_DETAIL_PX)
     if job.views.blur.probability > 0 and sigma > strongest:
-        own, details = sigma * job.data.image_size / SIGMA_AT_PX, LEAST_DETAIL_PX * strongest / sigma
+        own, details = sigma * _in_plane_px(job) / SIGMA_AT_PX, LEAST_DETAIL_PX * strongest / sigma
         yield (
             f"views.blur.sigma_px: up to {sigma:g} px at {SIGMA_AT_PX} px, {own:.2g} px here, leaves "
             f"{details:.0f} details along a side of the view; lower it to {math.floor(10 * strongest) / 10:g} or less "
@@ -129,6 +129,12 @@ def few_images(job: PretrainJob, images: int) -> Iterator[str]:
             f"{max(1, round(most))} (a rule of thumb: {IMAGES_PER_EPOCH} images for each epoch): shorten the stages, "
             "or add images, which need no labels"
         )
+
+
+def _in_plane_px(job: PretrainJob) -> int:
+    """The shorter side of a view, of a slice where views are volumes, which may well have few slices."""
+    size = job.data.image_size
+    return size if isinstance(size, int) else min(size[-2:])
 
 
 def _discriminating(job: PretrainJob) -> Iterator[tuple[int, PretrainStage]]:

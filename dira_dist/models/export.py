@@ -19,8 +19,9 @@ import torchvision
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError
-from dira_dist.models.backbone import Size, pixels
+from dira_dist.config import RequestError, per_axis
+from dira_dist.files import sha256_of
+from dira_dist.models.backbone import Size
 from dira_dist.models.precision import average_over_positions
 
 Format = Literal["torchvision", "timm", "smp"]
@@ -29,7 +30,6 @@ StateDict = dict[str, Tensor]
 TIMM_PREFIX = "tu-"
 TRIAL_SIZES_PX = (64, 224)
 RELATIVE_TOLERANCE = 1e-5
-READ_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -208,15 +208,6 @@ def _write_safetensors(tensors: StateDict, path: Path, metadata: Mapping[str, st
         file.write(memoryview(plain)[header_end:])
 
 
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """Hexadecimal sha256 of names, types, shapes and values: equal weights have it in whatever file they lie."""
     digest = hashlib.sha256()
@@ -252,7 +243,7 @@ def save_feature_program(
         RequestError: if the encoder's code cannot be captured as a graph.
     """
     network = FeatureProgram(_encoder_with(unet_state, encoder, in_channels)).eval()
-    example = torch.zeros(2, in_channels, *pixels(image_size, 2))
+    example = torch.zeros(2, in_channels, *per_axis(image_size, 2))
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():

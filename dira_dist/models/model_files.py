@@ -1,6 +1,5 @@
 """The folder that a registered model is: weights, the encoder as a program, the job, a card for people, checksums."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from dira_dist.config import RequestError
-from dira_dist.models.export import Exported, Format, export, save_feature_program, save_weights, sha256_of
+from dira_dist.files import sha256_of
+from dira_dist.formats import FileFormat
+from dira_dist.models.export import Exported, Format, export, save_feature_program, save_weights
 
 CHECKSUMS = "SHA256SUMS"
 FACTS = "model.json"
@@ -62,6 +63,43 @@ class ModelFacts:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ModelFile:
+    """``model.json``: what loading and using the weights needs to know, and what a person asks.
+
+    Attributes:
+        encoder: name in segmentation_models_pytorch.
+        in_channels: of the network that was trained.
+        image_size: pixels of the views it was trained on, a side or one for each axis.
+        trained: the parts whose losses were minimised; without restoration there is no trained decoder.
+        encoder_names: library whose names ``encoder.safetensors`` has.
+        feature_channels: of what ``features.pt2`` gives.
+        features: the expression by which the library's model gives the same features.
+    """
+
+    encoder: str
+    in_channels: int
+    image_size: int | tuple[int, ...]
+    trained: list[str]
+    encoder_names: Format
+    feature_channels: int
+    features: str
+    quality: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def _from_0_1_0(values: dict[str, Any]) -> dict[str, Any]:
+    """The stages' names alone said then what was trained, and ``dira`` was among them unless all were ``di``."""
+    stages = str(values.get("settings", {}).get("stages", "dira")).split(" -> ")
+    restored = [] if set(stages) == {"di"} else ["restorative"]
+    return {"trained": ["discriminative", *restored], **values}
+
+
+FORMAT = FileFormat(ModelFile, version=1, upgrades={None: _from_0_1_0})
+
+
 def write_model_folder(
     folder: Path,
     unet_state: Mapping[str, Tensor],
@@ -102,23 +140,23 @@ def write_model_folder(
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(picture).save(file)
     (folder / "job.yaml").write_text(job)
-    (folder / FACTS).write_text(json.dumps(_plain_facts(facts, library, exported, channels), indent=2, default=str))
+    (folder / FACTS).write_bytes(FORMAT.dump(_model_file(facts, library, exported, channels)))
     (folder / CARD).write_text(model_card(facts, exported))
     write_checksums(folder)
     return folder
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What ``model.json`` says: ``encoder``, ``in_channels``, ``image_size``, ``encoder_names`` and more.
+def read_facts(folder: Path) -> ModelFile:
+    """What ``model.json`` says; one that dira-dist 0.1.0 wrote is read as well.
 
     Raises:
         RequestError: if the folder is no model folder.
+        FormatError: if the file is damaged, or of another version.
     """
     file = folder / FACTS
     if not file.is_file():
         raise RequestError(f"{folder}: holds no {FACTS}; give a folder that was fetched or written as a model")
-    facts: dict[str, Any] = json.loads(file.read_text())
-    return facts
+    return FORMAT.load(file.read_bytes(), str(file))
 
 
 def write_checksums(folder: Path) -> str:
@@ -199,17 +237,17 @@ def _best_known_names(unet_state: Mapping[str, Tensor], facts: ModelFacts) -> tu
     return "smp", export(encoder, facts.encoder, "smp", facts.in_channels)
 
 
-def _plain_facts(facts: ModelFacts, library: Format, exported: Exported, channels: int) -> dict[str, Any]:
-    return {
-        "encoder": facts.encoder,
-        "in_channels": facts.in_channels,
-        "image_size": facts.image_size,
-        "trained": list(facts.trained),
-        "encoder_names": library,
-        "feature_channels": channels,
-        "features": exported.features,
-        "quality": dict(facts.quality),
-        "settings": dict(facts.settings),
-        "data": dict(facts.data),
-        "origin": dict(facts.origin),
-    }
+def _model_file(facts: ModelFacts, library: Format, exported: Exported, channels: int) -> ModelFile:
+    return ModelFile(
+        encoder=facts.encoder,
+        in_channels=facts.in_channels,
+        image_size=facts.image_size,
+        trained=list(facts.trained),
+        encoder_names=library,
+        feature_channels=channels,
+        features=exported.features,
+        quality=dict(facts.quality),
+        settings=dict(facts.settings),
+        data=dict(facts.data),
+        origin=dict(facts.origin),
+    )

@@ -12,7 +12,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.store import RetryPolicy, StoreError, open_store
-from dira_dist.models.export import sha256_of
+from dira_dist.files import sha256_of
 from dira_dist.registry.mlflow_internals import HttpArtifactRepository, ask_artifact_server
 from dira_dist.tracking.server import credentials_advice, is_unauthorised
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from dira_dist.config import RequestError, without_credentials
+from dira_dist.config import RequestError, dump_yaml, without_credentials
 from dira_dist.registry.checkpoint import FoundCheckpoint, download_checkpoint, is_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.lookup import RUN_ADDRESS
@@ -66,7 +65,7 @@ def publish(
         data=data,
         quality=quality,
         origin={"job": job["name"], "run": run_id, "steps": checkpoint.position.step},
-        job=yaml.safe_dump(job, sort_keys=False, allow_unicode=True),
+        job=dump_yaml(job),
         pictures=_pictures(config, run_id),
     )
     with tempfile.TemporaryDirectory() as scratch:

@@ -2,17 +2,16 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dira_dist.config import RequestError
 from dira_dist.models.export import Format, export, save_weights
-from dira_dist.models.model_files import FACTS, exported_decoder, read_facts
+from dira_dist.models.model_files import FACTS, ModelFile, exported_decoder, read_facts
 from dira_dist.registry.checkpoint import download_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.fetch import fetch
@@ -78,17 +77,17 @@ def pull(
     try:
         if chosen == "smp":
             _check_decoder(model, facts)
-        exported = export(state, facts["encoder"], chosen, channels or int(facts["in_channels"]))
+        exported = export(state, facts.encoder, chosen, channels or facts.in_channels)
     finally:
         shutil.rmtree(work)
-    path = dest / f"{facts['encoder']}-{chosen}.{file_format}"
-    digest = save_weights(exported.state, path, {"names": chosen, "encoder": facts["encoder"]})
+    path = dest / f"{facts.encoder}-{chosen}.{file_format}"
+    digest = save_weights(exported.state, path, {"names": chosen, "encoder": facts.encoder})
     return Pulled(path, digest, exported.loading_lines(path))
 
 
 def _fetch(
     model: str, work: Path, config: TrackingConfig, progress: Progress | None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], ModelFile]:
     """The U-Net's weights, and what the network is; what a checkpoint holds is made a model first, as it would be."""
     if model.startswith(("models:", "runs:")):
         folder = fetch(model, work, config, progress, only=("unet.safetensors", FACTS))
@@ -100,13 +99,9 @@ def _fetch(
     return load_file(folder / "unet.safetensors"), read_facts(folder)
 
 
-def _check_decoder(model: str, facts: Mapping[str, Any]) -> None:
+def _check_decoder(model: str, facts: ModelFile) -> None:
     """The format ``smp`` is encoder and decoder."""
-    trained = facts.get("trained")
-    if trained is None:  # models of 0.1.0 name their stages alone
-        stages = str(facts.get("settings", {}).get("stages", "dira")).split(" -> ")
-        trained = ["discriminative"] if set(stages) == {"di"} else ["discriminative", "restorative"]
-    if not exported_decoder(trained):
+    if not exported_decoder(facts.trained):
         raise RequestError(
             f"--format smp: {model} has no trained decoder, for its stages were discriminative alone; take torchvision "
             "or timm for the encoder, or pretrain with a stage that restores (dir, dira, re, rea)"

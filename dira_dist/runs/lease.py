@@ -4,7 +4,6 @@ Two drivers of one run would remove each other's checkpoints. A driver that was 
 same machine its process is seen to be gone at once, on another one the sign is watched for a while.
 """
 
-import json
 import os
 import secrets
 import signal
@@ -12,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import psutil
 from rich.console import Console
@@ -20,8 +19,9 @@ from rich.console import Console
 from dira_dist.background import Background
 from dira_dist.config import RequestError
 from dira_dist.data.store import MissingObjectError, Store
+from dira_dist.formats import FileFormat, FormatError
+from dira_dist.runs.folder import DRIVER
 
-FILE_NAME = "driver.json"
 BEAT_S = 10.0
 GONE_AFTER_S = 3.5 * BEAT_S
 ENDS_WITHIN_S = 3.0
@@ -61,6 +61,10 @@ class Driver:
         except psutil.NoSuchProcess:
             return False
         return bool(there)
+
+
+_OTHER_VERSION = "if no process of another version of dira-dist drives this run any more, remove the file"
+FORMAT = FileFormat(Driver, version=1, remedies={None: _OTHER_VERSION})
 
 
 @contextmanager
@@ -115,9 +119,9 @@ class Lease(Background):
 
     def stop(self) -> None:
         super().stop()
-        with suppress(OSError):  # the next driver sees that this process is gone
+        with suppress(OSError, FormatError):  # the next driver sees that this process is gone
             if self._is_own(self._read()):
-                self._store.delete(FILE_NAME)
+                self._store.delete(DRIVER)
 
     def _lives(self, other: Driver) -> bool:
         if other.is_alive is None:
@@ -150,7 +154,7 @@ class Lease(Background):
                     return
                 self._own = replace(self._own, beats=self._own.beats + 1)
                 self._write()
-            except OSError:
+            except (OSError, FormatError):
                 continue  # whoever would take over meets the same storage
 
     def _is_own(self, found: Driver | None) -> bool:
@@ -158,9 +162,9 @@ class Lease(Background):
 
     def _read(self) -> Driver | None:
         try:
-            return Driver(**json.loads(self._store.read_bytes(FILE_NAME)))
+            return FORMAT.load(self._store.read_bytes(DRIVER), self._store.join(DRIVER))
         except MissingObjectError:
             return None
 
     def _write(self) -> None:
-        self._store.write_bytes(FILE_NAME, json.dumps(asdict(self._own)).encode())
+        self._store.write_bytes(DRIVER, FORMAT.dump(self._own))

@@ -1,14 +1,13 @@
 """Whose run it is: ``run.json`` beside a run's checkpoints names the job, its MLflow run and how far it came."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dira_dist.config import RequestError, flatten
 from dira_dist.data.store import Store
-
-FILE_NAME = "run.json"
+from dira_dist.formats import OF_0_1_0, FileFormat
+from dira_dist.runs.folder import RUN
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class RunState:
     """The identity of a run.
 
     Attributes:
-        job: the recorded job (no secrets).
+        job: the job as it may be written anywhere (no secrets).
         digests: of the shard sets, by the names that :meth:`PretrainJob.shard_sets` gives them.
         run_id: MLflow run, or an empty string without tracking.
         status: ``finished`` only when every stage is done and its model registered.
@@ -30,17 +29,24 @@ class RunState:
     outcome: dict[str, Any] = field(default_factory=dict)
 
     def write(self, store: Store) -> None:
-        store.write_bytes(FILE_NAME, json.dumps(asdict(self), indent=1).encode())
+        store.write_bytes(RUN, FORMAT.dump(self))
 
     def finished(self, outcome: dict[str, Any]) -> "RunState":
         return replace(self, status="finished", outcome=outcome)
 
 
+FORMAT = FileFormat(RunState, version=2, remedies={None: OF_0_1_0})
+
+
 def read_run(store: Store) -> RunState | None:
-    """The state in a run's folder, or none where no run of the name was started."""
-    if store.stat(FILE_NAME) is None:
+    """The state in a run's folder, or none where no run of the name was started.
+
+    Raises:
+        FormatError: it is damaged, or of another version.
+    """
+    if store.stat(RUN) is None:
         return None
-    return RunState(**json.loads(store.read_bytes(FILE_NAME)))
+    return FORMAT.load(store.read_bytes(RUN), store.join(RUN))
 
 
 def claim(store: Store, wanted: RunState, may_change: Sequence[str], stages_passed: int = 0) -> RunState:

@@ -14,8 +14,8 @@ from optuna.distributions import (
 
 from dira_dist.metrics import Mode
 from dira_dist.search.config import Dimension, SearchConfig
-from dira_dist.search.ledger import Trial
 from dira_dist.search.optuna_internals import holds
+from dira_dist.search.trial import Trial
 
 DIRECTIONS: dict[Mode, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 

@@ -16,6 +16,7 @@ from mlflow.pyfunc import load_model
 
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.config import JobFailedError
+from dira_dist.environment import environment
 from dira_dist.jobs.base import ResourcesConfig
 
 pytestmark = pytest.mark.timeout(1500)
@@ -23,8 +24,9 @@ pytestmark = pytest.mark.timeout(1500)
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
-    """One Ray for all runs of this file."""
-    with embedded_ray(ResourcesConfig(workers=2)):
+    """One Ray for all runs of this file, whose workers find the second task."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH"))))
+    with environment(PYTHONPATH=path), embedded_ray(ResourcesConfig(workers=2)):
         yield
 
 

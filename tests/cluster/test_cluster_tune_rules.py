@@ -22,10 +22,11 @@ from dira_dist.jobs.load import LoadedSearch, load_job
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.runs.run import RunState
-from dira_dist.search.ledger import SearchState, Trial, read_search
+from dira_dist.runs.search import SearchState, read_search
 from dira_dist.search.ranking import Goal
 from dira_dist.search.rungs import Rungs
 from dira_dist.search.suggestions import Suggestions
+from dira_dist.search.trial import Trial
 
 SPACE = {"loss_weights.restorative": {"low": 1, "high": 100}}
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from shard_sets import ShardWriter
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions, shard
-from dira_dist.data.shards import Sample, ShardWriter, read_index
+from dira_dist.data.shards import Sample, read_index
 from dira_dist.evaluation import evaluator as evaluator_module
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.evaluator import Evaluator, reported_metrics

@@ -112,6 +112,7 @@ def test_crops_too_small_for_the_images() -> None:
     assert "raise its low end to 0.25" in text
     assert told("views.crop.scale=[0.25, 1]") == []
     assert told("views.crop.scale=[0.2, 1]", "data.image_size=96") == []
+    assert "of images of 64 px" in only("views.crop.scale=[0.2, 1]", "data.image_size=[96, 64]")
     small = only("data.image_size=224", side_px=28)
     assert "images of 28 px" in small, "enlarged images show no more"
     assert "low end" not in small

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from dira_dist.models.model_files import ModelFacts, damaged_files, read_facts, 
 from dira_dist.models.unet import UNet, UNetConfig
 from dira_dist.registry.fetch import fetch
 from dira_dist.registry.publish import register_model
+from dira_dist.registry.pull import pull
 from dira_dist.registry.registry import Metric, Registered, register
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
@@ -163,7 +165,7 @@ def test_a_version_comes_back_whole_and_runs_without_this_package(
     state = load_file(folder / "unet.safetensors")
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
     facts = read_facts(folder)
-    assert (facts["encoder"], facts["in_channels"], facts["encoder_names"]) == ("resnet18", 1, "torchvision")
+    assert (facts.encoder, facts.in_channels, facts.encoder_names) == ("resnet18", 1, "torchvision")
 
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 40, 50), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -318,3 +320,16 @@ def test_a_sqlite_registry_works_like_a_server(
     assert json.loads((folder / "model.json").read_text())["encoder"] == "resnet18"
     assert run.finish("FINISHED")
     assert mlflow.get_tracking_uri() != config.uri  # nothing global was changed
+
+
+def test_a_model_that_0_1_0_registered_is_pulled(
+    server_config: TrackingConfig, run: TrackingRun, model_folder: Path, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(model_folder, tmp_path / "old"))
+    facts = json.loads((old / "model.json").read_text())
+    del facts["version"]  # as it was written then
+    (old / "model.json").write_text(json.dumps(facts, indent=2))
+    write_checksums(old)
+    done = register(server_config, run.run_id, old, metric=None, tags={})
+    pulled = pull(done.address, tmp_path / "weights", tracking_uri=server_config.uri)
+    assert load_file(pulled.path).keys() == load_file(old / "encoder.safetensors").keys()

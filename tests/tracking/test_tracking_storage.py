@@ -241,7 +241,7 @@ def test_a_checkpoint_without_a_run_gets_one_when_it_is_registered(tmp_path: Pat
     )
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] > 1_000_000
-    assert json.loads((tmp_path / "runs" / "untracked" / "quality.json").read_text())[0]["step"] == 7
+    assert json.loads((tmp_path / "runs" / "untracked" / "evaluations.json").read_text())["evaluations"][0]["step"] == 7
     assert pulled.path.is_file()
 
 

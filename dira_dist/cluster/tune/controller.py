@@ -17,18 +17,19 @@ from dira_dist.data.store import Store, StoreError, open_store
 from dira_dist.jobs.load import dump_job
 from dira_dist.jobs.search_plan import SearchPlan
 from dira_dist.metrics import BEST, TRIALS
+from dira_dist.runs.folder import TABLE, WINNER
 from dira_dist.runs.run import read_run
-from dira_dist.search.ledger import REFUSED, SearchState, Trial, of_search
+from dira_dist.runs.search import SearchState
 from dira_dist.search.overview import describe, seconds_left
 from dira_dist.search.pictures import search_pictures
 from dira_dist.search.ranking import Ranking, conclude, ranked
 from dira_dist.search.suggestions import Suggestions
+from dira_dist.search.trial import REFUSED, Trial, of_search
 from dira_dist.tracking.protocol import NullRun, Run
 from dira_dist.tracking.run import TrackingRun, open_run
 from dira_dist.version import __version__
 
 CLOSE_S = 30.0
-WINNER_FILE, TABLE_FILE = "best.yaml", "search.md"
 
 
 class SearchController:
@@ -192,7 +193,7 @@ class SearchController:
             )
         winner = self.plan.winner(ranking.winner.params)
         table = "\n".join([*ranking.table(), "", *ranking.notes(), ranking.verdict(), ""])
-        for name, text in ((WINNER_FILE, dump_job(winner.public)), (TABLE_FILE, table)):
+        for name, text in ((WINNER, dump_job(winner.public)), (TABLE, table)):
             self._store.write_bytes(name, text.encode())
             self._run.log_text(text, name)
         self._run.set_tags({"dira.verdict": ranking.verdict(), "dira.winner": ranking.winner.name})

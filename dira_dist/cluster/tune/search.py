@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
 from dira_dist.cluster.session import cluster_grows, gpus_per_worker, live_nodes, ray_session
-from dira_dist.cluster.tune.controller import WINNER_FILE, SearchController, SearchProgress, trial_name
+from dira_dist.cluster.tune.controller import SearchController, SearchProgress, trial_name
 from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError, flatten, mutable_keys
 from dira_dist.data.shards import read_index
@@ -19,12 +19,14 @@ from dira_dist.jobs.base import ResourcesConfig
 from dira_dist.jobs.kinds import kinds
 from dira_dist.jobs.load import LoadedSearch
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
+from dira_dist.runs.folder import WINNER
 from dira_dist.runs.lease import sole_driver
 from dira_dist.runs.run import differing_keys, read_run
+from dira_dist.runs.search import SearchState, read_search
 from dira_dist.search.fitting import ResourceRequest, trials_that_fit
-from dira_dist.search.ledger import REFUSED, SearchState, Trial, of_search, read_search
 from dira_dist.search.ranking import candidates
 from dira_dist.search.suggestions import Suggestions
+from dira_dist.search.trial import REFUSED, Trial, of_search
 
 MAY_GROW = ("trials", "confirm_seeds")
 MAY_CHANGE = ("max_concurrent",)
@@ -65,7 +67,7 @@ class SearchOutcome:
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         yield f"{self.name}: {'was finished already' if self.already_done else 'finished'}: {counts}"
         yield f"verdict     {self.verdict}"
-        here = self.best if "://" not in self.best else f"{WINNER_FILE}, once it is fetched"
+        here = self.best if "://" not in self.best else f"{WINNER}, once it is fetched"
         yield f"winner      {self.best}  (dira-dist run {here})"
         if self.run_id:
             yield f"MLflow run  {self.run_id}  ({self.page})"
@@ -121,7 +123,7 @@ def _concluded(controller: SearchController) -> SearchOutcome:
         run_id=controller.run_id,
         page=controller.page,
         winner=ranking.winner.number,
-        best=controller.address(WINNER_FILE),
+        best=controller.address(WINNER),
         verdict=ranking.verdict(),
         table=list(ranking.table()),
         notes=list(ranking.notes()),
@@ -176,10 +178,10 @@ def _differing_keys(existing: SearchState, wanted: SearchState) -> Iterator[str]
 
 
 def _differing_images(existing: SearchState, wanted: SearchState) -> Iterator[str]:
-    """A set that is evaluated on may not come or go either; a state without digests is compared by addresses."""
+    """A set that trials are evaluated on may not come or go either."""
     if existing.train_digest != wanted.train_digest:
         yield f"the training images: digest {existing.train_digest[:12]} there, {wanted.train_digest[:12]} here"
-    for name in sorted({*existing.evaluated_on, *wanted.evaluated_on}) if existing.evaluated_on else ():
+    for name in sorted({*existing.evaluated_on, *wanted.evaluated_on}):
         there, here = existing.evaluated_on.get(name, "none"), wanted.evaluated_on.get(name, "none")
         if there != here:
             yield f"the images that trials are evaluated on, {name}: digest {there[:12]} there, {here[:12]} here"

@@ -14,7 +14,7 @@ from rich.console import Console
 from dira_dist.cluster.fit.driver import fit
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.jobs.search_plan import SearchPlan
-from dira_dist.search.ledger import REFUSED, Status
+from dira_dist.search.trial import REFUSED, Status
 
 # What trials are compared by: the leading figure, turned so that more is better, at steps that may be rungs.
 OBJECTIVE, RUNG_STEP = "objective", "rung_step"

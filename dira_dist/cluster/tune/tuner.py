@@ -22,7 +22,7 @@ from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP, TrialDriver, Tria
 from dira_dist.config import ENV_REFERENCE, JobFailedError, without_credentials
 from dira_dist.environment import environment
 from dira_dist.jobs.search_plan import SearchPlan
-from dira_dist.search.ledger import Trial
+from dira_dist.search.trial import Trial
 
 # A trial's own process takes nothing that a worker could want, and stays where the driver is.
 TRIAL_SHARE = 0.001
