@@ -57,8 +57,9 @@ class PretrainJob(PretrainRecipe, TrainingJob):
 
     def warnings(self, train: ShardSetIndex) -> list[str]:
         from dira_dist.jobs.guards import warnings  # guards know of this kind of job
+        from dira_dist.jobs.recipe_guards import recipe_warnings
 
-        return warnings(self)
+        return [*warnings(self), *recipe_warnings(self, train)]
 
     def check_workers(self) -> None:
         super().check_workers()

@@ -3,6 +3,7 @@
 Zbontar et al., *Barlow Twins: Self-Supervised Learning via Redundancy Reduction* (ICML 2021).
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -48,6 +49,18 @@ class BarlowTwinsConfig(MethodSection):
     name: Literal["barlow_twins"] = "barlow_twins"
     projector_width: int = Field(default=8192, ge=1, description="width of the three layers of the projector")
     off_diagonal: float = Field(default=0.0051, ge=0, description="weight of the correlations between features")
+
+    @property
+    def least_batch(self) -> int:
+        """B samples of unrelated features correlate with variance 1/B, which costs D^2/B times the weight in all.
+
+        What can be gained is D, on the diagonal; from here on chance is at most half of that.
+        """
+        return max(2, math.ceil(2 * self.off_diagonal * self.projector_width))
+
+    @property
+    def why_least_batch(self) -> str:
+        return f"whose {self.projector_width} x {self.projector_width} correlations are then mostly chance"
 
     def build(self, encoder: nn.Module, features: int) -> "BarlowTwins":
         return BarlowTwins(self, features)

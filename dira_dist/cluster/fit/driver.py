@@ -92,7 +92,7 @@ def _run(session: FitSession, state: RunState, console: Console) -> Outcome:
         state.write(session.store)
         run.claimed()
         check_shared(session.job)
-        train_on_ray(session, run.run_id, console)
+        train_on_ray(session, run, console)
         draw_loss_curves(session, run)
         outcome = conclude(session, run)
         if not run.finish("FINISHED"):

@@ -22,6 +22,7 @@ from dira_dist.objectives.parts import (
 )
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
+from dira_dist.training.running_guards import RunningGuards
 from dira_dist.training.stages import Position, StageConfig
 from dira_dist.training.step import Precision
 from dira_dist.training.task import Recipe
@@ -115,19 +116,24 @@ class PretrainRecipe(Recipe):
         return together(stage.parts() for stage in begun)
 
     def check_sets(self, sets: Mapping[str, ShardSetIndex]) -> None:
-        """Refuses probe sets without the label, or with a single value of it.
+        """Refuses probe sets without the label, or with a single value of it, or of which one holds the other's shards.
 
         Raises:
             RequestError: says which, and the remedy.
         """
         for key in ("train", "val") if self.probe is not None else ():
             _check_label(self.probe, key, sets[f"probe-{key}"])
+        if self.probe is not None:
+            _check_apart(self.probe, sets["probe-train"], sets["probe-val"])
 
     def reported_metrics(self) -> list[str]:
         return reported_metrics(self.data.val, self.probe)
 
     def main_metric(self) -> str:
         return "probe/auroc" if self.probe is not None else "val/rankme"
+
+    def running_guards(self) -> RunningGuards:
+        return RunningGuards(self.adversarial.loss)
 
     def ways_to_save_memory(self, *, on_gpu: bool) -> list[str]:
         ways = ["precision: bf16"] if on_gpu and self.precision == "fp32" else []
@@ -150,3 +156,15 @@ def _check_label(probe: ProbeConfig | None, key: str, index: ShardSetIndex) -> N
         )
     if len(index.classes.get(probe.label, ("", ""))) < 2:
         raise RequestError(f"probe.label: {probe.label!r} has a single value in {address}; give another label")
+
+
+def _check_apart(probe: ProbeConfig, train: ShardSetIndex, val: ShardSetIndex) -> None:
+    """Refuses a probe that would be evaluated on what it has learned from; told by the shards' digests."""
+    learned = {shard.sha256 for shard in train.shards}
+    common = [shard.name for shard in val.shards if shard.sha256 in learned]
+    if common:
+        raise RequestError(
+            f"probe.val: {len(common)} of the {len(val.shards)} shards of {probe.val} (first {common[0]}) stand in "
+            f"{probe.train} (probe.train), too, so that a probe would be judged on what it has learned from; give two "
+            "parts of a set that is split by patient: dira-dist shard ... --split train=0.8,val=0.2 --group-by patient"
+        )

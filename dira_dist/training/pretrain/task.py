@@ -112,7 +112,8 @@ class PretrainTask:
         )
         opponent: nn.Module | None = networks.discriminator if recipe.trained_parts(position).plays else None
         found = evaluator.evaluate(networks.unet, device, opponent and opponent.eval())
-        return Evaluation(found.metrics, evaluation_pictures(found, recipe.adversarial.loss, title))
+        pictures = evaluation_pictures(found, recipe.adversarial.loss, title)
+        return Evaluation(found.metrics, pictures, found.warnings)
 
     def package(self, tensors: Mapping[str, Any], position: Position, folder: Path, about: About) -> Package:
         """The encoder; the decoder and the discriminator only where they were trained."""
