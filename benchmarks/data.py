@@ -40,7 +40,8 @@ from dira_dist.data import store as store_module
 from dira_dist.data.cache import CacheConfig
 from dira_dist.data.lanes import LaneReader, ReadOptions, ShardSet
 from dira_dist.data.order import Order
-from dira_dist.data.shards import Sample, ShardWriter, read_index
+from dira_dist.data.shards import Sample, publish_index, publish_shard, read_index, shard_name
+from dira_dist.data.store import open_store
 from dira_dist.data.stream import ShardStream
 
 STORED_PX, FULL_PX = 256, 1024
@@ -91,10 +92,14 @@ def full_size_images(folder: Path | None, count: int = 64) -> list[Image.Image]:
 def write_set(address: str, images: list[Image.Image], form: str, samples: int, per_shard: int) -> None:
     stored = [coded(image.resize((STORED_PX, STORED_PX)), form) for image in images]
     encoding = "png" if form == "PNG" else "jpeg"
-    with ShardWriter(address, mode="L", encoding=encoding, samples_per_shard=per_shard) as writer:
-        for number in range(samples):
-            data = stored[number % len(stored)]
-            writer.add(Sample(f"k{number:06d}", data, encoding, STORED_PX, STORED_PX, {"labels": {"number": number}}))
+    store, published = open_store(address), []
+    for first in range(0, samples, per_shard):
+        shard = (
+            Sample(f"k{n:06d}", stored[n % len(stored)], encoding, STORED_PX, STORED_PX, {"labels": {"number": n}})
+            for n in range(first, min(first + per_shard, samples))
+        )
+        published.append(publish_shard(store, shard_name(len(published)), shard))
+    publish_index(store, [each for each in published if each], mode="L", encoding=encoding)
 
 
 def stream_epoch(address: str, samples: int, cache: CacheConfig | None = None) -> int:

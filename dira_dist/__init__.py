@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dira_dist.data.ingest import ShardOptions as ShardOptions
     from dira_dist.data.ingest import parse_split as parse_split
     from dira_dist.data.ingest import shard as shard
-    from dira_dist.data.shards import verify as verify
+    from dira_dist.data.verify import verify as verify
     from dira_dist.jobs.check import check as check
     from dira_dist.jobs.load import job_schema as job_schema
     from dira_dist.jobs.load import load_job as load_job
@@ -63,7 +63,7 @@ _HOMES = {
     "submission": "cluster.submit.jobs:submission",
     "submissions": "cluster.submit.jobs:submissions",
     "submit": "cluster.submit.submit:submit",
-    "verify": "data.shards:verify",
+    "verify": "data.verify:verify",
 }
 __all__ = [
     "JobFailedError",

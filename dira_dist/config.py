@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 KeyPath = tuple[str | int, ...]
@@ -51,6 +51,24 @@ class JobFailedError(RuntimeError):
 # True of what says where things are and who computes, never of what is computed.
 MAY_CHANGE: dict[str, JsonValue] = {"may_change": ["run", "search"]}
 MAY_CHANGE_IN_RUN: dict[str, JsonValue] = {"may_change": ["run"]}
+
+_Side = Annotated[int, Field(ge=16)]
+ImageSize = Annotated[int, Field(ge=32)] | tuple[_Side, _Side] | tuple[_Side, _Side, _Side]
+
+
+def per_axis(size_px: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """A size for each of ``axes`` spatial axes, in the order (depth,) height, width.
+
+    Raises:
+        RequestError: there is one for each of another number of axes.
+    """
+    if isinstance(size_px, int):
+        return (size_px,) * axes
+    if len(size_px) != axes:
+        raise RequestError(
+            f"the size {list(size_px)} has {len(size_px)} axes, the images have {axes}; give {axes} numbers, or one"
+        )
+    return tuple(size_px)
 
 
 class Section(BaseModel):

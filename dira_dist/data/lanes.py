@@ -1,7 +1,4 @@
-"""From shards to encoded samples: checked against the index, lane by lane, block by block.
-
-WebDataset parses the tars. A tar that ends at the boundary of two members ends without an error there, so each shard's
-bytes and samples are compared with the index before its last sample is handed on.
+"""From shards to encoded samples, lane by lane, block by block.
 
 The index holds no offsets of samples, only counts: a lane that starts inside a shard reads from the shard's beginning
 and lets go what it does not need, undecoded. That costs at most one shard per lane, at a start and at a resume alike.
@@ -22,6 +19,7 @@ from dira_dist.data.order import Order, Span, check_set_size, choose_lanes
 from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.shards import ShardInfo, ShardSetIndex
 from dira_dist.data.store import RetryPolicy, S3Store, StoreError, open_store
+from dira_dist.data.tars import PlainTar, checked_samples, first_argument
 
 
 class ShardError(RuntimeError):
@@ -124,56 +122,13 @@ class ShardSet:
         """
         shard = self.index.shards[number]
         with self.open(shard, cancelled) as file:
-            source = _CountingReader(file)
             try:
-                yield from _checked(source, shard)
-            except StoreError as error:
-                raise _without_arguments_of_others(error) from error.__cause__
+                yield from checked_samples(PlainTar(file, shard.bytes), shard)
+            except StoreError:
+                raise
             except Exception as error:  # a damaged tar shows in many ways, in tarfile and in WebDataset
-                reason = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+                reason = f"{type(error).__name__}: {first_argument(error)}"
                 raise ShardError(f"{self.store.join(shard.name)} is damaged: {reason}") from error
-
-
-def _without_arguments_of_others(error: StoreError) -> StoreError:
-    """WebDataset appends its streams to an error's arguments; the message alone can go to another process."""
-    return type(error)(str(error.args[0]).partition(" @ <")[0])
-
-
-class _CountingReader:
-    """Counts the bytes that a tar parser takes."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self.bytes = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._source.read(size)
-        self.bytes += len(data)
-        return data
-
-
-def _checked(source: _CountingReader, shard: ShardInfo) -> Iterator[dict[str, Any]]:
-    """The samples of a shard; the last one only when bytes and samples are those of the index."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    samples = group_by_keys(tar_file_expander([{"url": shard.name, "stream": source}]))
-    count = 0
-    for sample in samples:
-        count += 1
-        if count == shard.samples:
-            count += sum(1 for _ in samples)
-            while source.read(1 << 20):
-                pass  # what stands behind the end mark of the tar
-            _check_ended(shard, count, source.bytes)
-        yield sample
-    _check_ended(shard, count, source.bytes)
-
-
-def _check_ended(shard: ShardInfo, samples: int, size: int) -> None:
-    if samples != shard.samples or size != shard.bytes:
-        raise ValueError(
-            f"it ended with {samples} samples in {size} bytes, the index says {shard.samples} in {shard.bytes}"
-        )
 
 
 class SpanReader:

@@ -19,18 +19,17 @@ import os
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Annotated, Any, Literal, Self, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from dira_dist.config import RequestError, Section
 from dira_dist.data.arrays import array_header
-from dira_dist.data.store import Store, check_reachable, open_store
+from dira_dist.data.store import Store, open_store
 
 INDEX_NAME = "index.json"
 ImageMode = Literal["L", "I;16", "RGB", "volume", "planes"]
@@ -371,197 +370,3 @@ def _array_info(records: Sequence[PublishedShard], mode: ImageMode) -> dict[str,
         )
     depth = {"depth_px": _pixel_range([depths])} if depths else {}
     return {"array_channels": int(channels.pop()), "array_type": own, **depth}
-
-
-class ShardWriter:
-    """Writes a shard set sample by sample; memory holds one sample, the temporary folder one shard.
-
-    As a context manager it publishes the index on a clean exit; when the block raises, the set stays without an index,
-    which is to say that it does not exist.
-
-    Example:
-        >>> with ShardWriter("shards/train", mode="L", encoding="png") as writer:
-        ...     for sample in samples:
-        ...         writer.add(sample)
-        >>> writer.index.samples
-    """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        mode: ImageMode,
-        encoding: Encoding,
-        samples_per_shard: int = 1000,
-        labels: tuple[str, ...] = (),
-        classes: Mapping[str, tuple[str, ...]] | None = None,
-        made_by: Mapping[str, Any] | None = None,
-    ) -> None:
-        assert samples_per_shard >= 1, "a shard holds at least one sample"
-        self._store = open_store(address)
-        if self._store.stat(INDEX_NAME) is not None:
-            raise RequestError(f"{address} already holds a shard set; choose another place or remove it first.")
-        self._mode, self._encoding, self._samples_per_shard = mode, encoding, samples_per_shard
-        self._labels, self._classes, self._made_by = labels, classes, made_by
-        self._records: list[PublishedShard] = []
-        self._shard: _ShardFile | None = None
-        self._index: ShardSetIndex | None = None
-
-    @property
-    def index(self) -> ShardSetIndex:
-        """The published index; only after :meth:`close`."""
-        assert self._index is not None, "the set is still being written"
-        return self._index
-
-    def add(self, sample: Sample) -> None:
-        """Appends a sample, publishing the shard that it fills."""
-        assert sample.encoding == self._encoding, "a set has one encoding"
-        if self._shard is None:
-            self._shard = _ShardFile()
-        self._shard.add(sample)
-        if self._shard.samples == self._samples_per_shard:
-            self._publish()
-
-    def close(self) -> ShardSetIndex:
-        """Publishes what is left, then the index.
-
-        Raises:
-            RequestError: nothing was added.
-        """
-        if self._shard is not None:
-            self._publish()
-        if not self._records:
-            raise RequestError(f"{self._store.address}: no sample was written, and a shard set has at least one.")
-        self._index = publish_index(
-            self._store,
-            self._records,
-            mode=self._mode,
-            encoding=self._encoding,
-            labels=self._labels,
-            classes=self._classes,
-            made_by=self._made_by,
-        )
-        return self._index
-
-    def _publish(self) -> None:
-        assert self._shard is not None
-        self._records.append(self._shard.publish(self._store, shard_name(len(self._records))))
-        self._shard = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        elif self._shard is not None:
-            self._shard.discard()
-
-
-def read_shard(store: Store, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """``(key, {extension: bytes})`` of each sample of a shard, in order; the plain way, for tools and tests.
-
-    Raises:
-        tarfile.ReadError: the tar is damaged or cut short.
-    """
-    with store.open(name) as stream:
-        yield from samples_in(stream)
-
-
-def samples_in(stream: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Groups the members of a tar into samples; reads strictly forward.
-
-    Raises:
-        tarfile.ReadError: the tar is damaged or cut short.
-    """
-    end = bytearray()
-
-    def remember(data: bytes) -> None:
-        end[:] = (end + data)[-2 * tarfile.BLOCKSIZE :]
-
-    key: str | None = None
-    members: dict[str, bytes] = {}
-    with io.BufferedReader(_ObservedReader(stream, remember)) as observed:
-        for name, content in _members_in(observed):
-            stem, _, extension = name.partition(".")
-            if key is not None and stem != key:
-                yield key, members
-                members = {}
-            key, members[extension] = stem, content
-        while observed.read(1 << 16):
-            pass
-    if any(end) or not end:  # tarfile takes a tar that was cut between two members for a shorter one
-        raise tarfile.ReadError("the tar ends without its mark of an end")
-    if key is not None:
-        yield key, members
-
-
-def _members_in(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        for member in tar:
-            content = tar.extractfile(member)
-            if content is None:
-                raise tarfile.ReadError(f"{member.name} is no plain file")
-            yield member.name, content.read()
-
-
-def verify(address: str) -> list[str]:
-    """Reads a whole set and compares it with its index; a line for each problem, none for a sound set.
-
-    Raises:
-        RequestError: the address cannot be read, or there is no index to compare with.
-        StoreError: reading failed for longer than the retry policy allows.
-    """
-    check_reachable(address)
-    index = read_index(address)
-    store = open_store(address)
-    problems = [problem for shard in index.shards for problem in _problems_of(store, shard)]
-    listed = {shard.name for shard in index.shards}
-    strays = sorted(found.key for found in store.list() if found.key.endswith(".tar") and found.key not in listed)
-    return problems + [f"{name}: not in the index" for name in strays]
-
-
-def _problems_of(store: Store, shard: ShardInfo) -> Iterator[str]:
-    found = store.stat(shard.name)
-    if found is None:
-        yield f"{shard.name}: missing"
-    elif found.bytes != shard.bytes:
-        yield f"{shard.name}: {found.bytes} bytes, the index says {shard.bytes}"
-    else:
-        sha256 = hashlib.sha256()
-        with (
-            store.open(shard.name) as source,
-            io.BufferedReader(_ObservedReader(source, sha256.update), 1 << 20) as stream,
-        ):
-            samples = _count_samples(stream)
-            while stream.read(1 << 20):
-                pass  # a damaged tar is read to its end all the same, for its digest
-        if sha256.hexdigest() != shard.sha256:
-            yield f"{shard.name}: sha256 is {sha256.hexdigest()}, the index says {shard.sha256}"
-        elif samples != shard.samples:
-            yield f"{shard.name}: {samples} samples, the index says {shard.samples}"
-
-
-def _count_samples(stream: IO[bytes]) -> int:
-    try:
-        return sum(1 for _ in samples_in(stream))
-    except tarfile.TarError:
-        return -1  # damaged, which the digest will say better
-
-
-class _ObservedReader(io.RawIOBase):
-    """Reads ``source`` forward and shows ``observe`` what passes."""
-
-    def __init__(self, source: IO[bytes], observe: Callable[[bytes], object]) -> None:
-        self._source, self._observe = source, observe
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._source.read(len(buffer))
-        self._observe(data)
-        buffer[: len(data)] = data
-        return len(data)

@@ -14,7 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
-from dira_dist.config import MAY_CHANGE, Section
+from dira_dist.config import MAY_CHANGE, ImageSize, Section
 from dira_dist.data.batch import BatchIterator, LocalBatch
 from dira_dist.data.cache import CacheConfig
 from dira_dist.data.decode import SAMPLE_BUDGET_PX
@@ -36,7 +36,7 @@ class DataConfig(Section):
     val: Annotated[
         str | None, Field(description="shard set to measure restoration on", json_schema_extra=MAY_CHANGE)
     ] = None
-    image_size: Annotated[int, Field(ge=32, description="side of the views, in pixels")] = 224
+    image_size: ImageSize = Field(224, description="side of the views in pixels, or one for each axis")
     global_batch: Annotated[int, Field(ge=1, description="samples per optimiser step, over all workers")] = 256
     loader_workers: Annotated[
         int,

@@ -1,6 +1,6 @@
 """What the networks are worth at a moment: restoration, health of the representation, and a probe."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -94,7 +94,7 @@ class Evaluator:
     probe: ProbeConfig | None
     views: ViewsConfig
     seed: int
-    image_size: int
+    image_size: int | Sequence[int]
     timeout_s: float = 300.0
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 Each kind of network lives in one file of this package, found by its section's name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from dira_dist.config import MAY_CHANGE, RequestError, Section
 from dira_dist.models.precision import average_over_positions
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-Size = int | tuple[int, ...]
+Size = int | Sequence[int]
 """Pixels along each spatial axis: one number for all, or one for each."""
 
 
@@ -102,20 +102,6 @@ class Backbone(nn.Module):
     def pooled(self, maps: list[Tensor]) -> Tensor:
         """The deepest feature map, averaged over its positions."""
         return average_over_positions(maps[-1])
-
-
-def pixels(image_size: Size, dims: int) -> tuple[int, ...]:
-    """The size along each of ``dims`` axes.
-
-    Raises:
-        RequestError: the size is given for another number of axes.
-    """
-    size = (image_size,) * dims if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != dims:
-        raise RequestError(
-            f"found an image size of {len(size)} axes, {list(size)}; the network has {dims}: give as many"
-        )
-    return size
 
 
 def built_on_meta(build: Callable[[], ModuleT]) -> ModuleT:

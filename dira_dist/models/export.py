@@ -19,9 +19,9 @@ import torchvision
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError
+from dira_dist.config import RequestError, per_axis
 from dira_dist.files import sha256_of
-from dira_dist.models.backbone import Size, pixels
+from dira_dist.models.backbone import Size
 from dira_dist.models.precision import average_over_positions
 
 Format = Literal["torchvision", "timm", "smp"]
@@ -243,7 +243,7 @@ def save_feature_program(
         RequestError: if the encoder's code cannot be captured as a graph.
     """
     network = FeatureProgram(_encoder_with(unet_state, encoder, in_channels)).eval()
-    example = torch.zeros(2, in_channels, *pixels(image_size, 2))
+    example = torch.zeros(2, in_channels, *per_axis(image_size, 2))
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():

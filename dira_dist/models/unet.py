@@ -15,8 +15,8 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from dira_dist.config import RequestError
-from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta, pixels
+from dira_dist.config import RequestError, per_axis
+from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta
 from dira_dist.models.checkpointing import recompute, segments
 from dira_dist.models.precision import at_least_float32
 
@@ -118,7 +118,7 @@ def check_image_size(config: UNetConfig, image_size: Size) -> None:
     Raises:
         RequestError: the encoder or decoder cannot take that size.
     """
-    network, size = on_meta(config), pixels(image_size, config.dims)
+    network, size = on_meta(config), per_axis(image_size, config.dims)
     try:
         with torch.no_grad():
             _, restoration = network.eval()(torch.empty(1, config.in_channels, *size, device="meta"))

@@ -69,12 +69,12 @@ def publish(
         pictures=_pictures(config, run_id),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = task.package(checkpoint.tensors, checkpoint.position, Path(scratch) / "model", about)
+        package = task.package(checkpoint.tensors, checkpoint.position, Path(scratch) / "model", about)
         figure = ranked_by(quality)
         metric = None if figure is None else Metric(figure, quality[figure])
         notes = {**task.notes(), "train_digest": data.get("digest", "")}
         own = {f"dira.{name}": str(value) for name, value in notes.items()} | dict(tags or {})
-        return register(config, run_id, folder, metric=metric, tags=own, timeout_s=timeout_s)
+        return register(config, run_id, package, metric=metric, tags=own, timeout_s=timeout_s)
 
 
 def register_model(

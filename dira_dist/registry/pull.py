@@ -94,7 +94,8 @@ def _fetch(
     else:
         found = download_checkpoint(model, work, progress).checkpoint
         task = recipe_of(found.job).task()
-        folder = task.package(found.tensors, found.position, work / "model", About(found.job["name"]))
+        package = task.package(found.tensors, found.position, work / "model", About(found.job["name"]))
+        folder = package.folder
     return load_file(folder / "unet.safetensors"), read_facts(folder)
 
 

@@ -87,6 +87,28 @@ class About:
     pictures: Mapping[str, Picture] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Package:
+    """A model ready for the registry, and what runs it where this package is not installed.
+
+    Attributes:
+        folder: with ``README.md``, the card, and ``SHA256SUMS`` among its files.
+        weights: the file in it whose tensors tell one model from another, ``.safetensors``.
+        code: files that travel with it and import nothing of this package; the first is MLflow's loader module, whose
+            ``_load_pyfunc(path)`` gives what predicts.
+        model_type: what MLflow files it under.
+        description: of the registered model, when its first version is made.
+        requirements: what the code needs.
+    """
+
+    folder: Path
+    weights: str
+    code: Sequence[Path]
+    model_type: str
+    description: str
+    requirements: Sequence[str] = ("mlflow", "numpy", "torch")
+
+
 class Task(Protocol):
     """What a kind of job trains."""
 
@@ -113,7 +135,7 @@ class Task(Protocol):
     def evaluate(self, networks: Networks, device: torch.device, position: Position, *, title: str = "") -> Evaluation:
         """What networks of this position are worth, on the sets that the recipe names; ``title`` is the pictures'."""
 
-    def package(self, tensors: Mapping[str, Any], position: Position, folder: Path, about: About) -> Path:
+    def package(self, tensors: Mapping[str, Any], position: Position, folder: Path, about: About) -> Package:
         """Writes the model that a checkpoint of this position holds into an empty folder: what was trained, no more."""
 
     def memory(self, workers: int, gpus: bool) -> dict[str, int]:

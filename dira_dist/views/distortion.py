@@ -4,6 +4,7 @@ Each view gets one of four: nothing, local shuffling (blocks trade places), inne
 cut-out (all but a few windows becomes 0). Block sides are given for a view of 224 px and scale with the view.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -11,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dira_dist.config import Section
+from dira_dist.config import Section, per_axis
 from dira_dist.views.randomness import PerView, RandomPurpose, integers_between, uniform
 
 _REFERENCE_PX = 224
@@ -78,15 +79,21 @@ class Distortion(PerView):
     swap_side_px: Tensor
 
 
-def draw_distortion(keys: Tensor, config: DistortionConfig, view_px: int, axes: int) -> Distortion:
-    """Distortions of the views with the (V, B) keys."""
+def draw_distortion(keys: Tensor, config: DistortionConfig, view_px: int | Sequence[int], axes: int) -> Distortion:
+    """Distortions of the views with the (V, B) keys; a side for all axes, or one for each."""
+    sides_px = per_axis(view_px, axes)
     kind = _draw_kind(keys, config)
-    cut_first, cut_side = _draw_cuts(keys, kind, config, view_px, axes)
+    cut_first, cut_side = _draw_cuts(keys, kind, config, sides_px)
     numbers = uniform(keys, RandomPurpose.SHUFFLE, config.shuffle_swaps * 3 * axes).view(*keys.shape, -1, 3, axes)
-    side = integers_between(numbers[..., 0, :], *_scaled(config.shuffle_sides_px, view_px))
-    first, second = (integers_between(numbers[..., k, :], 0, view_px - side) for k in (1, 2))
+    sides, firsts, seconds = [], [], []
+    for length, drawn in zip(sides_px, numbers.unbind(-1), strict=True):
+        side = integers_between(drawn[..., 0], *_scaled(config.shuffle_sides_px, length))
+        sides.append(side)
+        firsts.append(integers_between(drawn[..., 1], 0, length - side))
+        seconds.append(integers_between(drawn[..., 2], 0, length - side))
+    first, second = torch.stack(firsts, -1), torch.stack(seconds, -1)
     second = torch.where((kind == SHUFFLE)[..., None, None], second, first)
-    return Distortion(kind, cut_first, cut_side, first, second, side)
+    return Distortion(kind, cut_first, cut_side, first, second, torch.stack(sides, -1))
 
 
 def _draw_kind(keys: Tensor, config: DistortionConfig) -> Tensor:
@@ -97,20 +104,22 @@ def _draw_kind(keys: Tensor, config: DistortionConfig) -> Tensor:
     return torch.where(shuffled, SHUFFLE, torch.where(cut, INNER, torch.where(emptied, OUTER, NONE)))
 
 
-def _draw_cuts(keys: Tensor, kind: Tensor, config: DistortionConfig, view_px: int, axes: int) -> tuple[Tensor, Tensor]:
+def _draw_cuts(keys: Tensor, kind: Tensor, config: DistortionConfig, view_px: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """First pixels and sides of the cut-outs' blocks; those after the drawn stop have side 0."""
-    outer = kind == OUTER
+    axes, outer = len(view_px), kind == OUTER
     blocks = max(config.outer_windows, config.inner_blocks)
     most = torch.where(outer, config.outer_windows, torch.where(kind == INNER, config.inner_blocks, 0))
     numbers = uniform(keys, RandomPurpose.CUT_OUT, blocks * (1 + 2 * axes)).view(*keys.shape, blocks, 1 + 2 * axes)
-    inner_px, outer_px = _scaled(config.inner_sides_px, view_px), _scaled(config.outer_sides_px, view_px)
-    low, high = (torch.where(outer, o, i)[..., None, None] for i, o in zip(inner_px, outer_px, strict=True))
-    side = integers_between(numbers[..., 1 : 1 + axes], low, high)
-    first = integers_between(numbers[..., 1 + axes :], 0, view_px - side)
+    sides, firsts = [], []
+    for axis, length in enumerate(view_px):
+        inner_px, outer_px = _scaled(config.inner_sides_px, length), _scaled(config.outer_sides_px, length)
+        low, high = (torch.where(outer, o, i)[..., None] for i, o in zip(inner_px, outer_px, strict=True))
+        sides.append(integers_between(numbers[..., 1 + axis], low, high))
+        firsts.append(integers_between(numbers[..., 1 + axes + axis], 0, length - sides[-1]))
     stops = (numbers[..., 0] < config.stop_probability).long()
     stopped_before = stops.cumsum(-1) - stops > 0
     there = ~stopped_before & (torch.arange(blocks, device=keys.device) < most[..., None])
-    return first, side * there[..., None]
+    return torch.stack(firsts, -1), torch.stack(sides, -1) * there[..., None]
 
 
 def _scaled(sides_px: Sides, view_px: int) -> tuple[int, int]:
@@ -120,8 +129,8 @@ def _scaled(sides_px: Sides, view_px: int) -> tuple[int, int]:
 
 
 def distort(views: Tensor, drawn: Distortion, config: DistortionConfig) -> Tensor:
-    """Distorts (N, C, *S) contiguous views in place, each in its own way; all of S are equal."""
-    largest_px = _scaled(config.shuffle_sides_px, views.shape[-1])[1]
+    """Distorts (N, C, *S) contiguous views in place, each in its own way."""
+    largest_px = [_scaled(config.shuffle_sides_px, side)[1] for side in views.shape[2:]]
     return _cut_out(_shuffle(views, drawn, largest_px), drawn)
 
 
@@ -131,10 +140,12 @@ def _cut_out(views: Tensor, drawn: Distortion) -> Tensor:
     The blocks' union is found in one product: pixel (y, x) lies in sum_k [y in rows of k] [x in columns of k]
     blocks. What is kept is max(0, 1 - that sum) of a view, but min(1, that sum) of one with an outer cut-out.
     """
-    pixel = torch.arange(views.shape[-1], device=views.device)
     end = drawn.cut_first_px + drawn.cut_side_px
-    inside = ((pixel >= drawn.cut_first_px[..., None]) & (pixel < end[..., None])).float()
-    rows, *others = inside.unbind(2)
+    inside = []
+    for axis, side in enumerate(views.shape[2:]):
+        pixel = torch.arange(side, device=views.device)
+        inside.append(((pixel >= drawn.cut_first_px[..., axis, None]) & (pixel < end[..., axis, None])).float())
+    rows, *others = inside
     rest = others[0]
     for other in others[1:]:
         rest = (rest[..., None] * other[:, :, None]).flatten(2)
@@ -143,7 +154,7 @@ def _cut_out(views: Tensor, drawn: Distortion) -> Tensor:
     return views.mul_(keep.view(-1, 1, *views.shape[2:]))
 
 
-def _shuffle(views: Tensor, drawn: Distortion, largest_px: int) -> Tensor:
+def _shuffle(views: Tensor, drawn: Distortion, largest_px: Sequence[int]) -> Tensor:
     """Local shuffling in place: equal blocks trade places, pair after pair.
 
     A view that is not to be shuffled trades each block with itself. A block smaller than the largest repeats its
@@ -152,7 +163,7 @@ def _shuffle(views: Tensor, drawn: Distortion, largest_px: int) -> Tensor:
     pixels = views.flatten(2)
     shape = (-1, -1, views.shape[1], -1)
     here, there = (
-        _block_pixels(first, drawn.swap_side_px, largest_px, views.shape[-1])[:, :, None].expand(shape)
+        _block_pixels(first, drawn.swap_side_px, largest_px, views.shape[2:])[:, :, None].expand(shape)
         for first in (drawn.swap_first_px, drawn.swap_second_px)
     )
     for one, other in zip(here.unbind(1), there.unbind(1), strict=True):
@@ -161,11 +172,11 @@ def _shuffle(views: Tensor, drawn: Distortion, largest_px: int) -> Tensor:
     return views
 
 
-def _block_pixels(first_px: Tensor, side_px: Tensor, largest_px: int, view_px: int) -> Tensor:
-    """(N, K, n) blocks to (N, K, largest_px**n) int64: the flat numbers of their pixels."""
-    step = torch.arange(largest_px, device=first_px.device)
-    coordinate = first_px[..., None] + torch.minimum(step, side_px[..., None] - 1)
-    flat, *others = coordinate.unbind(2)
-    for other in others:
-        flat = (flat[..., None] * view_px + other[:, :, None]).flatten(2)
+def _block_pixels(first_px: Tensor, side_px: Tensor, largest_px: Sequence[int], view_px: Sequence[int]) -> Tensor:
+    """(N, K, n) blocks to (N, K, P) int64, the flat numbers of their pixels; P is the largest block's."""
+    flat = torch.zeros_like(first_px[..., :1])
+    for axis, (largest, length) in enumerate(zip(largest_px, view_px, strict=True)):
+        step = torch.arange(largest, device=first_px.device)
+        coordinate = first_px[..., axis, None] + torch.minimum(step, side_px[..., axis, None] - 1)
+        flat = (flat[..., None] * length + coordinate[:, :, None]).flatten(2)
     return flat

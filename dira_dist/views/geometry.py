@@ -10,6 +10,7 @@ padding among them, have no weight.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dira_dist.config import Section
+from dira_dist.config import Section, per_axis
 from dira_dist.views.colour import to_grey
 from dira_dist.views.randomness import PerView, RandomPurpose, integers_between, uniform, uniform_between
 
@@ -108,26 +109,27 @@ def _largest_box(sizes_px: Tensor, config: CropConfig) -> Tensor:
     return torch.cat((first, rest), -1).round().long().clamp_min(1)
 
 
-def resample(images: Tensor, crops: Crops, out_px: int, channels: int) -> Tensor:
-    """Each crop of each image, flipped where asked and resized to `out_px` along every axis.
+def resample(images: Tensor, crops: Crops, out_px: int | Sequence[int], channels: int) -> Tensor:
+    """Each crop of each image, flipped where asked and resized to `out_px`.
 
     Args:
         images: (B, C, *canvas) uint8, uint16 or floating, padded at the end of each axis to one canvas.
         crops: of N = V * B views, all first views before all second ones: (N, n) and (N,).
-        out_px: side of the result.
+        out_px: side of the result, or one for each axis.
         channels: of the result; 1 makes grey of RGB.
 
     Returns:
-        (N, channels, *(out_px,) * n) float32, in the images' own units. Its memory is dense with the last axis slowest:
+        (N, channels, *out_px) float32, in the images' own units. Its memory is dense with the last axis slowest:
         each product leaves the axis it worked on in front, and turning the last one back would cost a copy.
     """
     batch, _, *canvas = images.shape
+    sides = per_axis(out_px, len(canvas))
     bands = []
-    for axis, length in enumerate(canvas):
+    for axis, (length, side) in enumerate(zip(canvas, sides, strict=True)):
         flipped = crops.flipped if axis == len(canvas) - 1 else torch.zeros_like(crops.flipped)
-        bands.append(band(crops.start_px[:, axis], crops.size_px[:, axis], flipped, length, out_px))
+        bands.append(band(crops.start_px[:, axis], crops.size_px[:, axis], flipped, length, side))
     views = len(crops.flipped) // batch
-    turned = torch.empty((views, batch, channels, *(out_px,) * len(canvas)), device=images.device)
+    turned = torch.empty((views, batch, channels, sides[-1], *sides[:-1]), device=images.device)
     table = _empty_table(images, channels)
     for first in range(0, batch, len(table)):
         part = slice(first, min(first + len(table), batch))
@@ -146,7 +148,7 @@ def _products(source: Tensor, bands: list[tuple[Tensor, Tensor]], canvas: list[i
     """(M, C, rows, columns) tables to (N, C, out_px, ...), last axis first: a product for each axis, turned between."""
     for axis, (taps, weights) in enumerate(bands):
         if axis > 0:
-            rest = math.prod(canvas[axis:]) * taps.shape[1] ** (axis - 1)
+            rest = math.prod(canvas[axis:]) * math.prod(done.shape[1] for done, _ in bands[: axis - 1])
             source = source[..., :rest].mT.reshape(*source.shape[:2], canvas[axis], -1)
         source = banded_product(source, taps, weights)
     return source

@@ -1,7 +1,8 @@
 """From a batch of images to what the networks see: two distorted views and the target, on the images' device."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dira_dist.config import RequestError, Section
+from dira_dist.config import RequestError, Section, per_axis
 from dira_dist.views.colour import to_grey
 from dira_dist.views.distortion import Distortion, DistortionConfig, distort, draw_distortion
 from dira_dist.views.geometry import CropConfig, Crops, draw_crops, resample
@@ -50,7 +51,8 @@ class Views:
         view_1: (B, in_channels, *S) float32 in [0, 1], distorted.
         view_2: (B, in_channels, *S) float32 in [0, 1], distorted: another crop of the same image; None where not
             asked for.
-        target: (B, 1, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for.
+        target: (B, R, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for. R is
+            1 of grey and colour, and as many as the sequences of a sample.
         sample_ids: (B,) int64.
         distortion: how `view_1` is distorted, by name: ``kind`` (B,) int64.
         labels: of the samples, by name, where somebody needs them.
@@ -75,13 +77,13 @@ class _Drawn:
     distortion: Distortion
 
 
-def _draw(keys: Tensor, sizes_px: Tensor, image_size: int, config: ViewsConfig) -> _Drawn:
+def _draw(keys: Tensor, sizes_px: Tensor, sides_px: tuple[int, ...], config: ViewsConfig) -> _Drawn:
     """Everything that is random, for the whole batch at once: small tensors and many calls."""
     return _Drawn(
         draw_crops(keys, sizes_px, config.crop),
         draw_jitter(keys, config.jitter),
-        draw_blur(keys, config.blur, image_size),
-        draw_distortion(keys, config.distortion, image_size, sizes_px.shape[1]),
+        draw_blur(keys, config.blur, round(math.prod(sides_px) ** (1 / len(sides_px)))),
+        draw_distortion(keys, config.distortion, sides_px, len(sides_px)),
     )
 
 
@@ -93,7 +95,7 @@ def make_views(
     epochs: Tensor,
     *,
     seed: int,
-    image_size: int,
+    image_size: int | Sequence[int],
     in_channels: int,
     config: ViewsConfig,
     with_target: bool = True,
@@ -104,49 +106,67 @@ def make_views(
     Each sample's parameters come from (seed, epoch, sample) alone, so any worker makes the same views of it.
 
     Args:
-        images: (B, C, *canvas) uint8 or uint16 with C 1 or 3; two or three spatial axes, padded at their ends.
+        images: (B, C, *canvas) uint8 or uint16; two or three spatial axes, padded at their ends.
         sizes_px: (B, n) int64, true sizes, of at least a pixel; pixels beyond are never read.
         sample_ids: (B,) int64, index in the shard set.
         epochs: (B,) int64.
         seed: the job's.
-        image_size: side of the views in pixels, along every axis.
-        in_channels: 1 or 3; grey is repeated.
+        image_size: side of the views in pixels, or one for each axis.
+        in_channels: of the views: C; or any number where C is 1, which is repeated; or 1 where C is 3, of which the
+            luma is taken.
         config: the section.
         with_target: False where no restoration is trained.
         with_second: False where nobody compares two views; the first one is the same either way.
 
     Raises:
-        RequestError: the images' type or channels are not supported.
+        RequestError: the images' type or channels are not supported, or the size has another number of axes.
     """
     _check(images, in_channels)
     if images.device.type == "cpu":
         _keep_pages()
-    drawn = _draw(view_keys(seed, epochs, sample_ids, views=1 + with_second), sizes_px, image_size, config)
+    sides_px = per_axis(image_size, images.ndim - 2)
+    drawn = _draw(view_keys(seed, epochs, sample_ids, views=1 + with_second), sizes_px, sides_px, config)
     with torch.autocast(images.device.type, enabled=False):
-        views, target = _render(images, drawn, image_size, min(in_channels, images.shape[1]), config, with_target)
+        views, target = _render(images, drawn, sides_px, min(in_channels, images.shape[1]), config, with_target)
     view_1, *others = views.expand(-1, -1, in_channels, *views.shape[3:])
+    if target is not None and in_channels not in (1, 3):
+        target = target.expand(-1, in_channels, *sides_px)  # grey, repeated like the views
     return Views(view_1, others[0] if others else None, target, sample_ids, {"kind": drawn.distortion.kind[0]})
 
 
 def _render(
-    images: Tensor, drawn: _Drawn, image_size: int, channels: int, config: ViewsConfig, with_target: bool
+    images: Tensor, drawn: _Drawn, sides_px: tuple[int, ...], channels: int, config: ViewsConfig, with_target: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Views (V, B, channels, *S) and target (B, 1, *S) with the parameters that were drawn."""
-    shape = (*images.shape[:1], 1, *(image_size,) * (images.ndim - 2))
+    """Views (V, B, channels, *S) and target (B, R, *S) with the parameters that were drawn."""
+    shape = (len(images), 1 if channels in (1, 3) else channels, *sides_px)
     views = torch.empty((len(drawn.crops.flipped), shape[0], channels, *shape[2:]), device=images.device)
     target = torch.empty(shape, device=images.device) if with_target else None
     for part in _parts(views):
         count = len(images[part])
-        crop = resample(images[part], drawn.crops.of(part), image_size, channels)
+        crop = resample(images[part], drawn.crops.of(part), sides_px, channels)
         crop.div_(_WHITE[images.dtype]).clamp_(0, 1)
         if target is not None and config.target == "crop":
-            target[part] = to_grey(crop[:count])
-        view = blur(jitter(crop, drawn.jitter.of(part)), drawn.blur.of(part))
+            target[part] = _to_restore(crop[:count])
+        view = blur(_jittered(crop, drawn.jitter.of(part)), drawn.blur.of(part))
         if target is not None and config.target == "view":
-            target[part] = to_grey(view[:count])
+            target[part] = _to_restore(view[:count])
         distorted = distort(view.contiguous(), drawn.distortion.of(part), config.distortion)
         views[:, part] = distorted.view(len(views), count, *distorted.shape[1:])
     return views, target
+
+
+def _to_restore(images: Tensor) -> Tensor:
+    """Grey as it is, the luma of colour, each of the sequences of a sample: (N, C, *S) to (N, 1 or C, *S)."""
+    return to_grey(images) if images.shape[1] in (1, 3) else images
+
+
+def _jittered(images: Tensor, drawn: Jitter) -> Tensor:
+    """Grey and colour as such; each of the sequences of a sample by itself, with the sample's own strengths."""
+    channels = images.shape[1]
+    if channels in (1, 3):
+        return jitter(images, drawn)
+    each = Jitter(*(getattr(drawn, field.name).repeat_interleave(channels, 0) for field in fields(Jitter)))
+    return jitter(images.flatten(0, 1)[:, None], each).view(images.shape)
 
 
 @cache
@@ -177,7 +197,10 @@ def _check(images: Tensor, in_channels: int) -> None:
         raise RequestError(
             f"images of type {images.dtype}: views are made of uint8 or uint16; convert them when sharding"
         )
-    if images.shape[1] not in (1, 3):
-        raise RequestError(f"images with {images.shape[1]} channels: views are made of 1 (grey) or 3 (RGB)")
-    assert in_channels in (1, 3)
+    channels = images.shape[1]
+    if channels not in (1, in_channels) and (channels, in_channels) != (3, 1):
+        raise RequestError(
+            f"images with {channels} channels, and the model takes {in_channels}: it takes 1 (repeated), 3 (RGB, "
+            f"of which a model of 1 takes the luma) or as many as its own; set model.in_channels to {channels}"
+        )
     assert images.ndim in (4, 5)

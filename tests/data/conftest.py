@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 import pytest
 from PIL import Image
+from shard_sets import ShardWriter
 
-from dira_dist.data.shards import Sample, ShardSetIndex, ShardWriter
+from dira_dist.data.shards import Sample, ShardSetIndex
 
 
 @dataclass(frozen=True)

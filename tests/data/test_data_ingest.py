@@ -22,12 +22,14 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from shard_sets import read_shard
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.ingest.parts import Part
-from dira_dist.data.shards import read_index, read_shard, verify
+from dira_dist.data.shards import read_index
 from dira_dist.data.store import StoreError, open_store
+from dira_dist.data.verify import verify
 from dira_dist.quickstart.phantom import write_archive
 
 

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from shard_sets import read_shard
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions, ShardReport, parse_split, shard
 from dira_dist.data.ingest.options import check_split
 from dira_dist.data.ingest.salt import Salt, part_of, read_salt
 from dira_dist.data.ingest.tables import scale_boxes
-from dira_dist.data.shards import read_index, read_shard
+from dira_dist.data.shards import read_index
 from dira_dist.data.store import open_store
 
 

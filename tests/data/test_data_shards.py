@@ -1,9 +1,15 @@
 """Shard sets: what is written comes back, equal input gives equal bytes, and damage is found."""
 
+import bz2
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import shutil
 import tarfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +18,22 @@ import pytest
 import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_sets import ShardWriter, read_shard
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest.pixels import encode
+from dira_dist.data.lanes import ShardError, ShardSet
 from dira_dist.data.shards import (
     PublishedShard,
     Sample,
     ShardInfo,
     ShardSetIndex,
-    ShardWriter,
     publish_index,
+    publish_shard,
     read_index,
-    read_shard,
-    verify,
 )
-from dira_dist.data.store import open_store
+from dira_dist.data.store import StoreError, open_store
+from dira_dist.data.verify import verify
 
 
 def _samples(count: int) -> list[Sample]:
@@ -72,6 +79,58 @@ def test_webdataset_itself_reads_a_set(tmp_path: Path) -> None:
     assert samples[3]["mask.png"] == b"mask" and "png" in samples[3] and "json" in samples[3]
 
 
+def test_webdatasets_own_decoders_read_a_set(tmp_path: Path) -> None:
+    """Nothing of this package in between."""
+    index = _write(tmp_path)
+    urls = [str(tmp_path / shard.name) for shard in index.shards]
+    decoded = wds.WebDataset(urls, shardshuffle=False).decode("l8", only=["png", "json"])
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 6), dtype=np.uint8)
+    for number, (sample, image) in enumerate(zip(decoded, images, strict=True)):
+        assert sample["json"] == {"labels": {"n": number}} and (sample["png"] == image).all()
+
+
+def _repacked(folder: Path, kind: str) -> ShardSetIndex:
+    """The first shard as a tar of another kind, and the index that goes with its bytes."""
+    tar, out = folder / "000000.tar", io.BytesIO()
+    if kind in ("gz", "bz2", "xz"):
+        out.write({"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[kind](tar.read_bytes()))
+    else:
+        with tarfile.open(tar) as source, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as target:
+            for member in source:
+                content = source.extractfile(member)
+                target.addfile(member, content)
+            extra = tarfile.TarInfo("bomb.png")
+            extra.type = {"link": tarfile.SYMTYPE, "sparse": tarfile.GNUTYPE_SPARSE, "long": tarfile.REGTYPE}[kind]
+            extra.size = 1 << 32 if kind == "long" else 0
+            target.addfile(extra, io.BytesIO() if kind == "sparse" else None)
+    tar.write_bytes(out.getvalue())
+    index = read_index(str(folder))
+    digest = hashlib.sha256(out.getvalue()).hexdigest()
+    first = index.shards[0].model_copy(update={"bytes": len(out.getvalue()), "sha256": digest})
+    index = index.model_copy(update={"shards": (first, *index.shards[1:])})
+    (folder / "index.json").write_text(index.model_dump_json())
+    return index
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("gz", "compressed"),
+        ("bz2", "compressed"),
+        ("xz", "compressed"),
+        ("link", "bomb.png is no plain file"),
+        ("sparse", "bomb.png is no plain file"),
+        ("long", "bomb.png claims 4294967296 bytes"),
+    ],
+)
+def test_a_tar_that_may_grow_as_it_is_read_is_no_shard(tmp_path: Path, kind: str, reason: str) -> None:
+    _write(tmp_path)
+    index = _repacked(tmp_path, kind)
+    with pytest.raises(ShardError, match=reason):
+        list(ShardSet(str(tmp_path), index).members_of(0, threading.Event()))
+    assert [reason in problem for problem in verify(str(tmp_path))] == [True]
+
+
 def test_equal_samples_give_equal_bytes_and_index(tmp_path: Path) -> None:
     first, second = _write(tmp_path / "a"), _write(tmp_path / "b")
     assert first == second and first.digest == second.digest
@@ -104,25 +163,16 @@ def test_size_statistics_are_those_of_all_samples(histograms: list[dict[int, int
     assert (found.min, found.median, found.max) == (flat[0], flat[(len(flat) - 1) // 2], flat[-1])
 
 
-def test_a_set_that_failed_midway_has_no_index(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OSError, match="gone"),
-        ShardWriter(str(tmp_path), mode="L", encoding="png", samples_per_shard=2) as writer,
-    ):
-        for sample in _samples(3):
-            writer.add(sample)
+def test_a_shard_that_failed_midway_is_not_there_and_nor_is_the_set(tmp_path: Path) -> None:
+    def failing() -> Iterator[Sample]:
+        yield from _samples(3)
         raise OSError("gone")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.tar"]
+
+    with pytest.raises(OSError, match="gone"):
+        publish_shard(open_store(str(tmp_path)), "000000.tar", failing())
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(RequestError, match=r"no shard set at .*dira-dist shard"):
         read_index(str(tmp_path))
-
-
-def test_an_empty_set_and_a_second_set_in_one_place_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no sample"), ShardWriter(str(tmp_path), mode="L", encoding="png"):
-        pass
-    _write(tmp_path)
-    with pytest.raises(RequestError, match="already holds a shard set"):
-        ShardWriter(str(tmp_path), mode="L", encoding="png")
 
 
 def test_an_index_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
@@ -190,5 +240,5 @@ def test_a_tar_cut_anywhere_is_an_error_when_read(tmp_path: Path, length: int) -
     content = tar.read_bytes().rstrip(b"\0")
     content += bytes(-len(content) % 512)
     tar.write_bytes(content[:length])
-    with pytest.raises(tarfile.ReadError):
+    with pytest.raises((ValueError, tarfile.ReadError, StoreError)):
         list(read_shard(open_store(str(tmp_path)), tar.name))

@@ -14,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_sets import ShardWriter
 
 from dira_dist.config import RequestError
 from dira_dist.data.batch import LocalBatch, TooManyBadSamplesError
 from dira_dist.data.cache import CacheConfig
 from dira_dist.data.lanes import ReadOptions, ShardError, check_set
-from dira_dist.data.shards import ImageInfo, PixelRange, ShardSetIndex, read_index
+from dira_dist.data.shards import ImageInfo, PixelRange, Sample, ShardSetIndex, read_index
 from dira_dist.data.stream import DataConfig, ShardStream
 from dira_dist.data.validation import ValidationStream
 
@@ -103,8 +104,6 @@ def test_resumed_anywhere_equals_unbroken(stream_set: str, stop: int, batches: i
 
 @pytest.fixture(scope="module")
 def stream_set(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from dira_dist.data.shards import Sample, ShardWriter
-
     address = str(tmp_path_factory.mktemp("stream") / "set")
     pixel = _png(np.zeros((4, 4), dtype=np.uint8))
     with ShardWriter(address, mode="L", encoding="png", samples_per_shard=11) as writer:

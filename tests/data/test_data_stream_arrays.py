@@ -14,10 +14,11 @@ from dira_dist.config import RequestError
 from dira_dist.data.batch import LocalBatch, TooManyBadSamplesError
 from dira_dist.data.decode import NO_LABEL
 from dira_dist.data.lanes import ReadOptions, check_set
-from dira_dist.data.shards import ImageMode, Sample, ShardSetIndex, publish_index, publish_shard, read_index, verify
+from dira_dist.data.shards import ImageMode, Sample, ShardSetIndex, publish_index, publish_shard, read_index
 from dira_dist.data.store import open_store
 from dira_dist.data.stream import ShardStream
 from dira_dist.data.validation import ValidationStream
+from dira_dist.data.verify import verify
 
 
 def npy(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:

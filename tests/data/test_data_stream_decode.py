@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shard_sets import ShardWriter
 
 from dira_dist.data.decode import NO_LABEL, CorruptSampleError, Decoder, EncodedSample, Row, decode_image
 from dira_dist.data.lanes import ReadOptions
-from dira_dist.data.shards import ImageInfo, PixelRange, Sample, ShardWriter
+from dira_dist.data.shards import ImageInfo, PixelRange, Sample
 from dira_dist.data.stream import ShardStream
 
 DEEP_LIST = b"[" * 200_000 + b"]" * 200_000

@@ -124,3 +124,20 @@ def test_ssim_agrees_with_the_formula_written_out() -> None:
                 (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
             )
     assert float(ssim(restored, target)) == pytest.approx(np.mean(values), abs=1e-4)
+
+
+def test_a_view_of_a_volume_covers_each_axis_and_is_its_centre() -> None:
+    volume = torch.rand(2, 1, 12, 20, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(center_view(volume, (12, 20, 16), 1), volume)
+    assert torch.equal(center_view(volume, (12, 10, 16), 1), volume[:, :, :, 5:15])
+    half = center_view(volume, (6, 10, 8), 1)
+    assert half.shape == (2, 1, 6, 10, 8)
+    ramp = torch.arange(12.0).view(1, 1, 12, 1, 1).expand(1, 1, 12, 20, 16) / 12
+    assert torch.allclose(center_view(ramp, (6, 10, 8), 1)[0, 0, 1:-1, 4, 4], (torch.arange(1, 5) * 2 + 0.5) / 12)
+
+
+def test_a_view_may_have_unlike_sides_and_as_many_channels_as_the_images() -> None:
+    images = torch.rand(2, 4, 40, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(center_view(images, (30, 20), 4), images[:, :, 5:35])
+    with pytest.raises(ValueError, match="grey"):
+        center_view(images, 16, 1)

@@ -17,7 +17,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def found_by_check(*overrides: str) -> str:
+def warned(*overrides: str) -> str:
     return "\n".join(warnings(load_job(SMALL, overrides).job))
 
 
@@ -32,7 +32,7 @@ def test_the_jobs_of_the_project_are_not_warned_of(path: Path, monkeypatch: pyte
     [("4", ""), ("8", "2 images"), ("[2, 8]", "2 images"), ("16", "one image")],
 )
 def test_few_images_per_batch_norm(workers: str, words: str) -> None:
-    found = found_by_check(f"resources.workers={workers}")
+    found = warned(f"resources.workers={workers}")
     assert bool(found) == bool(words) and words in found
     if words:
         assert "stages.0.global_batch: 16 on " in found and "resources.workers" in found
@@ -40,22 +40,20 @@ def test_few_images_per_batch_norm(workers: str, words: str) -> None:
 
 def test_what_helps_against_few_images_per_batch_norm() -> None:
     few, simsiam = "resources.workers=8", "method={name: simsiam}"
-    assert found_by_check(few, "data.global_batch=32") == ""
-    assert "execution.sync_batchnorm" in found_by_check(few, simsiam)
-    assert found_by_check(few, simsiam, "execution.sync_batchnorm=true") == ""
-    assert "execution.sync_batchnorm" not in found_by_check(few)
-    assert "2 images" in found_by_check(few, "execution.sync_batchnorm=true"), (
+    assert warned(few, "data.global_batch=32") == ""
+    assert "execution.sync_batchnorm" in warned(few, simsiam)
+    assert warned(few, simsiam, "execution.sync_batchnorm=true") == ""
+    assert "execution.sync_batchnorm" not in warned(few)
+    assert "2 images" in warned(few, "execution.sync_batchnorm=true"), (
         "those of MoCo's key encoder are not synchronised"
     )
 
 
 def test_few_images_are_enough_where_nothing_normalises_over_them() -> None:
     layer_norms = ["resources.workers=16", "model.encoder=tu-convnext_atto"]
-    assert found_by_check(*layer_norms, "stages.0.objective=di") == ""
-    assert "batch norm" in found_by_check(*layer_norms), "the decoder has batch norms"
-    assert "batch norm" in found_by_check(*layer_norms, "stages.0.objective=di", "method={name: simsiam}"), (
-        "so have the heads"
-    )
+    assert warned(*layer_norms, "stages.0.objective=di") == ""
+    assert "batch norm" in warned(*layer_norms), "the decoder has batch norms"
+    assert "batch norm" in warned(*layer_norms, "stages.0.objective=di", "method={name: simsiam}"), "so have the heads"
 
 
 BARLOW = "method={name: barlow_twins}"
@@ -77,21 +75,19 @@ BARLOW = "method={name: barlow_twins}"
 )
 def test_a_rate_of_another_batch(overrides: list[str], words: list[str]) -> None:
     """LARS at 0.2 with a batch of 16, for one."""
-    found = found_by_check("stages.0={objective: dira, epochs: 100}", *overrides)
+    found = warned("stages.0={objective: dira, epochs: 100}", *overrides)
     assert bool(found) == bool(words) and not [word for word in words if word not in found], found
 
 
 def test_a_stage_that_is_all_warm_up() -> None:
-    assert "stages.0.optimizer.warmup_epochs: 10, and the stage has 3" in found_by_check(
+    assert "stages.0.optimizer.warmup_epochs: 10, and the stage has 3" in warned(
         BARLOW, "stages.0={objective: di, epochs: 3}"
     )
-    assert found_by_check(BARLOW, "stages.0={objective: di, epochs: 30}") == ""
+    assert warned(BARLOW, "stages.0={objective: di, epochs: 30}") == ""
 
 
 def test_few_lanes() -> None:
-    assert "67 are read in 1 lanes" in found_by_check("data.global_batch=67")
-    assert "data.shuffle_window" in found_by_check("data.lanes=2")
-    assert found_by_check("data.global_batch=24", "data.lanes=8") == ""
-    assert found_by_check("data.global_batch=5", "optimizer.lr_batch=16") == "", (
-        "each sample of a batch has a lane of its own"
-    )
+    assert "67 are read in 1 lanes" in warned("data.global_batch=67")
+    assert "data.shuffle_window" in warned("data.lanes=2")
+    assert warned("data.global_batch=24", "data.lanes=8") == ""
+    assert warned("data.global_batch=5", "optimizer.lr_batch=16") == "", "each sample of a batch has a lane of its own"

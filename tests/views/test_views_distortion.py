@@ -118,6 +118,27 @@ def test_blocks_lie_inside_the_view_with_sides_that_scale(
     assert torch.equal(there.any(-1), cut)
 
 
+@pytest.mark.parametrize("shape", [(32, 48), (24, 32, 16)])
+def test_views_with_unlike_sides_are_distorted_inside_and_in_proportion(shape: tuple[int, ...]) -> None:
+    drawn = draw_distortion(keys(200), EVERYTHING, shape, len(shape))
+    for first, side in ((drawn.cut_first_px, drawn.cut_side_px), (drawn.swap_second_px, drawn.swap_side_px)):
+        assert (first >= 0).all() and (first + side <= torch.tensor(shape)).all()
+        assert (side.amax((0, 1, 2)) <= torch.tensor(shape) * 174 / 224 + 1).all()
+    views = torch.rand(200, 1, *shape, generator=torch.Generator().manual_seed(0))
+    chosen = drawn.of(slice(0, 200))
+    distorted = distort(views.clone(), Distortion(**{k: v[:200] for k, v in vars(chosen).items()}), EVERYTHING)
+    for view, before, kind, first, side in zip(
+        distorted, views, chosen.kind, chosen.cut_first_px, chosen.cut_side_px, strict=False
+    ):
+        inside = torch.zeros(shape, dtype=torch.bool)
+        for start, length in zip(first.tolist(), side.tolist(), strict=True):
+            inside[tuple(slice(s, s + n) for s, n in zip(start, length, strict=True))] = True
+        if kind == SHUFFLE:
+            assert torch.isin(view, before).all() and not torch.equal(view, before)
+        else:
+            assert torch.equal(view[0], before[0] * (inside if kind == OUTER else ~inside))
+
+
 def test_published_sides_at_224_pixels() -> None:
     drawn = draw_distortion(keys(4000), EVERYTHING, 224, 2)
     there = (drawn.cut_side_px > 0).all(-1)

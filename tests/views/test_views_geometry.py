@@ -15,16 +15,16 @@ from dira_dist.views.geometry import CropConfig, Crops, draw_crops, resample
 from dira_dist.views.randomness import view_keys
 
 
-def plain_resample(image: Tensor, start: list[int], size: list[int], flipped: bool, out_px: int) -> Tensor:
-    """(C, *S) to (C, *(out_px,) * n), one output pixel after another."""
+def plain_resample(image: Tensor, start: list[int], size: list[int], flipped: bool, out_px: tuple[int, ...]) -> Tensor:
+    """(C, *S) to (C, *out_px), one output pixel after another."""
     axes = len(start)
-    out = torch.zeros(image.shape[0], *(out_px,) * axes, dtype=torch.float64)
-    for pixel in itertools.product(range(out_px), repeat=axes):
+    out = torch.zeros(image.shape[0], *out_px, dtype=torch.float64)
+    for pixel in itertools.product(*map(range, out_px)):
         taps = []
         for axis, position in enumerate(pixel):
             if flipped and axis == axes - 1:
-                position = out_px - 1 - position
-            scale = size[axis] / out_px
+                position = out_px[axis] - 1 - position
+            scale = size[axis] / out_px[axis]
             centre = start[axis] + (position + 0.5) * scale
             weights = {
                 j: max(0.0, 1 - abs(j + 0.5 - centre) / max(scale, 1))
@@ -49,19 +49,25 @@ def random_crops(sizes: Tensor, views: int, seed: int) -> Crops:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
 @pytest.mark.parametrize(
     ("canvas", "channels", "out_px"),
-    [((29, 23), 1, 7), ((29, 40), 3, 8), ((9, 6), 1, 16), ((9, 14, 11), 1, 5), ((4, 5, 3), 3, 6)],
+    [
+        *(((29, 23), 1, 7), ((29, 40), 3, 8), ((9, 6), 1, 16), ((9, 14, 11), 1, 5), ((4, 5, 3), 3, 6)),
+        *(((29, 23), 1, (7, 9)), ((9, 6), 3, (5, 16)), ((9, 14, 11), 1, (3, 5, 4)), ((4, 5, 3), 4, (6, 2, 3))),
+    ],
 )
-def test_equals_the_loop(dtype: torch.dtype, canvas: tuple[int, ...], channels: int, out_px: int) -> None:
+def test_equals_the_loop(
+    dtype: torch.dtype, canvas: tuple[int, ...], channels: int, out_px: int | tuple[int, ...]
+) -> None:
     generator = torch.Generator().manual_seed(0)
     top = torch.iinfo(dtype).max
     images = torch.randint(0, top + 1, (3, channels, *canvas), generator=generator).to(dtype)
     sizes = torch.tensor([canvas, [s - 1 for s in canvas], [max(1, s // 2) for s in canvas]])
     crops = random_crops(sizes, views=2, seed=1)
-    found = resample(images, crops.of(slice(None)), out_px, channels).view(2, 3, channels, *(out_px,) * len(canvas))
+    sides = (out_px,) * len(canvas) if isinstance(out_px, int) else out_px
+    found = resample(images, crops.of(slice(None)), out_px, channels).view(2, 3, channels, *sides)
     for view, sample in itertools.product(range(2), range(3)):
         start, size = crops.start_px[view, sample].tolist(), crops.size_px[view, sample].tolist()
         flipped = bool(crops.flipped[view, sample])
-        wanted = plain_resample(images[sample].to(torch.int64), start, size, flipped, out_px)
+        wanted = plain_resample(images[sample].to(torch.int64), start, size, flipped, sides)
         torch.testing.assert_close(found[view, sample].double() / top, wanted / top, atol=1e-6, rtol=0)
 
 

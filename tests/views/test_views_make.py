@@ -386,3 +386,33 @@ def test_outer_cut_outs_leave_windows_only() -> None:
     assert (drawn.kind == OUTER).all()
     area = drawn.cut_side_px[0].prod(-1).sum(-1)
     assert torch.equal(views.view_1.sum((1, 2, 3)).round().long(), area)
+
+
+@pytest.mark.parametrize("size", [(32, 48), [48, 32]])
+def test_a_size_for_each_axis(size: Any) -> None:
+    views = make(random_images(4, 1, 60, 50), image_size=size)
+    assert views.target is not None
+    assert views.view_1.shape == views.view_2.shape == views.target.shape == (4, 1, *size)
+
+
+def test_the_same_size_for_each_axis_is_that_size() -> None:
+    cubes = random_images(3, 1, 20, 24, 22)
+    assert torch.equal(everything(make(cubes, image_size=16)), everything(make(cubes, image_size=(16, 16, 16))))
+    assert make(cubes, image_size=(16, 24, 20)).view_1.shape == (3, 1, 16, 24, 20)
+
+
+def test_a_size_for_another_number_of_axes_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"size \[32, 32, 32\] has 3 axes, the images have 2"):
+        make(random_images(2, 1, 40, 40), image_size=[32, 32, 32])
+
+
+@pytest.mark.parametrize("canvas", [(40, 36), (14, 20, 18)])
+def test_each_sequence_of_a_sample_is_changed_as_grey_is(canvas: tuple[int, ...]) -> None:
+    sequences = random_images(5, 4, *canvas)
+    together = make(sequences, in_channels=4)
+    assert together.target is not None and together.target.shape[1] == 1 and together.view_1.shape[1] == 4
+    singly = [make(sequences[:, [k]]) for k in range(4)]
+    for view in ("view_1", "view_2"):
+        assert torch.equal(getattr(together, view), torch.cat([getattr(each, view) for each in singly], 1))
+    wanted = torch.stack([each.target for each in singly if each.target is not None]).mean(0)
+    torch.testing.assert_close(together.target, wanted)

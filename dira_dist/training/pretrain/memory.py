@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dira_dist.models.backbone import pixels
+from dira_dist.config import per_axis
 from dira_dist.objectives import AdversarialConfig, GlobalBatch
 from dira_dist.objectives.parts import ActiveParts
 from dira_dist.training.execution import ExecutionConfig
@@ -62,7 +62,7 @@ def _stage_memory(
     recipe: PretrainRecipe, networks: PretrainNetworks, stage: PretrainStage, workers: int, gpus: bool
 ) -> dict[str, int]:
     samples = -(-stage.global_batch // workers)
-    size = pixels(recipe.data.image_size, recipe.model.dims)
+    size = per_axis(recipe.data.image_size, recipe.model.dims)
     passing = stage_activation_bytes(networks, stage.parts(), recipe.adversarial, samples, size)
     memory = [] if networks.method is None else [*networks.method.parameters(), *networks.method.buffers()]
     beside = [each for each in memory if not each.requires_grad]

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from dira_dist.config import flatten
 from dira_dist.data.batch import LocalBatch
+from dira_dist.evaluation import center_view
 from dira_dist.evaluation.evaluator import Evaluator
 from dira_dist.evaluation.pictures import evaluation_pictures
+from dira_dist.models import feature_model
 from dira_dist.models.model_files import ModelFacts, write_model_folder
 from dira_dist.models.pretrained import starting_weights
 from dira_dist.objectives import AdversarialConfig
@@ -32,7 +34,7 @@ from dira_dist.training.pretrain.networks import PretrainNetworks, build_network
 from dira_dist.training.pretrain.recipe import PretrainRecipe
 from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.step import MAIN, Precision, TrainStep
-from dira_dist.training.task import About, Evaluation, Start
+from dira_dist.training.task import About, Evaluation, Package, Start
 from dira_dist.views import Views, make_views
 
 PUBLISHED_WEIGHTS = LossWeights()
@@ -111,13 +113,13 @@ class PretrainTask:
         found = evaluator.evaluate(networks.unet, device, opponent and opponent.eval())
         return Evaluation(found.metrics, evaluation_pictures(found, recipe.adversarial.loss, title))
 
-    def package(self, tensors: Mapping[str, Any], position: Position, folder: Path, about: About) -> Path:
+    def package(self, tensors: Mapping[str, Any], position: Position, folder: Path, about: About) -> Package:
         """The encoder; the decoder and the discriminator only where they were trained."""
         parts = self.recipe.trained_parts(position)
         kept = ("encoder.", "decoder.", "segmentation_head.") if parts.restores else ("encoder.",)
         unet = {name: weight for name, weight in state_of(tensors, "unet").items() if name.startswith(kept)}
         discriminator = state_of(tensors, "discriminator") if parts.plays else None
-        return write_model_folder(
+        write_model_folder(
             folder,
             unet,
             self._facts(parts, about),
@@ -125,6 +127,7 @@ class PretrainTask:
             discriminator_state=discriminator,
             pictures=about.pictures,
         )
+        return packaged(folder)
 
     def memory(self, workers: int, gpus: bool) -> dict[str, int]:
         """See :func:`dira_dist.training.pretrain.memory.estimate_memory`."""
@@ -193,6 +196,17 @@ def pretrain_step(
         "discriminator": ScheduledOptimizer(optimizers["discriminator"], lambda step: adversarial.lr, adversarial.lr),
     }
     return TrainStep(networks, losses, scheduled, precision=precision, device=device)
+
+
+def packaged(folder: Path) -> Package:
+    """A folder of :func:`write_model_folder` with what runs it as an encoder: images in, features out."""
+    return Package(
+        folder,
+        weights="unet.safetensors",
+        code=[Path(feature_model.__file__), Path(center_view.__file__)],
+        model_type="dira-encoder",
+        description="Encoders and decoders pretrained with DiRA by dira_dist.",
+    )
 
 
 def native_precision(device: torch.device) -> Precision:
