@@ -23,7 +23,7 @@ KeyPath = tuple[str | int, ...]
 SectionT = TypeVar("SectionT", bound="Section")
 
 ENV_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
-# Keys of job files by the names that 0.1.0 gave them, with those of now; below `base`, too. CHANGELOG.md has the same list.
+# Keys of job files by their names in 0.1.0, with those of now; below `base`, too. CHANGELOG.md has the same list.
 RENAMED_KEYS = {
     "checkpoint.patience_s": "checkpoint.storage_timeout_s",
     "data.storage_patience_s": "data.storage_timeout_s",
