@@ -87,9 +87,9 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
         JobFailedError: no trial could be trained to its end, or the search was stopped; the same call goes on.
     """
     plan = plan_search(loaded)
-    located = loaded.job.resolve_paths()
-    check_reachable(located.checkpoint.storage, write=True)
-    store = open_store(located.run_folder)
+    resolved = loaded.job.resolve_paths()
+    check_reachable(resolved.checkpoint.storage, write=True)
+    store = open_store(resolved.run_folder)
     console = console or Console(file=sys.stderr, soft_wrap=True)
     wanted = _wanted(loaded, plan)
     state = claim_search(store, wanted)
@@ -97,7 +97,7 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
         return SearchOutcome(**{**state.outcome, "already_done": True})
     for warning in plan.facts.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False)
-    with ray_session(located.resources), signals_interrupt():
+    with ray_session(resolved.resources), signals_interrupt():
         side_by_side = trials_at_once(plan)
         with sole_driver(store, console):  # another driver may have ended only now
             return _searched(plan, store, claim_search(store, wanted), console, side_by_side)
