@@ -81,7 +81,7 @@ def _claim(session: FitSession) -> RunState:
 
 
 def _finished(state: RunState) -> Outcome | None:
-    return Outcome(**{**state.outcome, "already_done": True}) if state.status == "finished" else None
+    return Outcome.of_earlier(state.outcome) if state.status == "finished" else None
 
 
 def _run(session: FitSession, state: RunState, console: Console) -> Outcome:

@@ -9,6 +9,7 @@ from dira_dist.config import RequestError, flatten
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.evaluator import reported_metrics
+from dira_dist.metrics import PROBE_AUROC, RANKME
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
 from dira_dist.objectives.parts import (
@@ -130,7 +131,7 @@ class PretrainRecipe(Recipe):
         return reported_metrics(self.data.val, self.probe)
 
     def main_metric(self) -> str:
-        return "probe/auroc" if self.probe is not None else "val/rankme"
+        return PROBE_AUROC.name if self.probe is not None else RANKME.name
 
     def running_guards(self) -> RunningGuards:
         return RunningGuards(self.adversarial.loss)
