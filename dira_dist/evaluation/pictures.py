@@ -269,4 +269,4 @@ def _drawn(figure: Figure) -> Picture:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    return np.asarray(Image.open(buffer, formats=("PNG",)).convert("RGB"))

@@ -140,4 +140,4 @@ def _drawn(figure: Figure) -> Picture:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    return np.asarray(Image.open(buffer, formats=("PNG",)).convert("RGB"))

@@ -1,7 +1,6 @@
 """The run of a job without tracking."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,9 +26,6 @@ class NullRun:
         """Nothing."""
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
-        """Nothing."""
-
-    def log_file(self, source: Path, folder: str = "") -> None:
         """Nothing."""
 
     def claimed(self) -> None:

@@ -199,16 +199,6 @@ class TrackingRun:
         table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
         self._do(f"table {path}", lambda: self._send_table(json.dumps(table, default=str), path))
 
-    def log_file(self, source: Path, folder: str = "") -> None:
-        """Record a small file; it is read now, and may be gone afterwards."""
-        path = str(PurePosixPath(folder) / source.name)
-        try:
-            content = source.read_bytes()
-        except OSError as error:
-            log.warning("file %s is not recorded: %s", source, error)
-            return
-        self._do(f"file {path}", lambda: self._send_bytes(content, path))
-
     def claimed(self) -> None:
         """Say that the run is named in a record, by which the next start finds it."""
         self.set_tags({CLAIMED_TAG: "yes"})
