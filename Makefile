@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CHECKOV := 3.3.30
 TEST_PROCESSES ?= 2
 
-.PHONY: quickstart test lint install clean image-test lint-k8s
+.PHONY: quickstart test lint docs install clean image-test lint-k8s
 
 quickstart: install  ## the whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, pulled weights
 	$(BIN)/dira-dist quickstart
@@ -13,11 +13,17 @@ quickstart: install  ## the whole way on this machine: images, shards in S3, 2 w
 test: install  ## every test; those on real images skip themselves where the images are absent
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=25
 
-lint: install  ## style and types
+lint: install  ## style, types, and the floors of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/Dockerfile docker/mlflow.Dockerfile
+
+docs: install  ## the documentation site, build/site/index.html; no warning is let through, nothing is fetched
+	$(BIN)/python docs/pages.py
+	$(BIN)/zensical build --clean --strict >build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
+	@! grep -E '^(griffe|mkdocstrings|autorefs): ' build/docs.log  # zensical tells these and does not count them
 
 lint-k8s: install  ## checkov over images and rendered manifests, in an environment of its own, for its pins clash with ours
 	$(PYTHON) -m venv $(VENV)/checkov
@@ -39,4 +45,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build quickstart .cache .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

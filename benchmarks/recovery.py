@@ -28,16 +28,19 @@ from ray.cluster_utils import Cluster
 
 import dira_dist
 import dira_dist.cluster.fit.driver as pretrain_module
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.data.store import open_store
-from dira_dist.jobs.job import ResourcesConfig, load_job
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.load import load_job
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
+from dira_dist.training.pretrain.networks import build_networks
+from dira_dist.training.pretrain.task import pretrain_step
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint
-from dira_dist.training.step import TrainStep, build_networks
 from dira_dist.views import Views
 
 INTERVAL_STEPS = 50
@@ -54,7 +57,7 @@ def views(batch: int, size_px: int, seed: int) -> Views:
 def blocked(rounds: int, batch: int, size_px: int, storage: str) -> None:
     """The share of the wall time that the loop waits for checkpoints, at one checkpoint every 50 steps."""
     networks = build_networks(UNetConfig(encoder="resnet50", in_channels=1), MoCoV2Config(), seed=0)
-    step = TrainStep(networks, "dira", total_steps=10_000)
+    step = pretrain_step(networks, "dira", total_steps=10_000)
     writer = CheckpointWriter(CheckpointFolder(open_store(storage)), keep=1)
     alone_s, beside_s, put_s, in_line_s = [], [], [], []
     done = 0
@@ -130,7 +133,7 @@ class Watch:
         self._ended = threading.Event()
         self._thread = threading.Thread()
 
-    def follow(self, coordinator: Any) -> Any:
+    def follow(self, coordinator: CoordinatorClient) -> CoordinatorClient:
         self._thread = threading.Thread(target=self._run, args=(coordinator,))
         self._thread.start()
         return coordinator
@@ -139,9 +142,9 @@ class Watch:
         self._ended.set()
         self._thread.join()
 
-    def _run(self, coordinator: Any) -> None:
+    def _run(self, coordinator: CoordinatorClient) -> None:
         while not self._ended.is_set():
-            step = ray.get(coordinator.read.remote()).step
+            step = coordinator.call(Coordinator.read).step
             if not self.seen or self.seen[-1][1] != step:
                 self.seen.append((time.monotonic(), step))
             if self._acted_s is None and step >= self._at_step:

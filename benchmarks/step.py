@@ -25,7 +25,9 @@ from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.memory import LiveTensors
-from dira_dist.training.step import Precision, TrainStep, build_networks
+from dira_dist.training.pretrain.networks import build_networks
+from dira_dist.training.pretrain.task import pretrain_step
+from dira_dist.training.step import Precision
 from dira_dist.views import Views
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -59,7 +61,7 @@ def build(variant: str, setting: Setting) -> Step:
         in_channels=3 if setting.in_channels == 3 else 1,
         gradient_checkpointing=variant == "checkpointing",
     )
-    return TrainStep(
+    return pretrain_step(
         build_networks(model, MoCoV2Config(), seed=0),
         "dira",
         execution=ExecutionConfig(compile=setting.compile),

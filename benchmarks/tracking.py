@@ -39,7 +39,8 @@ import numpy as np
 import torch
 
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.tracking.protocol import NullRun
+from dira_dist.tracking.run import TrackingRun
 
 FIGURES = {f"train/{number}": float(number) for number in range(20)}
 PICTURE = np.random.default_rng(0).integers(0, 256, (608, 1576, 3), dtype=np.uint8)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dira_dist.version import __version__
 
 if TYPE_CHECKING:
-    from dira_dist.cluster.fit.driver import Outcome as Outcome
+    from dira_dist.cluster.fit.outcome import Outcome as Outcome
     from dira_dist.cluster.run import run as run
     from dira_dist.cluster.submit.jobs import describe as describe
     from dira_dist.cluster.submit.jobs import submission as submission
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from dira_dist.data.ingest import parse_split as parse_split
     from dira_dist.data.ingest import shard as shard
     from dira_dist.data.verify import verify as verify
-    from dira_dist.jobs.job import PretrainJob as PretrainJob
-    from dira_dist.jobs.job import job_schema as job_schema
-    from dira_dist.jobs.job import load_job as load_job
-    from dira_dist.jobs.search_plan import check as check
+    from dira_dist.jobs.check import check as check
+    from dira_dist.jobs.load import job_schema as job_schema
+    from dira_dist.jobs.load import load_job as load_job
+    from dira_dist.jobs.pretrain import PretrainJob as PretrainJob
     from dira_dist.quickstart.quickstart import run_quickstart as run_quickstart
     from dira_dist.registry.publish import register_model as register
     from dira_dist.registry.pull import pull as pull
@@ -44,15 +44,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "JobFailedError": "config:JobFailedError",
-    "Outcome": "cluster.fit.driver:Outcome",
-    "PretrainJob": "jobs.job:PretrainJob",
+    "Outcome": "cluster.fit.outcome:Outcome",
+    "PretrainJob": "jobs.pretrain:PretrainJob",
     "RequestError": "config:RequestError",
     "SearchOutcome": "cluster.tune.search:SearchOutcome",
     "ShardOptions": "data.ingest:ShardOptions",
-    "check": "jobs.search_plan:check",
+    "check": "jobs.check:check",
     "describe": "cluster.submit.jobs:describe",
-    "job_schema": "jobs.job:job_schema",
-    "load_job": "jobs.job:load_job",
+    "job_schema": "jobs.load:job_schema",
+    "load_job": "jobs.load:load_job",
     "parse_split": "data.ingest:parse_split",
     "pull": "registry.pull:pull",
     "run_quickstart": "quickstart.quickstart:run_quickstart",

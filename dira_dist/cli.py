@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.progress import Progress
 
 import dira_dist
-from dira_dist.config import Document, JobFailedError, RequestError, validate
+from dira_dist.config import Document, JobFailedError, RequestError, dump_yaml, validate
 from dira_dist.data.retry import StoreError
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def check(job: Job, overrides: Overrides = None) -> None:
     """Validate a job, print it resolved and what it will do; touches nothing."""
     loaded = dira_dist.load_job(job, overrides or [])
     facts = dira_dist.check(loaded)
-    _out.print(yaml.safe_dump(loaded.public, sort_keys=False, allow_unicode=True), markup=False)
+    _out.print(dump_yaml(loaded.public), markup=False)
     for line in facts.lines():
         _out.print(line, markup=False)
 

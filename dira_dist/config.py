@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 KeyPath = tuple[str | int, ...]
@@ -41,6 +41,11 @@ class RequestError(ValueError):
 class JobFailedError(RuntimeError):
     """The work was begun and failed. The message names the cause and says how to go on."""
 
+
+# For a field, or the `model_config` of a section: a run, or a search, goes on under its name with another value of it.
+# True of what says where things are and who computes, never of what is computed.
+MAY_CHANGE: dict[str, JsonValue] = {"may_change": ["run", "search"]}
+MAY_CHANGE_IN_RUN: dict[str, JsonValue] = {"may_change": ["run"]}
 
 _Side = Annotated[int, Field(ge=16)]
 ImageSize = Annotated[int, Field(ge=32)] | tuple[_Side, _Side] | tuple[_Side, _Side, _Side]
@@ -179,6 +184,34 @@ def _without_secret_parameters(address: re.Match[str]) -> str:
     place, query = address.groups()
     kept = [pair for pair in query.split("&") if not _SECRET_PARAMETER.fullmatch(pair.partition("=")[0])]
     return f"{place}?{'&'.join(kept)}" if kept else str(place)
+
+
+def mutable_keys(section: type[Section], where: Literal["run", "search"]) -> tuple[str, ...]:
+    """Dotted keys that may change between two starts of one run or search; of a section that may, the section's key."""
+    found = dict.fromkeys(_mutable_keys(section, where))
+    return tuple(found)
+
+
+def _mutable_keys(section: type[Section], where: str) -> Iterator[str]:
+    for name, info in section.model_fields.items():
+        inner = _sections_in(info.annotation)
+        if any(_may_change(extra, where) for extra in (info.json_schema_extra, *map(_extra_of, inner))):
+            yield name
+        else:
+            yield from (f"{name}.{key}" for each in inner for key in _mutable_keys(each, where))
+
+
+def _extra_of(section: type[Section]) -> object:
+    return section.model_config.get("json_schema_extra")
+
+
+def _may_change(extra: object, where: str) -> bool:
+    return isinstance(extra, dict) and where in extra.get("may_change", ())
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML text, in their own order."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 
 
 def flatten(values: Any, path: KeyPath = ()) -> dict[str, Any]:

@@ -7,15 +7,16 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dira_dist.cluster.session import live_nodes
 from dira_dist.config import RequestError
 from dira_dist.data.shards import INDEX_NAME
-from dira_dist.jobs.job import PretrainJob
-from dira_dist.runs.run import FILE_NAME as RECORD
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.runs.folder import RUN
 
 _SQLITE = "sqlite:///"
 
 
-def check_shared(job: PretrainJob) -> None:
+def check_shared(job: TrainingJob) -> None:
     """Look for the job's files on every machine that may get a worker. Call it once run and record are there.
 
     Machines that an autoscaler adds later are not asked.
@@ -47,24 +48,19 @@ def check_seen(files: list[str], machines: Mapping[str, str]) -> None:
             )
 
 
-def _local_files(job: PretrainJob) -> Iterator[str]:
+def _local_files(job: TrainingJob) -> Iterator[str]:
     """Files that are there by now, one for each address that is a folder or a database of this machine."""
-    folders = [(job.run_folder, RECORD), *((address, INDEX_NAME) for _, address, _ in job.shard_sets())]
+    folders = [(job.run_folder, RUN), *((address, INDEX_NAME) for _, address, _ in job.shard_sets())]
     yield from (str(Path(folder) / file) for folder, file in folders if "://" not in folder)
     uri = job.tracking.uri or ""
     if uri.startswith(_SQLITE):
         yield uri.removeprefix(_SQLITE)
-    if job.model.init is not None:
-        yield str(Path(job.model.init).absolute())
+    yield from (str(Path(file).absolute()) for _, file in job.weight_files())
 
 
 def _other_machines() -> dict[str, str]:
     here = ray.util.get_node_ip_address()
-    return {
-        node["NodeManagerAddress"]: node["NodeID"]
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU", 0) > 0 and node["NodeManagerAddress"] != here
-    }
+    return {node.address: node.node_id for node in live_nodes() if node.cpus > 0 and node.address != here}
 
 
 def _on(node: str) -> Any:

@@ -1,25 +1,30 @@
-"""A job of either kind, begun in the right room."""
+"""A job of any kind, begun in the right room."""
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dira_dist.cluster.fit.driver import Outcome, pretrain
-from dira_dist.jobs.job import LoadedJob, LoadedSearch
+from dira_dist.jobs.load import Driver, LoadedJob, LoadedSearch
 
 if TYPE_CHECKING:
+    from dira_dist.cluster.fit.outcome import Outcome
     from dira_dist.cluster.tune.search import SearchOutcome
 
+# Ray Tune and Optuna take seconds to import, and a training needs neither.
+_DRIVERS: dict[Driver, tuple[str, str]] = {
+    "fit": ("dira_dist.cluster.fit.driver", "fit"),
+    "search": ("dira_dist.cluster.tune.search", "search"),
+}
 
-def run(loaded: LoadedJob, *, console: Console | None = None) -> "Outcome | SearchOutcome":
-    """Run a pretraining job or a search to its end, or go on with the one of its name.
+
+def run(loaded: LoadedJob | LoadedSearch, *, console: Console | None = None) -> "Outcome | SearchOutcome":
+    """Run a job to its end, or go on with the one of its name.
 
     Raises:
         RequestError: before anything is started or written, for what cannot run as asked.
         JobFailedError: when the work failed or was stopped; the same call goes on.
     """
-    if not isinstance(loaded, LoadedSearch):
-        return pretrain(loaded, console=console)
-    from dira_dist.cluster.tune.search import search  # Ray Tune and Optuna take seconds to import
-
-    return search(loaded, console=console)
+    module, name = _DRIVERS[loaded.driver]
+    outcome: Any = getattr(import_module(module), name)(loaded, console=console)
+    return outcome  # type: ignore[no-any-return]

@@ -1,16 +1,22 @@
-"""Ray for one job: the cluster of ``RAY_ADDRESS``, or an embedded one that lives as long as the job."""
+"""Ray for one job: the cluster of ``RAY_ADDRESS``, or an embedded one that lives as long as the job.
+
+Whether the cluster can ever hold the job is asked before anything starts: Ray itself waits, for ever if need be.
+"""
 
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import ray
 
-from dira_dist.cluster.capacity import check_capacity
+from dira_dist.cluster.ray_internals import AUTHENTICATION_LOGGER
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.search.fitting import ResourceRequest, trials_that_fit
 
 OBJECT_STORE_BYTES = 128 * 2**20
 
@@ -55,7 +61,7 @@ def embedded_ray(resources: ResourcesConfig) -> Iterator[None]:
     """
     if ray.is_initialized():
         raise RequestError("this process is connected to a Ray already; call ray.shutdown() first")
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that token authentication is on
+    logging.getLogger(AUTHENTICATION_LOGGER).setLevel(logging.ERROR)
     _settle_environment()
     ray.init(
         address="local",
@@ -108,3 +114,70 @@ def gpus_per_worker(resources: ResourcesConfig) -> float:
     if resources.gpus_per_worker is not None:
         return resources.gpus_per_worker
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+class RayNode(NamedTuple):
+    """A machine of the cluster that is alive."""
+
+    node_id: str
+    address: str
+    cpus: float
+    gpus: int
+
+    @property
+    def size(self) -> tuple[float, int]:
+        return self.cpus, self.gpus
+
+
+def live_nodes() -> list[RayNode]:
+    """The machines of the cluster that this process is connected to."""
+    return [
+        RayNode(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0.0),
+            int(node["Resources"].get("GPU", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
+    """Refuse a job whose smallest number of workers the cluster cannot hold.
+
+    What other jobs hold at the moment does not count, for they end. A cluster with an autoscaler is not checked: Ray
+    does not know how far it grows.
+
+    Args:
+        resources: the job's.
+        gpus_per_worker: settled for this cluster.
+
+    Raises:
+        RequestError: with what the cluster has and what the job wants.
+    """
+    nodes = [node.size for node in live_nodes()]
+    worker, low = ResourceRequest(resources.cpus_per_worker, gpus_per_worker), resources.min_workers
+    if cluster_grows() or trials_that_fit(nodes, [worker] * low, most=1):
+        return
+    held = trials_that_fit(nodes, [worker], most=low)
+    raise RequestError(
+        f"resources: {low} workers with {worker.cpus:g} CPUs and {worker.gpus:g} GPUs each are asked for, and this "
+        f"cluster holds {held} of them: it has {_described(nodes)}. Lower resources.workers (of [min, max] the min) "
+        "or what a worker takes, or give the cluster more nodes"
+    )
+
+
+def cluster_grows() -> bool:
+    """Whether an autoscaler adds nodes, as told on the head, where drivers run.
+
+    KubeRay starts the head of an autoscaled cluster without Ray's own monitor, for its autoscaler runs beside it;
+    ``ray up`` leaves its configuration in the head's home.
+    """
+    by_kuberay = "--no-monitor" in os.environ.get("KUBERAY_GEN_RAY_START_CMD", "")
+    return by_kuberay or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+
+
+def _described(nodes: Sequence[tuple[float, int]]) -> str:
+    counts = {node: nodes.count(node) for node in dict.fromkeys(nodes)}
+    return ", ".join(f"{count} x ({cpus:g} CPUs, {gpus} GPUs)" for (cpus, gpus), count in counts.items()) or "no nodes"

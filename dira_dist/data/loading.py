@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch.multiprocessing
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -18,6 +18,7 @@ from dira_dist.data.cores import usable_cores
 from dira_dist.data.decode import BadSample, CorruptSampleError, Decoder, Row
 from dira_dist.data.lanes import EncodedBlock, LaneCursor, LaneReader, ShardError, ShardSet
 from dira_dist.data.order import Order, part_of
+from dira_dist.data.torch_internals import shut_down_workers
 
 _MOST_READ_THREADS = 8
 _AHEAD_THREADS = 2
@@ -194,4 +195,4 @@ def batches_of_processes(reading: Reading, lanes: range, processes: int) -> Iter
     try:
         yield batches
     finally:
-        cast(Any, batches)._shutdown_workers()  # what its __del__ does, at a known time
+        shut_down_workers(batches)

@@ -1,9 +1,13 @@
 """The order of the samples, as arithmetic: who reads does not change what is read.
 
-Epoch ``e`` draws one permutation of the shards. Their samples in that order, less the last ``N mod L``, are cut into
-``L`` equal contiguous parts, the *lanes*, of ``R = N // L`` rows each. A lane is shuffled in equal blocks of about
-``window`` neighbouring rows. The stream goes on from epoch to epoch without an end: its position ``g`` is row
-``(g // L) mod R`` of lane ``g mod L`` in epoch ``g // (L R)``.
+Epoch ``e`` leaves ``l = N mod L`` samples out, those from ``e l mod N`` on, so that all are left out equally often. It
+draws one permutation of the shards; the samples left, in that order, are a circle, which is entered at a drawn place
+and cut into ``L`` equal contiguous parts, the *lanes*, of ``R = N // L`` rows each. A lane is shuffled in equal blocks
+of about ``window`` neighbouring rows, and begins with a drawn one of them, to come round to it. The stream goes on from
+epoch to epoch without an end: its position ``g`` is row ``(g // L) mod R`` of lane ``g mod L`` in epoch ``g // (L R)``.
+
+The entry and the beginnings matter where shards are few, or all of one size: else the same samples would be each
+other's neighbours in every epoch. Each costs a lane the opening of one more shard at the most.
 
 A global batch is a multiple of ``L``, so each batch has equally many rows of every lane, and *samples consumed*, a
 multiple of ``L`` too, says everything about where the stream stands: for any number of workers, of loader processes,
@@ -22,14 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dira_dist.config import RequestError
-
-Int64s = npt.NDArray[np.int64]
-Uint64s = npt.NDArray[np.uint64]
+from dira_dist.data.splitmix import GOLDEN_GAMMA, Int64s, mix, shift_right, signed
 
 MOST_LANES = 64
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
-_SHARDS, _ROWS = 1, 2  # what a permutation is for: keeps the two kinds apart under one seed
+_SHARDS, _ROWS, _ENTRY, _BEGINNING = 1, 2, 3, 4  # what is drawn: keeps the kinds apart under one seed
 
 
 def choose_lanes(batches: Iterable[int], most: int = MOST_LANES) -> int:
@@ -108,8 +108,26 @@ class Block:
 
 @dataclass(frozen=True)
 class _Epoch:
-    shards: Int64s  # (S,) in the order of the epoch
-    ends: Int64s  # (S,) samples up to and with each
+    """The circle of an epoch's samples, in runs of neighbours.
+
+    Attributes:
+        shards: ``(K,)`` that the runs lie in, one after the other.
+        firsts: ``(K,)`` first sample of each run, in its shard.
+        ends: ``(K,)`` samples up to and with each run.
+        entry: place on the circle of the first lane's first row.
+    """
+
+    shards: Int64s
+    firsts: Int64s
+    ends: Int64s
+    entry: int
+
+    def run_at(self, place: int) -> tuple[Span, int]:
+        """What is left of the run that holds a place, and the place behind it."""
+        run = int(np.searchsorted(self.ends, place, side="right"))
+        begin, end = int(self.ends[run - 1]) if run else 0, int(self.ends[run])
+        start = int(self.firsts[run]) + place - begin
+        return Span(int(self.shards[run]), start, start + end - place), end
 
 
 class Order:
@@ -143,7 +161,26 @@ class Order:
 
     def _draw_epoch(self, epoch: int) -> _Epoch:
         shards = _permutation(len(self._counts), self.seed, _SHARDS, epoch)
-        return _Epoch(shards, np.cumsum(self._counts[shards]))
+        firsts, stops = np.zeros_like(shards), self._counts[shards]
+        for low, high in self._left_out(epoch):
+            # of each run what lies before the samples that are left out, and what lies behind
+            low_here, high_here = (np.clip(each - self._starts[shards], firsts, stops) for each in (low, high))
+            firsts, stops = np.stack([firsts, high_here], 1).ravel(), np.stack([low_here, stops], 1).ravel()
+            shards = shards.repeat(2)
+        full = stops > firsts
+        shards, firsts, stops = shards[full], firsts[full], stops[full]
+        entry = _drawn(self.samples_per_epoch, self.seed, _ENTRY, epoch)
+        return _Epoch(shards, firsts, np.cumsum(stops - firsts), entry)
+
+    def _left_out(self, epoch: int) -> list[tuple[int, int]]:
+        """Sample ids ``[low, high)`` that have no place in the epoch: in turn, round and round, over all epochs."""
+        count = self.samples - self.samples_per_epoch
+        low = epoch * count % self.samples
+        if count == 0:
+            return []
+        if low + count <= self.samples:
+            return [(low, low + count)]
+        return [(low, self.samples), (0, low + count - self.samples)]
 
     def block(self, lane: int, row: int) -> Block:
         """The block that holds ``row`` (counted over all epochs) of ``lane``.
@@ -151,46 +188,57 @@ class Order:
         The blocks of an epoch are equal to within one row, and none is shorter than the window.
         """
         epoch, row_in_epoch = divmod(row, self.rows_per_epoch)
-        number = ((row_in_epoch + 1) * self._blocks_per_epoch - 1) // self.rows_per_epoch
-        rows = part_of(self._blocks_per_epoch, number, range(self.rows_per_epoch))
-        start, stop = rows.start, rows.stop
-        offset = lane * self.rows_per_epoch
+        beginning = self._beginning(epoch, lane)
+        row_of_lane = (row_in_epoch + beginning) % self.rows_per_epoch
+        number = ((row_of_lane + 1) * self._blocks_per_epoch - 1) // self.rows_per_epoch
+        rows = self._rows_of(number)
         return Block(
             epoch=epoch,
-            first_row=epoch * self.rows_per_epoch + start,
-            spans=self._spans(epoch, offset + start, offset + stop),
-            shuffle=self._shuffle(epoch, lane, number, stop - start),
+            first_row=epoch * self.rows_per_epoch + (rows.start - beginning) % self.rows_per_epoch,
+            spans=self._spans(epoch, lane * self.rows_per_epoch + rows.start, len(rows)),
+            shuffle=self._shuffle(epoch, lane, number, len(rows)),
         )
+
+    def _beginning(self, epoch: int, lane: int) -> int:
+        """The row of the lane, as it lies on the circle, that an epoch begins with: the first of a block."""
+        return self._rows_of(_drawn(self._blocks_per_epoch, self.seed, _BEGINNING, epoch, lane)).start
+
+    def _rows_of(self, block: int) -> range:
+        return part_of(self._blocks_per_epoch, block, range(self.rows_per_epoch))
 
     def _shuffle(self, epoch: int, lane: int, number: int, rows: int) -> Int64s:
         if self.window == 1:
             return np.arange(rows, dtype=np.int64)
         return _permutation(rows, self.seed, _ROWS, epoch, lane, number)
 
-    def _spans(self, epoch: int, start: int, stop: int) -> tuple[Span, ...]:
-        """Places ``[start, stop)`` of the epoch's unshuffled order."""
+    def _spans(self, epoch: int, place: int, samples: int) -> tuple[Span, ...]:
+        """Neighbours on the circle, from a place counted from the epoch's entry on."""
         drawn = self._epoch(epoch)
+        place = (drawn.entry + place) % self.samples_per_epoch
         spans = []
-        place = int(np.searchsorted(drawn.ends, start, side="right"))
-        while start < stop:
-            shard, end = int(drawn.shards[place]), int(drawn.ends[place])
-            first = end - int(self._counts[shard])
-            if end > start:  # an empty shard has no span
-                spans.append(Span(shard, start - first, min(stop, end) - first))
-                start = min(stop, end)
-            place += 1
+        while samples:
+            run, behind = drawn.run_at(place)
+            taken = min(samples, len(run))
+            spans.append(Span(run.shard, run.start, run.start + taken))
+            samples, place = samples - taken, behind % self.samples_per_epoch
         return tuple(spans)
 
     def shard_after(self, lane: int, row: int) -> int:
         """The shard that ``lane`` opens next after the one of (unshuffled) ``row``, in this epoch or the next."""
+        rows_left = min(self.rows_per_epoch - row % self.rows_per_epoch, self._rows_to_lane_end(lane, row))
+        next_row = row + min(rows_left, len(self._run_of(lane, row)))
+        return self._run_of(lane, next_row).shard
+
+    def _rows_to_lane_end(self, lane: int, row: int) -> int:
+        """Rows until the lane, as it lies on the circle, has come to its end and goes on at its start."""
         epoch, row_in_epoch = divmod(row, self.rows_per_epoch)
-        drawn = self._epoch(epoch)
-        place = int(np.searchsorted(drawn.ends, lane * self.rows_per_epoch + row_in_epoch, side="right"))
-        row_behind = int(drawn.ends[place]) - lane * self.rows_per_epoch
-        next_row = epoch * self.rows_per_epoch + min(row_behind, self.rows_per_epoch)
-        epoch, row_in_epoch = divmod(next_row, self.rows_per_epoch)
-        start = lane * self.rows_per_epoch + row_in_epoch
-        return self._spans(epoch, start, start + 1)[0].shard
+        return self.rows_per_epoch - (row_in_epoch + self._beginning(epoch, lane)) % self.rows_per_epoch
+
+    def _run_of(self, lane: int, row: int) -> Span:
+        """What is left of the run of neighbours that holds an (unshuffled) row."""
+        drawn = self._epoch(row // self.rows_per_epoch)
+        place = drawn.entry + (lane + 1) * self.rows_per_epoch - self._rows_to_lane_end(lane, row)
+        return drawn.run_at(place % self.samples_per_epoch)[0]
 
     def lane_ids(self, lane: int, first_row: int, stop_row: int) -> Int64s:
         """``(stop_row - first_row,)`` sample ids of a lane's rows, counted over all epochs."""
@@ -215,39 +263,33 @@ def _restore(counts: Int64s, lanes: int, window: int, seed: int) -> Order:
     return Order(counts, lanes=lanes, window=window, seed=seed)
 
 
-def _mix(words: Uint64s) -> Uint64s:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): a bijection of 64-bit words that looks random."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
 def _key(*words: int) -> int:
     key = 0
     for word in words:
-        key = int(_mix(np.array([(key + word + 1) * _GOLDEN & _MASK], dtype=np.uint64))[0])
+        key = int(mix(np.array([signed((key + word + 1) * GOLDEN_GAMMA)]))[0])
     return key
 
 
 def _permutation(count: int, *words: int) -> Int64s:
     """A permutation of ``count`` numbers drawn from ``words``: the order of a hash, the same on every machine and with
     every release of numpy, whose own generators promise no such thing."""
-    numbers = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(_key(*words))
-    return np.argsort(_mix(numbers), kind="stable").astype(np.int64, copy=False)
+    hashes = mix(np.arange(count, dtype=np.int64) * GOLDEN_GAMMA + _key(*words))
+    return np.argsort(hashes.view(np.uint64), kind="stable").astype(np.int64, copy=False)
+
+
+def _drawn(count: int, *words: int) -> int:
+    """One of ``count`` numbers, drawn from ``words``."""
+    return _key(*words) % count
 
 
 def fingerprint(sample_ids: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> int:
     """A number below 2**53 that tells which samples, of which epochs, were consumed, in whatever order and by whomever.
 
     Fingerprints of parts add up to that of the whole, modulo 2**53 for what one batch can hold: each sample counts with
-    31 bits of a mixture of its id and epoch (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).
+    31 bits of a mixture of its id and epoch.
 
     Args:
         sample_ids: ``(B,)``.
         epochs: ``(B,)``.
     """
-    mixed = sample_ids.astype(np.uint64) + epochs.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
-    return int((mixed >> np.uint64(33)).sum())
+    return int(shift_right(mix(sample_ids + epochs * GOLDEN_GAMMA), 33).sum())

@@ -14,7 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
-from dira_dist.config import ImageSize, Section
+from dira_dist.config import MAY_CHANGE, ImageSize, Section
 from dira_dist.data.batch import BatchIterator, LocalBatch
 from dira_dist.data.cache import CacheConfig
 from dira_dist.data.decode import SAMPLE_BUDGET_PX
@@ -25,14 +25,26 @@ from dira_dist.data.shards import ShardSetIndex, read_index
 
 
 class DataConfig(Section):
-    """Where the images come from and how they are read."""
+    """Where the images come from and how they are read.
 
-    train: Annotated[str, Field(description="shard set to train on: s3://bucket/prefix or a path")]
-    val: Annotated[str | None, Field(description="shard set to measure restoration on")] = None
+    The addresses of sets may change between two starts of a run: the digests of what lies there are compared instead.
+    """
+
+    train: Annotated[
+        str, Field(description="shard set to train on: s3://bucket/prefix or a path", json_schema_extra=MAY_CHANGE)
+    ]
+    val: Annotated[
+        str | None, Field(description="shard set to measure restoration on", json_schema_extra=MAY_CHANGE)
+    ] = None
     image_size: ImageSize = Field(224, description="side of the views in pixels, or one for each axis")
     global_batch: Annotated[int, Field(ge=1, description="samples per optimiser step, over all workers")] = 256
     loader_workers: Annotated[
-        int, Field(ge=0, description="processes per worker that read and decode; 0: threads of the worker itself")
+        int,
+        Field(
+            ge=0,
+            description="processes per worker that read and decode; 0: threads of the worker itself",
+            json_schema_extra=MAY_CHANGE,
+        ),
     ] = 4
     lanes: Annotated[
         int | None,
@@ -46,16 +58,29 @@ class DataConfig(Section):
         ),
     ] = 128
     bad_sample_budget: Annotated[
-        int, Field(ge=0, description="different corrupt samples that a worker may meet before the job fails")
+        int,
+        Field(
+            ge=0,
+            description="different corrupt samples that a worker may meet before the job fails",
+            json_schema_extra=MAY_CHANGE,
+        ),
     ] = 100
     storage_timeout_s: Annotated[
-        float, Field(ge=1, description="seconds of trouble with the storage, without progress, before the job fails")
+        float,
+        Field(
+            ge=1,
+            description="seconds of trouble with the storage, without progress, before the job fails",
+            json_schema_extra=MAY_CHANGE,
+        ),
     ] = 300.0
-    cache: Annotated[CacheConfig | None, Field(description="disk cache for sets in a bucket")] = None
+    cache: Annotated[
+        CacheConfig | None, Field(description="disk cache for sets in a bucket", json_schema_extra=MAY_CHANGE)
+    ] = None
     sample_budget_px: int = Field(
         SAMPLE_BUDGET_PX,
         ge=32 * 32,
         description="most pixels of the square (3D: cube) around a sample; one with a longer side is a bad sample",
+        json_schema_extra=MAY_CHANGE,
     )
 
     @property

@@ -61,7 +61,7 @@ class ValidationStream(BatchIterator):
         index: of the set, where it has been read already.
 
     Raises:
-        As :class:`ShardStream`.
+        RequestError: as for :class:`ShardStream`, and so are the errors of the storage and of samples.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""What networks are worth: features, probes, rank of the representation, restoration."""

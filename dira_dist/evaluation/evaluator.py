@@ -12,11 +12,12 @@ from dira_dist.data.batch import LocalBatch
 from dira_dist.data.lanes import ReadOptions
 from dira_dist.data.validation import ValidationStream
 from dira_dist.evaluation.config import ProbeConfig
-from dira_dist.evaluation.features import extract_features, frozen, pooled
+from dira_dist.evaluation.features import extract_features, frozen
 from dira_dist.evaluation.probes import class_names, probe_metric_names, probe_metrics
 from dira_dist.evaluation.rank import representation_health, view_distances
 from dira_dist.evaluation.restoration import psnr, ssim
-from dira_dist.models.unet import UNet
+from dira_dist.metrics import ALIGNMENT, COLLAPSED, FEATURE_STD, PSNR, RANKME, SSIM, UNIFORMITY
+from dira_dist.models.backbone import Backbone
 from dira_dist.views import ViewsConfig, make_views
 
 BATCH = 64
@@ -66,16 +67,7 @@ class Evaluation:
     features: LabelledFeatures | None = None
 
 
-VAL_METRICS = (
-    "val/psnr",
-    "val/ssim",
-    "val/rankme",
-    "val/feature_std",
-    "val/uniformity",
-    "val/collapsed",
-    "val/alignment",
-)
-LOWER_IS_BETTER = ("val/uniformity", "val/collapsed", "val/alignment")
+VAL_METRICS = tuple(metric.name for metric in (PSNR, SSIM, RANKME, FEATURE_STD, UNIFORMITY, COLLAPSED, ALIGNMENT))
 
 
 def reported_metrics(val: str | None, probe: ProbeConfig | None) -> list[str]:
@@ -94,7 +86,7 @@ class Evaluator:
         val: address of the validation set, or none.
         probe: labelled sets, or none.
         seed: the job's.
-        image_size: side of the views in pixels, or one for each axis.
+        image_size: pixels of the views, a side or one for each axis.
         timeout_s: seconds of trouble with the storage that are borne.
     """
 
@@ -106,7 +98,7 @@ class Evaluator:
     timeout_s: float = 300.0
 
     @torch.no_grad()
-    def evaluate(self, unet: UNet, device: torch.device, discriminator: nn.Module | None = None) -> Evaluation:
+    def evaluate(self, unet: Backbone, device: torch.device, discriminator: nn.Module | None = None) -> Evaluation:
         """Figures named ``val/...`` and ``probe/...``; whatever has no set to be measured on is left out.
 
         Args:
@@ -120,7 +112,7 @@ class Evaluator:
             if self.val is not None:
                 figures, restorations, agreement = self._restoration(unet, self.val, device)
                 features, _ = self._features(unet, self.val, device, MOST_IMAGES)
-                metrics |= figures | representation_health(features).as_metrics("val/") | {"val/alignment": agreement}
+                metrics |= figures | representation_health(features).as_metrics() | {ALIGNMENT.name: agreement}
                 if discriminator is not None:
                     target, restored = restorations.target.to(device), restorations.restored.to(device)
                     scores = PatchScores(discriminator(target).float().cpu(), discriminator(restored).float().cpu())
@@ -134,7 +126,7 @@ class Evaluator:
             yield from islice(stream, -(-most // BATCH))
 
     def _restoration(
-        self, unet: UNet, address: str, device: torch.device
+        self, unet: Backbone, address: str, device: torch.device
     ) -> tuple[dict[str, float], Restorations, float]:
         """PSNR and SSIM, images to look at, and the alignment of the two views' features."""
         signal, similarity, distances, shown = [], [], [], None
@@ -149,19 +141,19 @@ class Evaluator:
                 in_channels=unet.config.in_channels,
                 config=self.views,
             )
-            assert views.target is not None
+            assert views.target is not None and views.view_2 is not None
             maps, valid = unet.encode(views.view_1), batch.valid.to(device)
             restored = unet.decode(maps)
-            distances.append(view_distances(pooled(maps), pooled(unet.encode(views.view_2)))[valid])
+            distances.append(view_distances(unet.pooled(maps), unet.pooled(unet.encode(views.view_2)))[valid])
             signal.append(psnr(restored, views.target)[valid])
             similarity.append(ssim(restored, views.target)[valid])
             if shown is None:
                 shown = Restorations(*(images[:PICTURED].cpu() for images in (views.view_1, restored, views.target)))
         assert shown is not None, "a shard set has at least one sample"
-        figures = {"val/psnr": float(torch.cat(signal).mean()), "val/ssim": float(torch.cat(similarity).mean())}
+        figures = {PSNR.name: float(torch.cat(signal).mean()), SSIM.name: float(torch.cat(similarity).mean())}
         return figures, shown, float(torch.cat(distances).mean())
 
-    def _features(self, unet: UNet, address: str, device: torch.device, most: int) -> tuple[Tensor, list[Any]]:
+    def _features(self, unet: Backbone, address: str, device: torch.device, most: int) -> tuple[Tensor, list[Any]]:
         """Features ``(N, C)`` of the samples that can be decoded, and their labels by name."""
         labels: list[Any] = []
         valid: list[Tensor] = []
@@ -177,7 +169,9 @@ class Evaluator:
         )
         return features[torch.cat(valid)], labels
 
-    def _probe(self, unet: UNet, probe: ProbeConfig, device: torch.device) -> tuple[dict[str, float], LabelledFeatures]:
+    def _probe(
+        self, unet: Backbone, probe: ProbeConfig, device: torch.device
+    ) -> tuple[dict[str, float], LabelledFeatures]:
         sets = [self._features(unet, address, device, MOST_PROBE_IMAGES) for address in (probe.train, probe.val)]
         (train, train_labels), (val, val_labels) = sets
         train, named_train = _labelled(train, train_labels, probe.label)

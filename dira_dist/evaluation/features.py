@@ -1,17 +1,14 @@
 """Features of images by a frozen encoder."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from dira_dist.evaluation.center_view import center_view
-
-
-def pooled(maps: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """The last feature map ``(B, C, *S)`` averaged over its places: ``(B, C)`` float32."""
-    return maps[-1].float().flatten(2).mean(dim=2)
+from dira_dist.models.backbone import Size
+from dira_dist.models.precision import average_over_positions
 
 
 @torch.no_grad()
@@ -19,7 +16,7 @@ def extract_features(
     encoder: nn.Module,
     batches: Iterable[Tensor | tuple[Tensor, Tensor]],
     *,
-    image_size: int | Sequence[int],
+    image_size: Size,
     in_channels: int,
     device: torch.device | str,
 ) -> Tensor:
@@ -29,9 +26,9 @@ def extract_features(
 
     Args:
         encoder: returns a list of feature maps, the deepest last, as the encoders of segmentation_models_pytorch do.
-        batches: images ``(B, C, *S)``, uint8, uint16 or floating point in [0, 1]; or pairs of images padded at the end
-            of each axis to the batch's largest and their sizes ``(B, n)`` in pixels.
-        image_size: side of the centre view in pixels, or one for each axis.
+        batches: images ``(B, C, *S)``, uint8, uint16 or floating point in [0, 1]; or pairs of images padded at the ends
+            of their axes to the batch's largest and their sizes ``(B, n)`` in pixels.
+        image_size: pixels of the centre view, a side or one for each axis.
         in_channels: of the encoder.
         device: where to compute.
 
@@ -39,25 +36,25 @@ def extract_features(
         ``(N, C)`` float32.
     """
     with frozen(encoder):
-        parts = [pooled(encoder(views(batch, image_size, in_channels, device))).cpu() for batch in batches]
+        parts = [
+            average_over_positions(encoder(views(batch, image_size, in_channels, device))[-1]).cpu()
+            for batch in batches
+        ]
     return torch.cat(parts) if parts else torch.empty(0, 0)
 
 
 def views(
-    batch: Tensor | tuple[Tensor, Tensor],
-    image_size: int | Sequence[int],
-    in_channels: int,
-    device: torch.device | str,
+    batch: Tensor | tuple[Tensor, Tensor], image_size: Size, in_channels: int, device: torch.device | str
 ) -> Tensor:
     """Centre views ``(B, in_channels, *image_size)`` of a batch as :func:`extract_features` takes them."""
     if isinstance(batch, Tensor):
         return center_view(batch.to(device), image_size, in_channels)
     images, sizes_px = batch
-    sizes = [tuple(map(int, sides)) for sides in sizes_px.tolist()]
+    sizes = [tuple(size) for size in sizes_px.tolist()]
     if all(size == tuple(images.shape[2:]) for size in sizes):
         return center_view(images.to(device), image_size, in_channels)
-    own = [image[(slice(None), *map(slice, size))] for image, size in zip(images, sizes, strict=True)]
-    return torch.cat([center_view(image[None].to(device), image_size, in_channels) for image in own])
+    own = [image[(None, slice(None), *map(slice, size))].to(device) for image, size in zip(images, sizes, strict=True)]
+    return torch.cat([center_view(image, image_size, in_channels) for image in own])
 
 
 @contextmanager

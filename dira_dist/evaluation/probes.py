@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from dira_dist.config import RequestError
 from dira_dist.evaluation.config import ProbeConfig
+from dira_dist.metrics import KNN_ACCURACY, KNN_AUROC, PROBE_ACCURACY, PROBE_AUROC
 
 Kind = Literal["binary", "multiclass", "multilabel"]
 FloatArray = npt.NDArray[np.float64]
@@ -284,12 +285,12 @@ def probe_metrics(
     train_x, val_x = train_x[torch.from_numpy(train)], val_x[torch.from_numpy(val)]
     targets = encode_labels([train_labels[i] for i in train], [val_labels[i] for i in val], config.label)
     neighbours = knn_probe(train_x, val_x, targets, k=config.k, temperature=config.temperature)
-    metrics = {"probe/knn_accuracy": neighbours.accuracy, "probe/knn_auroc": neighbours.auroc}
+    metrics = {KNN_ACCURACY.name: neighbours.accuracy, KNN_AUROC.name: neighbours.auroc}
     for fraction, suffix in _fractions(config):
         linear = linear_probe(train_x, val_x, targets, fraction=fraction, bootstrap=config.bootstrap)
-        metrics |= {f"probe/auroc{suffix}": linear.auroc, f"probe/accuracy{suffix}": linear.accuracy}
+        metrics |= {PROBE_AUROC.of(suffix): linear.auroc, PROBE_ACCURACY.of(suffix): linear.accuracy}
         if config.bootstrap:
-            metrics |= {f"probe/auroc{suffix}_low": linear.low, f"probe/auroc{suffix}_high": linear.high}
+            metrics |= {PROBE_AUROC.of(f"{suffix}_low"): linear.low, PROBE_AUROC.of(f"{suffix}_high"): linear.high}
     return metrics
 
 
@@ -301,9 +302,10 @@ def class_names(labels: Sequence[Any]) -> list[str]:
 def probe_metric_names(config: ProbeConfig) -> list[str]:
     """Names of the figures that :func:`probe_metrics` gives."""
     ends = ("_low", "_high") if config.bootstrap else ()
-    names = ["probe/knn_accuracy", "probe/knn_auroc"]
+    names = [KNN_ACCURACY.name, KNN_AUROC.name]
     for _, suffix in _fractions(config):
-        names += [f"probe/auroc{suffix}", f"probe/accuracy{suffix}", *(f"probe/auroc{suffix}{end}" for end in ends)]
+        names += [PROBE_AUROC.of(suffix), PROBE_ACCURACY.of(suffix)]
+        names += [PROBE_AUROC.of(f"{suffix}{end}") for end in ends]
     return names
 
 

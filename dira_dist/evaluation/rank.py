@@ -1,10 +1,12 @@
 """Is the representation alive? Figures that need no labels."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from dira_dist.metrics import COLLAPSED, FEATURE_STD, RANKME, UNIFORMITY
 
 # Alarms. Features of a healthy encoder have an effective rank of tens to hundreds and, on the unit sphere, a standard
 # deviation near 1/sqrt(C) per dimension (Chen & He, *SimSiam*, CVPR 2021, section 4.1); a collapsed one has neither.
@@ -98,9 +100,14 @@ class RepresentationHealth:
     uniformity: float
     collapsed: float
 
-    def as_metrics(self, prefix: str = "val/") -> dict[str, float]:
+    def as_metrics(self) -> dict[str, float]:
         """For a tracker."""
-        return {f"{prefix}{name}": value for name, value in asdict(self).items()}
+        return {
+            RANKME.name: self.rankme,
+            FEATURE_STD.name: self.feature_std,
+            UNIFORMITY.name: self.uniformity,
+            COLLAPSED.name: self.collapsed,
+        }
 
 
 def representation_health(features: Tensor) -> RepresentationHealth:

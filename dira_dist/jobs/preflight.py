@@ -1,18 +1,14 @@
-"""What can be known of a job before anything starts: its images, its steps, what they cost. Reads, never writes."""
+"""What can be known of a job before anything starts: its samples, its steps, what they cost. Reads, never writes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from dira_dist.config import RequestError
 from dira_dist.data.lanes import check_set
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
-from dira_dist.jobs.job import LoadedJob, PretrainJob
-from dira_dist.training.memory import activation_bytes
-from dira_dist.training.networks import Networks, networks_on_meta
-from dira_dist.training.stages import Plan, StageConfig
-from dira_dist.training.step import active_weights, set_trainable_parts
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.training.stages import Plan
 
 MIB = 2**20
 
@@ -26,13 +22,15 @@ class Preflight:
         plan: the stages in steps.
         bytes_per_step: bytes read from storage for one global batch of the first stage.
         memory: estimated device memory of one worker, in bytes, by purpose.
+        warnings: what is allowed and likely to go wrong, each with its remedy.
     """
 
-    job: PretrainJob
+    job: TrainingJob
     train: ShardSetIndex
     plan: Plan
     bytes_per_step: int
     memory: dict[str, int]
+    warnings: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
         """The plan as a person reads it."""
@@ -42,29 +40,26 @@ class Preflight:
         yield f"workers  {workers}, {job.resources.cpus_per_worker:g} CPUs each, {job.lanes} lanes"
         for span in self.plan.spans:
             batch = span.config.global_batch
-            share = f"{batch // low}" if low == high else f"{batch // high} to {batch // low}"
+            each = f"{batch // low}" if low == high else f"{batch // high} to {batch // low}"
             epochs = span.steps * batch / self.plan.epoch_samples
-            steps = f"{span.steps:,} steps of {batch} images ({share} per worker)"
-            yield f"stage    {span.name:8} {steps}, {epochs:.3g} epochs"
+            steps = f"{span.steps:,} steps of {batch} images ({each} per worker)"
+            yield f"stage    {span.name:8} {steps}, {epochs:.3g} epochs{span.config.described()}"
         yield f"total    {self.plan.steps:,} steps, {self.plan.samples:,} images"
         yield f"reading  {_mib(self.bytes_per_step)} per step from storage"
         parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())
         yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
+        yield from (f"warning  {text}" for text in self.warnings)
 
 
-def check(loaded: LoadedJob) -> Preflight:
-    """What can be known of a loaded job, from where it would be started; see :func:`preflight`."""
-    return preflight(loaded.job.resolve_paths())
-
-
-def preflight(job: PretrainJob) -> Preflight:
+def preflight(job: TrainingJob) -> Preflight:
     """Check everything a job names and lay out its plan.
 
     Raises:
-        RequestError: for a shard set that is missing, out of reach or too small, or a label the probe sets lack.
+        RequestError: for a shard set that is missing, out of reach or too small, or lacks what the task asks of it.
     """
-    index = _readable_set("data.train", job.data.train)
-    for stage in job.stages:
+    sets = {name: _readable_set(job.key_of(name), address) for name, address, _ in job.shard_sets()}
+    index = sets["train"]
+    for stage in job.stage_configs():
         check_set(
             job.data.train,
             index,
@@ -72,18 +67,24 @@ def preflight(job: PretrainJob) -> Preflight:
             lanes=job.lanes,
             workers=job.resources.max_workers,
         )
-    if job.data.val is not None:
-        check_set(job.data.val, _readable_set("data.val", job.data.val))
-    _check_local_batches(job)
-    _check_probe(job)
+    for name, address, _ in job.shard_sets():
+        if name != "train":
+            check_set(address, sets[name])
+    job.check_workers()
+    job.check_sets(sets)
     plan = lay_out(job, index)
     per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
-    return Preflight(job, index, plan, per_step, estimate_memory(job))
+    return Preflight(job, index, plan, per_step, estimate_memory(job), tuple(job.warnings(index)))
 
 
-def lay_out(job: PretrainJob, train: ShardSetIndex) -> Plan:
+def lay_out(job: TrainingJob, train: ShardSetIndex) -> Plan:
     """The job's stages in steps; an epoch is what its lanes share out evenly of the training set."""
     return job.plan(job.lanes * (train.samples // job.lanes))
+
+
+def estimate_memory(job: TrainingJob) -> dict[str, int]:
+    """Bytes of one worker's device memory by purpose, from shapes alone, for the stage that needs most."""
+    return job.task().memory(job.resources.min_workers, bool(job.resources.gpus_per_worker))
 
 
 def _readable_set(key: str, address: str) -> ShardSetIndex:
@@ -95,66 +96,6 @@ def _readable_set(key: str, address: str) -> ShardSetIndex:
             f"{key}: no shard set can be read at {address}: {error}\n"
             f"correct {key}, or make the set with: dira-dist shard IMAGES {address}"
         ) from error
-
-
-def _check_probe(job: PretrainJob) -> None:
-    if job.probe is None:
-        return
-    for key, address in (("train", job.probe.train), ("val", job.probe.val)):
-        index = _readable_set(f"probe.{key}", address)
-        check_set(address, index)
-        if job.probe.label not in index.labels:
-            raise RequestError(
-                f"probe.label: {job.probe.label!r} is no label of {address} (probe.{key}); "
-                f"known: {', '.join(index.labels) or 'none'}"
-            )
-        if len(index.classes.get(job.probe.label, ("", ""))) < 2:
-            raise RequestError(f"probe.label: {job.probe.label!r} has a single value in {address}; give another label")
-
-
-def _check_local_batches(job: PretrainJob) -> None:
-    """Refuses what would only fail on the workers."""
-    share = min(stage.global_batch for stage in job.stages) // job.resources.max_workers
-    if share < job.method.min_local_batch:
-        raise RequestError(
-            f"data.global_batch: {job.resources.max_workers} workers get {share} samples of the smallest batch each, "
-            f"and {job.method.name} needs {job.method.min_local_batch}; raise the batch or lower resources.workers"
-        )
-    if job.execution.sync_batchnorm and job.resources.gpus_per_worker == 0:
-        raise RequestError("execution.sync_batchnorm: only GPUs can; set it to false, or resources.gpus_per_worker")
-    if job.model.init is not None and not Path(job.model.init).is_file():
-        raise RequestError(f"model.init: there is no file {job.model.init}; give a .pt, .pth or .safetensors file")
-
-
-def estimate_memory(job: PretrainJob) -> dict[str, int]:
-    """Bytes of one worker's device memory by purpose, from shapes alone, for the stage that needs most.
-
-    Counted on a step of the largest share, gradient checkpointing included. Under bf16 what passes is halved, which is
-    a little too much; the discriminator's own step and the allocator's slack come on top.
-    """
-    networks = networks_on_meta(job.model, job.method, job.adversarial)
-    stages = (_stage_memory(job, networks, stage) for stage in job.stages)
-    return max(stages, key=lambda parts: sum(parts.values()))
-
-
-def _stage_memory(job: PretrainJob, networks: Networks, stage: StageConfig) -> dict[str, int]:
-    weights = active_weights(stage.objective, stage.loss_weights)
-    set_trainable_parts(networks, weights)
-    share = -(-stage.global_batch // job.resources.min_workers)
-    passing = activation_bytes(networks, weights, share, job.data.image_size)
-    beside = [each for each in networks.method.parameters() if not each.requires_grad]
-    learned = {
-        name: sum(each.nbytes for each in part.parameters() if each.requires_grad)
-        for name, part in networks.named_children()
-    }
-    halved = job.precision == "bf16" or (job.precision is None and job.resources.gpus_per_worker)
-    adam = 2 * learned.pop("discriminator")
-    return {
-        "weights": sum(each.nbytes for each in networks.parameters()) - sum(each.nbytes for each in beside),
-        "optimisers": adam + (2 if stage.optimizer.name == "adamw" else 1) * sum(learned.values()),
-        "key encoder and queue": sum(each.nbytes for each in (*beside, *networks.method.buffers())),
-        "activations and gradients": passing // 2 if halved else passing,
-    }
 
 
 def _mib(size_bytes: float) -> str:

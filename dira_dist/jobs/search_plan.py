@@ -8,19 +8,16 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from dira_dist.config import RequestError, flatten
-from dira_dist.evaluation.evaluator import LOWER_IS_BETTER, reported_metrics
-from dira_dist.jobs import preflight as single
-from dira_dist.jobs.job import LoadedJob, LoadedSearch, PretrainJob
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.jobs.load import LoadedJob, LoadedSearch
 from dira_dist.jobs.preflight import Preflight, lay_out, preflight
-from dira_dist.search.config import Dimension, Mode
+from dira_dist.metrics import Mode, better, find
+from dira_dist.search.config import Dimension
 from dira_dist.search.ranking import CONFIRMED, Goal
 from dira_dist.search.rungs import Rungs, plan_rungs
 from dira_dist.search.suggestions import distributions
-from dira_dist.training.step import PUBLISHED_WEIGHTS
 
 WEIGHTS = "loss_weights."
-# Figures that are measured on views as base.views makes them.
-OF_VIEWS = ("val/psnr", "val/ssim", "val/alignment")
 FIXED = {
     "seed": "search.confirm_seeds repeats the best with other seeds",
     "name": "trials are named by the search",
@@ -33,7 +30,6 @@ FIXED = {
     "checkpoint": "trials lie under the search's storage",
     "tracking": "trials are recorded beside each other",
 }
-OBJECTIVES_WITH = {"discriminative": ("di", "dir", "dira"), "restorative": ("dir", "dira"), "adversarial": ("dira",)}
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class SearchPlan:
             values["evaluation.every_steps"] = self.rungs.evaluate_every_steps
         return self.loaded.trial(name, values)
 
-    def steps(self, job: PretrainJob) -> int:
+    def steps(self, job: TrainingJob) -> int:
         """Optimiser steps of a trial; its batch may be another than the base's, and with it its lanes and epochs."""
         return lay_out(job, self.facts.train).steps
 
@@ -104,15 +100,6 @@ class SearchPlan:
         )
 
 
-def check(loaded: LoadedJob) -> Preflight | SearchPlan:
-    """What can be known of a loaded job, from where it would be started.
-
-    Raises:
-        RequestError: for what cannot run as asked.
-    """
-    return plan_search(loaded) if isinstance(loaded, LoadedSearch) else single.check(loaded)
-
-
 def plan_search(loaded: LoadedSearch) -> SearchPlan:
     """Check a search and everything that its base names.
 
@@ -121,7 +108,7 @@ def plan_search(loaded: LoadedSearch) -> SearchPlan:
             is none or that no stage takes, values that the job refuses, workers without a fixed number.
     """
     goal = _goal(loaded)
-    check_workers(loaded)
+    loaded.check_workers()
     facts = preflight(loaded.job.resolve_paths())
     now = flatten(loaded.job.model_dump(mode="json"))
     for key, dimension in loaded.search.space.items():
@@ -139,34 +126,20 @@ def plan_search(loaded: LoadedSearch) -> SearchPlan:
     )
 
 
-def check_workers(loaded: LoadedSearch) -> None:
-    """Refuse a search over an elastic base.
-
-    Raises:
-        RequestError: ``resources.workers`` is a range.
-    """
-    low, high = loaded.job.resources.worker_range
-    if low != high:
-        raise RequestError(
-            f"base.resources.workers: found {[low, high]}; the trials of a search run on a fixed number of workers, so "
-            "that they can be compared and counted: give one number"
-        )
-
-
 def _goal(loaded: LoadedSearch) -> Goal:
     search, job = loaded.search, loaded.job
-    known = reported_metrics(job.data.val, job.probe)
+    known = job.reported_metrics()
     if not known:
         raise RequestError(
             "base: neither base.probe nor base.data.val is given, so nothing compares the trials; add one"
         )
-    metrics = search.metrics or ("probe/auroc" if job.probe is not None else "val/rankme",)
+    metrics = search.metrics or (job.main_metric(),)
     for metric in metrics:
         if metric not in known:
             near = difflib.get_close_matches(metric, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise RequestError(f"search.metric: nobody reports {metric!r} here; {hint}known: {', '.join(known)}")
-    natural: tuple[Mode, ...] = tuple("min" if metric in LOWER_IS_BETTER else "max" for metric in metrics)
+    natural: tuple[Mode, ...] = tuple(map(better, metrics))
     return Goal(metrics, search.modes or natural)
 
 
@@ -176,7 +149,9 @@ def _check_key(key: str, now: Mapping[str, Any], goal: Goal) -> None:
     for fixed, reason in FIXED.items():
         if key == fixed or key.startswith(f"{fixed}."):
             raise RequestError(f"{place}: this key is the same in all trials: {reason}; leave it out of the space")
-    if key.startswith("views.") and (measured := [metric for metric in goal.metrics if metric in OF_VIEWS]):
+    if key.startswith("views.") and (
+        measured := [name for name in goal.metrics if (found := find(name)) and found.of_views]
+    ):
         raise RequestError(f"{place}: {measured[0]} is measured on what base.views makes; take another metric")
     if key in now:
         return
@@ -191,7 +166,7 @@ def _check_kind(key: str, dimension: Dimension, now: Any) -> None:
         raise RequestError(f"search.space.{key}: the base has {now!r} there, which is no number; give choices")
 
 
-def _ends(loaded: LoadedSearch, key: str, dimension: Dimension) -> list[PretrainJob]:
+def _ends(loaded: LoadedSearch, key: str, dimension: Dimension) -> list[TrainingJob]:
     """The base with each end of the key's range, or each of its choices: valid jobs, and different ones."""
     whole = isinstance(flatten(loaded.job.model_dump(mode="json"))[key], int)
     values = dimension.choices or (dimension.low, dimension.high)
@@ -210,29 +185,19 @@ def _ends(loaded: LoadedSearch, key: str, dimension: Dimension) -> list[Pretrain
     return jobs
 
 
-def _effect(job: PretrainJob) -> list[dict[str, Any]]:
-    """The stages, without the weights of objectives that they do not have."""
-    stages = []
-    for stage in job.stages:
-        values = stage.model_dump()
-        weights = values.pop("loss_weights")
-        stages.append(
-            values | {part: weights[part] for part, where in OBJECTIVES_WITH.items() if stage.objective in where}
-        )
-    return stages
+def _effect(job: TrainingJob) -> list[dict[str, Any]]:
+    """What the stages compute, without settings that change nothing in them."""
+    return [stage.effect() for stage in job.stage_configs()]
 
 
 def _published(loaded: LoadedSearch, now: Mapping[str, Any]) -> dict[str, Any]:
-    """The first trial: the published weights in all stages, everything else as the base has it."""
-    weights = {f"{WEIGHTS}{part}": value for part, value in PUBLISHED_WEIGHTS.model_dump().items()}
-    params = {key: weights.get(key, now[key]) for key in loaded.search.space}
-    params |= {key: value for key, value in weights.items() if now[key] != value}
+    """The first trial: the published values in all stages, everything else as the base has it."""
+    common = {key: value for key, value in loaded.job.published().items() if not key.startswith("stages.")}
+    params = {key: common.get(key, now[key]) for key in loaded.search.space}
+    params |= {key: value for key, value in common.items() if now[key] != value}
     job = loaded.trial(loaded.job.name, params).job
-    for place, stage in enumerate(job.stages):
-        for part, value in PUBLISHED_WEIGHTS.model_dump().items():
-            if stage.loss_weights.model_dump()[part] != value:  # the stage gives its own
-                params[f"stages.{place}.{WEIGHTS}{part}"] = value
-    return params
+    then = flatten(job.model_dump(mode="json"))
+    return params | {key: value for key, value in job.published().items() if then[key] != value}
 
 
 def _words(params: Mapping[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""The networks: U-Net, heads and discriminator, gradient checkpointing, initial weights."""

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from dira_dist.models.torch_internals import BatchNorm
 
 LARGEST_SEGMENT = 0.5
 """A module that makes more than this share of the activations is opened and its children are taken instead."""
@@ -56,7 +57,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     Momentum 0 and not ``track_running_stats=False``: the latter saves fewer tensors for the backward pass, and
     checkpointing compares what is saved in both passes.
     """
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, (_, counter) in zip(norms, kept, strict=True):
         norm.momentum = 0.0

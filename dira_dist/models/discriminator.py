@@ -27,17 +27,20 @@ class DiscriminatorConfig(Section):
 
 
 class PatchDiscriminator(nn.Module):
-    """A score per patch: ``(B, 1, *S)`` to ``(B, 1, *S / 8)``, with the published four blocks.
+    """A score per patch: ``(B, channels, *S)`` to ``(B, 1, *S / 8)``, with the published four blocks.
 
     Instance norm keeps samples apart: real and restored images may share a batch, and a batch may be any part of the
     global one. Convolutions before an instance norm have no bias, which the norm would cancel.
     """
 
-    def __init__(self, config: DiscriminatorConfig, dims: Literal[2, 3] = 2) -> None:
+    def __init__(self, config: DiscriminatorConfig, dims: Literal[2, 3] = 2, channels: int = 1) -> None:
         super().__init__()
         convolution, norm = _CONVOLUTIONS[dims], _NORMS[dims]
         first, *_, last = config.channels
-        blocks: list[nn.Module] = [convolution(1, first, 3, stride=2, padding=1), nn.LeakyReLU(LEAK, inplace=True)]
+        blocks: list[nn.Module] = [
+            convolution(channels, first, 3, stride=2, padding=1),
+            nn.LeakyReLU(LEAK, inplace=True),
+        ]
         for index, (inputs, outputs) in enumerate(pairwise(config.channels), start=2):
             stride = 1 if index == len(config.channels) else 2
             blocks += [

@@ -7,7 +7,7 @@ image must be those of the pretrained encoder before anything is written.
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError, per_axis
-from dira_dist.evaluation.features import pooled
+from dira_dist.files import sha256_of
+from dira_dist.models.backbone import Size
+from dira_dist.models.precision import average_over_positions
 
 Format = Literal["torchvision", "timm", "smp"]
 StateDict = dict[str, Tensor]
@@ -28,7 +30,6 @@ StateDict = dict[str, Tensor]
 TIMM_PREFIX = "tu-"
 TRIAL_SIZES_PX = (64, 224)
 RELATIVE_TOLERANCE = 1e-5
-READ_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,12 @@ class _Candidate:
             result: Tensor = self.model(x)
             return result
         if self.features.startswith("model(x)[-1]"):
-            return pooled(self.model(x))
+            return average_over_positions(self.model(x)[-1])
         part = self.features.removeprefix("model.").partition("(x)")[0]
-        return pooled([self.model.get_submodule(part)(x)])
+        return average_over_positions(self.model.get_submodule(part)(x))
 
 
-def export(unet_state: Mapping[str, Tensor], encoder: str, library: Format, in_channels: Literal[1, 3]) -> Exported:
+def export(unet_state: Mapping[str, Tensor], encoder: str, library: Format, in_channels: int) -> Exported:
     """The pretrained weights under the names of another library.
 
     ``smp`` gives the whole U-Net where ``unet_state`` has a decoder, the others the encoder. The number of input
@@ -125,7 +126,7 @@ def export(unet_state: Mapping[str, Tensor], encoder: str, library: Format, in_c
     )
 
 
-def with_channels(unet_state: Mapping[str, Tensor], encoder: str, in_channels: Literal[1, 3]) -> StateDict:
+def with_channels(unet_state: Mapping[str, Tensor], encoder: str, in_channels: int) -> StateDict:
     """The same network for 1 or 3 input channels, equal on grey images.
 
     Convolution is linear in its input: three equal channels times w_1, w_2, w_3 are one channel times their sum, and
@@ -137,7 +138,8 @@ def with_channels(unet_state: Mapping[str, Tensor], encoder: str, in_channels: L
         in_channels: wanted.
 
     Raises:
-        RequestError: if the encoder's first layer is no plain convolution of its input.
+        RequestError: if the encoder's first layer is no plain convolution of its input, or other channels than grey and
+            colour are to be converted.
     """
     state = {name: tensor.detach().cpu() for name, tensor in unet_state.items()}
     for name in _input_layers(encoder):
@@ -148,6 +150,11 @@ def with_channels(unet_state: Mapping[str, Tensor], encoder: str, in_channels: L
             weight = weight.double().sum(dim=1, keepdim=True).to(weight.dtype)
         elif (weight.shape[1], in_channels) == (1, 3):
             weight = (weight / 3).expand(-1, 3, *weight.shape[2:])
+        elif weight.shape[1] != in_channels:
+            raise RequestError(
+                f"the network takes {weight.shape[1]} channels and {in_channels} are wanted: grey and colour (1 and 3) "
+                f"can be exchanged and no others; take {weight.shape[1]}"
+            )
         state[f"encoder.{name}"] = weight
     return {name: tensor.contiguous().clone() for name, tensor in state.items()}
 
@@ -201,15 +208,6 @@ def _write_safetensors(tensors: StateDict, path: Path, metadata: Mapping[str, st
         file.write(memoryview(plain)[header_end:])
 
 
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """Hexadecimal sha256 of names, types, shapes and values: equal weights have it in whatever file they lie."""
     digest = hashlib.sha256()
@@ -227,16 +225,12 @@ class FeatureProgram(nn.Module):
         self.encoder = encoder
 
     def forward(self, views: Tensor) -> Tensor:
-        """``(B, in_channels, image_size, image_size)`` in [0, 1] to ``(B, C)``."""
-        return pooled(self.encoder(views))
+        """``(B, in_channels, *image_size)`` in [0, 1] to ``(B, C)``."""
+        return average_over_positions(self.encoder(views)[-1])
 
 
 def save_feature_program(
-    unet_state: Mapping[str, Tensor],
-    encoder: str,
-    in_channels: Literal[1, 3],
-    image_size: int | Sequence[int],
-    path: Path,
+    unet_state: Mapping[str, Tensor], encoder: str, in_channels: int, image_size: Size, path: Path
 ) -> int:
     """Store the encoder with its code as a ``.pt2`` file, which ``torch.export.load`` runs with torch alone.
 
@@ -328,7 +322,7 @@ def _same_features(reference: nn.Module, candidate: _Candidate, in_channels: int
     for size_px in TRIAL_SIZES_PX:
         x = torch.rand(2, in_channels, size_px, size_px, generator=generator)
         try:
-            expected, found = pooled(reference(x)), candidate.compute(x)
+            expected, found = average_over_positions(reference(x)[-1]), candidate.compute(x)
         except (RuntimeError, AssertionError, ValueError):  # some encoders take one image size only: try the next
             continue
         if expected.shape != found.shape:

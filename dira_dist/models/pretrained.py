@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dira_dist.config import RequestError
-from dira_dist.models.unet import UNet, UNetConfig
+from dira_dist.models.backbone import Backbone, BackboneSection
 from dira_dist.models.weights import load_weights, read_weights
 
 # What a checkpoint may hold beside the network that is wanted, by the key's name without wrappers, and why it stays
@@ -67,7 +67,7 @@ class Start(NamedTuple):
     report: ImportReport
 
 
-def starting_weights(config: UNetConfig, seed: int) -> Start | None:
+def starting_weights(config: BackboneSection, seed: int) -> Start | None:
     """What the whole U-Net starts from where ``model.init`` names a file, whoever made it; else none.
 
     Parts that the file does not have are drawn from ``seed``, as they would have been without it.
@@ -79,12 +79,12 @@ def starting_weights(config: UNetConfig, seed: int) -> Start | None:
         return None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = UNet(config)
+        network = config.build()
     report = import_weights(network, config.init)
     return Start(network.state_dict(), report)
 
 
-def import_weights(network: UNet, path: Path | str) -> ImportReport:
+def import_weights(network: Backbone, path: Path | str) -> ImportReport:
     """Load a file of weights into the U-Net, whoever made it.
 
     Known are: the U-Net of a published DiRA run (``unet.pth``) and its training checkpoint (``encoder_q.backbone...``);
@@ -105,7 +105,7 @@ def import_weights(network: UNet, path: Path | str) -> ImportReport:
     renamed, left_behind = translate(weights, network.state_dict())
     if not renamed:
         raise RequestError(
-            f"{path}: none of its {len(weights)} keys belongs to the encoder {network.config.encoder!r} "
+            f"{path}: none of its {len(weights)} keys belongs to the network {network.config.label!r} "
             f"(first key: {next(iter(weights), 'none')}); give weights of that encoder, or set model.encoder to theirs"
         )
     loaded = load_weights(network, {name: weights[source] for name, source in renamed.items()})

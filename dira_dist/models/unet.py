@@ -4,39 +4,36 @@ Ronneberger et al., *U-Net* (MICCAI 2015). Parts, their names and state dicts ar
 """
 
 import difflib
-from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from dira_dist.config import RequestError, Section, per_axis
+from dira_dist.config import RequestError, per_axis
+from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta
 from dira_dist.models.checkpointing import recompute, segments
-from dira_dist.models.precision import at_least_float32, average_over_positions
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
+from dira_dist.models.precision import at_least_float32
 
 TIMM_PREFIX = "tu-"
 DEFAULT_IMAGE_SIZE_PX = 224
 
 
-class UNetConfig(Section):
-    """The network to pretrain."""
+class UNetConfig(BackboneSection):
+    """A two-dimensional U-Net on an encoder of segmentation_models_pytorch or timm."""
 
+    name: Literal["unet"] = "unet"
     encoder: str = Field(
         default="resnet50", description="any encoder of segmentation_models_pytorch; timm's are `tu-` and timm's name"
     )
-    in_channels: Literal[1, 3] = Field(default=1, description="channels of the input: 1 (grey) or 3")
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass: less memory, more time"
-    )
-    init: str | None = Field(
-        default=None, description="file of weights to start from (.pt, .pth, .safetensors); random where left out"
+    zero_init_residual: bool = Field(
+        default=False,
+        description="start residual blocks as the identity, their last norms at 0, as SimSiam does; timm's always do",
     )
     decoder_channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=5, max_length=5)] = Field(
         default=(256, 128, 64, 32, 16), description="channels of the five decoder blocks, deepest first"
@@ -54,16 +51,34 @@ class UNetConfig(Section):
             )
         return name
 
+    @model_validator(mode="after")
+    def _residual_blocks_are_there(self) -> "UNetConfig":
+        if self.zero_init_residual:
+            built_on_meta(partial(_build_encoder, self))
+        return self
 
-class UNet(nn.Module):
+    def build(self) -> "UNet":
+        return UNet(self)
+
+    def check_image_size(self, image_size: Size) -> None:
+        check_image_size(self, image_size)
+
+    def unused_parameters(self, restore: bool) -> set[str]:
+        return unused_parameters(self, restore)
+
+    @property
+    def label(self) -> str:
+        return self.encoder
+
+
+class UNet(Backbone):
     """Encoder, decoder and head; random weights, drawn from torch's global generator.
-
-    Shapes: input ``(B, in_channels, H, W)``; features a list, from full resolution down; pooled ``(B, channels)``;
-    restoration ``(B, 1, H, W)`` in [0, 1], float32.
 
     Raises:
         RequestError: the encoder cannot give feature maps for a decoder.
     """
+
+    config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -77,30 +92,18 @@ class UNet(nn.Module):
             n_blocks=len(config.decoder_channels),
             add_center_block=config.encoder.startswith("vgg"),
         )
-        self.segmentation_head = smp.base.SegmentationHead(config.decoder_channels[-1], out_channels=1)
+        self.segmentation_head = smp.base.SegmentationHead(
+            config.decoder_channels[-1], out_channels=self.restored_channels
+        )
         smp.base.initialization.initialize_decoder(self.decoder)
         smp.base.initialization.initialize_head(self.segmentation_head)
         if config.gradient_checkpointing:
             self._recompute_stages()
 
-    def forward(self, image: Tensor, restore: bool = True) -> tuple[Tensor, Tensor | None]:
-        """``(pooled, restoration)``; without ``restore`` the decoder does not run and the restoration is None."""
-        features = self.encode(image)
-        return self.pooled(features), self.decode(features) if restore else None
-
-    def encode(self, image: Tensor) -> list[Tensor]:
-        """Feature maps, the input's resolution first and the deepest last."""
-        features: list[Tensor] = self.encoder(image)
-        return features
-
-    def decode(self, features: list[Tensor]) -> Tensor:
-        """The restoration, ``(B, 1, H, W)``; its sigmoid is in float32, for bfloat16 has 256 grey levels at best."""
-        logits: Tensor = self.segmentation_head(self.decoder(features))
+    def decode(self, maps: list[Tensor]) -> Tensor:
+        """The restoration; its sigmoid is in float32, for bfloat16 has 256 grey levels at best."""
+        logits: Tensor = self.segmentation_head(self.decoder(maps))
         return at_least_float32(logits).sigmoid()
-
-    def pooled(self, features: list[Tensor]) -> Tensor:
-        """The deepest feature map, averaged over its positions: ``(B, channels)``."""
-        return average_over_positions(features[-1])
 
     def _recompute_stages(self) -> None:
         for name in _encoder_segments(self.config.encoder, self.config.in_channels):
@@ -109,22 +112,22 @@ class UNet(nn.Module):
             recompute(block)
 
 
-def check_image_size(config: UNetConfig, image_size: int | Sequence[int]) -> None:
-    """Runs the network's shapes, not its arithmetic, at ``image_size`` pixels, or as many for each axis.
+def check_image_size(config: UNetConfig, image_size: Size) -> None:
+    """Runs the network's shapes, not its arithmetic, at ``image_size`` pixels.
 
     Raises:
         RequestError: the encoder or decoder cannot take that size.
     """
-    network, sides_px = on_meta(config), per_axis(image_size, 2)
+    network, size = on_meta(config), per_axis(image_size, config.dims)
     try:
         with torch.no_grad():
-            _, restoration = network.eval()(torch.empty(1, config.in_channels, *sides_px, device="meta"))
+            _, restoration = network.eval()(torch.empty(1, config.in_channels, *size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise RequestError(
             f"encoder {config.encoder!r} cannot take images of {image_size} px ({_first_line(error)}): choose "
             f"another image size, {_usual_image_size(config.encoder)} px for one, or another encoder"
         ) from error
-    if restoration is None or restoration.shape[2:] != sides_px:
+    if restoration is None or tuple(restoration.shape[2:]) != size:
         raise RequestError(
             f"encoder {config.encoder!r} turns images of {image_size} px into restorations of another size: choose an "
             "image size that is a multiple of 32"
@@ -152,7 +155,25 @@ def _build_encoder(config: UNetConfig) -> nn.Module:
             f"encoder {config.encoder!r} gives no pyramid of feature maps for a U-Net ({_first_line(error)}): choose a "
             "convolutional or hierarchical encoder, such as resnet50 or tu-convnext_tiny"
         ) from error
+    if config.zero_init_residual:
+        _start_as_identity(encoder, config.encoder)
     return encoder.to(torch.get_default_device())  # smp makes a first convolution of one channel on the CPU
+
+
+def _start_as_identity(encoder: nn.Module, name: str) -> None:
+    """The last norm of each residual block at 0 (Goyal et al., *Accurate, Large Minibatch SGD*, 2017, section 5.1)."""
+    norms = [block.bn3 for block in encoder.modules() if isinstance(block, Bottleneck)]
+    norms += [block.bn2 for block in encoder.modules() if isinstance(block, BasicBlock)]
+    timms: list[Any] = [block for block in encoder.modules() if hasattr(block, "zero_init_last")]
+    if not norms and not timms:
+        raise RequestError(
+            f"encoder {name!r} has no residual blocks of torchvision's or timm's ResNets, whose last norms could start "
+            "at 0: leave model.zero_init_residual out, or choose such an encoder, resnet50 for one"
+        )
+    for norm in norms:
+        nn.init.zeros_(norm.weight)
+    for block in timms:
+        block.zero_init_last()
 
 
 def _feature_channels(encoder: Any) -> list[int]:
@@ -161,7 +182,7 @@ def _feature_channels(encoder: Any) -> list[int]:
 
 
 @cache
-def _encoder_segments(encoder: str, in_channels: Literal[1, 3]) -> tuple[str, ...]:
+def _encoder_segments(encoder: str, in_channels: int) -> tuple[str, ...]:
     network = on_meta(UNetConfig(encoder=encoder, in_channels=in_channels)).encoder.eval()
     size = _usual_image_size(encoder)
     with torch.no_grad():
@@ -171,16 +192,6 @@ def _encoder_segments(encoder: str, in_channels: Literal[1, 3]) -> tuple[str, ..
 def on_meta(config: UNetConfig) -> UNet:
     """The network without memory for its weights; gradient checkpointing is no matter for its shapes."""
     return built_on_meta(partial(UNet, config.model_copy(update={"gradient_checkpointing": False})))
-
-
-def built_on_meta(build: Callable[[], ModuleT]) -> ModuleT:
-    """A module without memory for its weights, and no random number drawn for it."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                return build().to("meta")
-        except RequestError:  # some encoders compute with numbers while they are built, and meta tensors have none
-            return build().to("meta")
 
 
 @cache

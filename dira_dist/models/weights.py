@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError
-from dira_dist.models.unet import UNet
+from dira_dist.models.backbone import Backbone
 
 CLASSIFIER_PREFIXES = ("fc.", "_fc.", "classifier.", "head.", "head_fc.", "last_linear.")
 ENCODER_PREFIXES = ("", "encoder.", "encoder.model.")
@@ -52,7 +52,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(network: UNet, weights: Mapping[str, Tensor]) -> LoadedWeights:
+def load_weights(network: Backbone, weights: Mapping[str, Tensor]) -> LoadedWeights:
     """Copies ``weights`` into the network: a whole U-Net's, or an encoder's in smp's, torchvision's or timm's names.
 
     A classifier's keys are left out. A first convolution of 3 channels is summed to 1, and of 1 channel spread over 3.
@@ -73,7 +73,7 @@ def load_weights(network: UNet, weights: Mapping[str, Tensor]) -> LoadedWeights:
     return LoadedWeights(tuple(sorted(fitted)), tuple(sorted(name.removeprefix(prefix) for name in left_out)))
 
 
-def _best_prefix(network: UNet, weights: Mapping[str, Tensor]) -> str:
+def _best_prefix(network: Backbone, weights: Mapping[str, Tensor]) -> str:
     names = network.state_dict().keys()
     return max(ENCODER_PREFIXES, key=lambda prefix: sum(prefix + name in names for name in weights))
 

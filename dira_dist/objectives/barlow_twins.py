@@ -13,23 +13,34 @@ from torch import Tensor, nn
 from dira_dist.models.heads import barlow_twins_projector
 from dira_dist.models.precision import at_least_float32, without_autocast
 from dira_dist.objectives.collectives import GlobalBatch, sum_over_workers
-from dira_dist.objectives.method import Encode, Method, MethodSection
+from dira_dist.objectives.method import Method, MethodInputs, MethodSection
 
 EPSILON = 1e-5
 """Added to variances, as batch norm does."""
 
 
+PUBLISHED_WORKERS = 32
+"""GPUs of the published runs (section 2.2), whose mean over workers its rates were tuned with."""
+
+
 class BarlowTwinsConfig(MethodSection):
-    """Barlow Twins, with its paper's settings.
+    """Barlow Twins, with its paper's settings: LARS at 0.2 for each 256 images of a batch (section 2.2).
 
     Its loss adds up the square of the width; the first gradients are about a thousand times MoCo's, which plain SGD
     would have the encoder follow out of all bounds.
+
+    Biases and norms, which LARS does not adapt, have the paper's 0.0048 *divided by 32*. The paper's figure belongs to
+    its code's gradient: there the cross-correlation is summed over the W = 32 workers without a gradient, so that each
+    worker has the gradient through its own samples alone; these add up to the gradient of the loss, and DDP takes
+    their mean, 1/W of it. Here it is the whole (see :func:`sum_over_workers`). The adapted weights feel no difference.
     """
 
     min_local_batch: ClassVar[int] = 2
     own_optimizer: ClassVar[Mapping[str, object]] = {
         "name": "lars",
         "lr": 0.2,
+        "lr_batch": 256,
+        "bias_lr_factor": 0.0048 / 0.2 / PUBLISHED_WORKERS,
         "weight_decay": 1e-6,
         "warmup_epochs": 10,
     }
@@ -95,9 +106,10 @@ class BarlowTwins(Method):
         self.config = config
         self.projector = barlow_twins_projector(features, config.projector_width)
 
-    def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
-        projections_1 = at_least_float32(self.projector(features))
-        projections_2 = at_least_float32(self.projector(encode(view_2)))
-        with without_autocast(features):
+    def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
+        assert inputs.pooled is not None and inputs.second_view is not None
+        projections_1 = at_least_float32(self.projector(inputs.pooled))
+        projections_2 = at_least_float32(self.projector(inputs.encode(inputs.second_view)))
+        with without_autocast(inputs.pooled):
             correlation = cross_correlation(projections_1, projections_2, batch.samples)
             return barlow_twins_loss(correlation, self.config.off_diagonal)

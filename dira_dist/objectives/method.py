@@ -1,7 +1,8 @@
 """What a discriminative method is. Each lives in one file of this package, found by its section's name."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -11,21 +12,43 @@ from dira_dist.objectives.collectives import GlobalBatch
 Encode = Callable[[Tensor], Tensor]
 """The encoder that learns, with its pooling: a view (B, C, *S) to features (B, F), float32."""
 
+Need = Literal["pooled", "maps", "second_view", "labels", "distortion"]
+"""What a method may ask of a step; what nobody asks for is not made."""
+
+
+@dataclass(frozen=True)
+class MethodInputs:
+    """What a step gives to a method: what the method's ``needs`` name, and None in the other places.
+
+    Attributes:
+        encode: the encoder that made features and maps.
+        pooled: (B, F), features of the first view, averaged over its positions.
+        maps: feature maps of the first view, the input's resolution first and the deepest last.
+        second_view: (B, C, *S), another view of the same samples, not encoded yet.
+        labels: of the samples, by name, as they stand in the shards.
+        distortion: what was drawn to distort the first view, by name, each (B, ...).
+    """
+
+    encode: Encode
+    pooled: Tensor | None = None
+    maps: list[Tensor] | None = None
+    second_view: Tensor | None = None
+    labels: tuple[Mapping[str, Any], ...] | None = None
+    distortion: Mapping[str, Tensor] | None = None
+
 
 class Method(nn.Module):
-    """A discriminative method: its heads, its memory and its loss between two views.
+    """A discriminative method: its heads, its memory and its loss.
 
     What the method learns are its parameters that require gradients. What it remembers from step to step changes in
     :meth:`after_optimizer_step` alone, so that a step that is thrown away, or a validation, leaves no trace.
     """
 
-    def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
+    def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
         """The loss, scaled so that its mean over the workers is the loss over the global batch.
 
         Args:
-            features: (B, F), pooled features of the first view.
-            view_2: (B, C, *S), the second view, not encoded yet.
-            encode: the encoder that made ``features``.
+            inputs: what the method needs.
             batch: how the samples of this step lie on the workers.
 
         Returns:
@@ -36,6 +59,10 @@ class Method(nn.Module):
     def after_optimizer_step(self, encoder: nn.Module) -> None:
         """Called after an optimiser step that reached the weights; ``encoder`` is the one that learns."""
 
+    def constant_rate_parts(self) -> Iterable[nn.Module]:
+        """Parts whose learning rate follows no schedule."""
+        return ()
+
     def compiled_parts(self) -> Iterable[nn.Module]:
         """Modules of the method worth compiling, besides the U-Net."""
         return ()
@@ -44,11 +71,17 @@ class Method(nn.Module):
 class MethodSection(Section):
     """Settings of a method. A subclass names it: ``name: Literal["..."] = "..."``."""
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"pooled", "second_view"})
+    """What the method asks of a step."""
+
     min_local_batch: ClassVar[int] = 1
     """Samples that each worker must have: 2 where a batch norm over samples has to find a variance."""
 
     own_optimizer: ClassVar[Mapping[str, object]] = {}
-    """Settings of the section `optimizer` that take the place of its defaults, unless a job names an optimiser."""
+    """Settings of the section `optimizer` that take the place of its defaults, unless a job names another optimiser."""
+
+    published_batches: ClassVar[tuple[int, int]] = (256, 256)
+    """Smallest and largest global batch that the optimiser's rate is published for, as it stands."""
 
     name: str
 

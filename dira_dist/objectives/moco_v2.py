@@ -6,7 +6,7 @@ Baselines with Momentum Contrastive Learning* (2020).
 
 import copy
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from dira_dist.models.heads import moco_projector
 from dira_dist.models.precision import at_least_float32, average_over_positions, without_autocast
 from dira_dist.objectives.collectives import GlobalBatch, RowExchange, gather_rows
-from dira_dist.objectives.method import Encode, Method, MethodSection
+from dira_dist.objectives.method import Method, MethodInputs, MethodSection
+from dira_dist.objectives.torch_internals import lerp_each
 
 
 class MoCoV2Config(MethodSection):
     """MoCo-v2, with the published settings."""
+
+    published_batches: ClassVar[tuple[int, int]] = (16, 256)
 
     name: Literal["moco_v2"] = "moco_v2"
     queue_size: int = Field(default=65_536, ge=1, description="keys of earlier batches to tell a query's own key from")
@@ -83,9 +86,10 @@ class MoCoV2(Method):
         self.keys_seen = 0
         self._pending: Tensor | None = None
 
-    def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
-        queries = _unit_length(self.projector(features))
-        keys = self._keys(view_2, batch)
+    def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
+        assert inputs.pooled is not None and inputs.second_view is not None
+        queries = _unit_length(self.projector(inputs.pooled))
+        keys = self._keys(inputs.second_view, batch)
         if self.training:
             self._pending = gather_rows(keys, batch)
         with without_autocast(queries):
@@ -94,7 +98,7 @@ class MoCoV2(Method):
     @torch.no_grad()
     def after_optimizer_step(self, encoder: nn.Module) -> None:
         """The moving average of the key encoder (He et al. 2020, equation 2), and the step's keys into the queue."""
-        assert self._pending is not None, "commit() follows a forward pass in training mode"
+        assert self._pending is not None, "after_optimizer_step() follows a forward pass in training mode"
         self.key.follow(encoder, self.projector, self.config.momentum)
         enqueue(self.queue, self.keys_seen % len(self.queue), self._pending)
         self.keys_seen += len(self._pending)
@@ -138,7 +142,7 @@ class KeyNetwork(nn.Module):
         """``key = momentum * key + (1 - momentum) * query`` for every parameter, in a few fused calls."""
         leaders: list[Tensor] = [*encoder.parameters(), *projector.parameters()]
         followers: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
-        torch._foreach_lerp_(followers, leaders, 1 - momentum)
+        lerp_each(followers, leaders, 1 - momentum)
 
 
 def _unit_length(rows: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Chen & He, *Exploring Simple Siamese Representation Learning* (CVPR 2021).
 """
 
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
@@ -12,13 +13,17 @@ from torch import Tensor, nn
 from dira_dist.models.heads import simsiam_predictor, simsiam_projector
 from dira_dist.models.precision import at_least_float32, without_autocast
 from dira_dist.objectives.collectives import GlobalBatch
-from dira_dist.objectives.method import Encode, Method, MethodSection
+from dira_dist.objectives.method import Method, MethodInputs, MethodSection
 
 
 class SimSiamConfig(MethodSection):
-    """SimSiam, with its paper's settings."""
+    """SimSiam, with its paper's settings: SGD at 0.05 for each 256 images of a batch (Chen & He 2021, section 3).
+
+    Of the encoder's initialisation there (appendix A) one thing is left to choice: ``model.zero_init_residual``.
+    """
 
     min_local_batch: ClassVar[int] = 2
+    own_optimizer: ClassVar[Mapping[str, object]] = {"name": "sgd", "lr": 0.05, "lr_batch": 256}
 
     name: Literal["simsiam"] = "simsiam"
     outputs: int = Field(default=2048, ge=1, description="length of projections and predictions")
@@ -71,9 +76,14 @@ class SimSiam(Method):
         self.projector = simsiam_projector(features, config.outputs)
         self.predictor = simsiam_predictor(config.outputs, config.bottleneck)
 
-    def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
-        projections = [self.projector(each) for each in (features, encode(view_2))]
+    def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
+        assert inputs.pooled is not None and inputs.second_view is not None
+        projections = [self.projector(each) for each in (inputs.pooled, inputs.encode(inputs.second_view))]
         predictions = [self.predictor(each) for each in projections]
-        with without_autocast(features):
+        with without_autocast(inputs.pooled):
             loss = simsiam_loss(*map(at_least_float32, predictions), *map(at_least_float32, projections))
             return batch.local_weight * loss
+
+    def constant_rate_parts(self) -> Iterable[nn.Module]:
+        """The predictor has to follow the newest representations, and learns better without decay (section 4.2)."""
+        return (self.predictor,)

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dira_dist.cluster.fit.driver import Outcome, pretrain
+from dira_dist.cluster.fit.driver import fit
+from dira_dist.cluster.fit.outcome import Outcome
 from dira_dist.cluster.session import embedded_ray
+from dira_dist.config import read_document
 from dira_dist.data.ingest import ShardOptions, ShardReport, shard
 from dira_dist.evaluation.pictures import RESTORATIONS
-from dira_dist.jobs.job import LoadedJob, load_job
+from dira_dist.jobs.load import LoadedJob, load_training_job
+from dira_dist.metrics import KNN_ACCURACY, KNN_AUROC, LOSS, PSNR, RANKME, SSIM
 from dira_dist.quickstart.embedded_s3 import embedded_s3
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.registry.pull import Pulled, pull
@@ -67,11 +70,11 @@ class QuickstartReport:
         for name, (first, last) in self.losses.items():
             yield f"{name + ' loss':28}{first:10.4f}{last:10.4f}"
         for name, title in (
-            ("val/psnr", "restoration PSNR, dB"),
-            ("val/ssim", "restoration SSIM"),
-            ("val/rankme", "RankMe"),
-            ("probe/knn_accuracy", "k-NN probe, accuracy"),
-            ("probe/knn_auroc", "k-NN probe, AUROC"),
+            (PSNR.name, "restoration PSNR, dB"),
+            (SSIM.name, "restoration SSIM"),
+            (RANKME.name, "RankMe"),
+            (KNN_ACCURACY.name, "k-NN probe, accuracy"),
+            (KNN_AUROC.name, "k-NN probe, AUROC"),
         ):
             yield f"{title:28}{before[name]:10.4f}{after[name]:10.4f}"
 
@@ -96,7 +99,7 @@ def run_quickstart(folder: Path | str = "quickstart", *, console: Console | None
         _make_shards(folder / "archive")
         loaded = _load(folder)
         with embedded_ray(loaded.job.resources):
-            outcome = pretrain(loaded, console=console)
+            outcome = fit(loaded, console=console)
         tracking = loaded.job.tracking
         pulled = pull(outcome.model, folder / "weights", tracking_uri=tracking.uri)
     pictures = save_pictures(tracking, outcome.run_id, folder / "pictures")
@@ -107,11 +110,11 @@ def run_quickstart(folder: Path | str = "quickstart", *, console: Console | None
 def _first_and_last_losses(loaded: LoadedJob, run_id: str) -> dict[str, tuple[float, float]]:
     """MoCo's loss begins low, as long as the queue holds noise that no image looks like, so it counts from then on."""
     job = loaded.job
-    queue_full_step = job.method.model_dump()["queue_size"] // job.data.global_batch
+    queue_full_step = loaded.public["method"]["queue_size"] // job.data.global_batch
     found = {}
     for name in LOSSES:
         since = queue_full_step + job.tracking.log_every_steps if name == "discriminative" else 0
-        history = metric_history(job.tracking, run_id, f"train/loss/{name}")
+        history = metric_history(job.tracking, run_id, LOSS.of(name))
         values = [value for step, value in history if step >= since]
         found[name] = (values[0], values[-1])
     return found
@@ -138,8 +141,7 @@ def _make_shards(archive: Path) -> ShardReport:
 
 def _load(folder: Path) -> LoadedJob:
     shards = f"s3://{BUCKET}/shards"
-    return load_job(
-        JOB_FILE,
+    document = read_document(JOB_FILE).with_overrides(
         [
             f"data.train={shards}/train",
             f"data.val={shards}/val",
@@ -147,5 +149,6 @@ def _load(folder: Path) -> LoadedJob:
             f"probe.val={shards}/val",
             f"checkpoint.storage={folder / 'runs'}",
             f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
-        ],
+        ]
     )
+    return load_training_job(document)

@@ -1,6 +1,5 @@
 """A checkpoint brought here from wherever a run keeps it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +8,9 @@ from dira_dist.data.store import StoreError, asking, open_store
 from dira_dist.registry.download import Progress, StoreSource, download, download_unchecked
 from dira_dist.registry.lookup import ADDRESS_FORMS
 from dira_dist.runs.evaluations import read_evaluations
+from dira_dist.runs.folder import MANIFEST
 from dira_dist.training.checkpoints import CheckpointFolder
-from dira_dist.training.state import MANIFEST, BrokenCheckpointError, Checkpoint, read_checkpoint
+from dira_dist.training.state import BrokenCheckpointError, Checkpoint, read_checkpoint, read_manifest
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def download_checkpoint(address: str, folder: Path, progress: Progress | None = 
     place = _place(address.rstrip("/"))
     try:
         source = StoreSource(place)
-        manifest = json.loads(download_unchecked(source, MANIFEST, folder).read_text())
-        download(source, {name: facts["sha256"] for name, facts in manifest["files"].items()}, folder, progress)
+        manifest = read_manifest(download_unchecked(source, MANIFEST, folder).read_bytes(), place)
+        download(source, {name: facts.sha256 for name, facts in manifest.files.items()}, folder, progress)
         return FoundCheckpoint(place, read_checkpoint(folder, place), _quality(place))
-    except (StoreError, BrokenCheckpointError, ValueError, KeyError) as error:
+    except (StoreError, BrokenCheckpointError, ValueError) as error:
         raise RequestError(f"{address}: this checkpoint cannot be used: {error}") from error
 
 
@@ -70,7 +70,7 @@ def _place(address: str) -> str:
 
 
 def _quality(address: str) -> dict[str, float]:
-    """From the record beside the run's checkpoints."""
+    """From the evaluations beside the run's checkpoints."""
     parent, _, name = address.rpartition("/")
     evaluations = read_evaluations(open_store(parent)) if parent else []
     return next((each.metrics for each in evaluations if each.checkpoint == name), {})

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
-from mlflow.utils.rest_utils import http_request
 
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.retry import Backoff, retried
 from dira_dist.data.store import RetryPolicy, StoreError, open_store
-from dira_dist.models.export import sha256_of
+from dira_dist.files import sha256_of
+from dira_dist.registry.mlflow_internals import HttpArtifactRepository, ask_artifact_server
 from dira_dist.tracking.server import credentials_advice, is_unauthorised
 
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
@@ -192,9 +191,7 @@ class _ServerSource(_RepositorySource):
         return (start if answer.status_code == PARTIAL_CONTENT else 0), answer.iter_content(BLOCK_BYTES)
 
     def _ask(self, name: str, headers: Mapping[str, str]) -> Any:
-        credentials = self._repository._host_creds  # MLflow's own variables: token, user and password, certificates
-        ask: Any = http_request
-        return ask(credentials, f"/{name}", "GET", stream=True, extra_headers=headers, raise_on_status=False)
+        return ask_artifact_server(self._repository, name, dict(headers))
 
 
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:

@@ -7,9 +7,9 @@ from mlflow.exceptions import MlflowException
 
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.store import check_reachable
+from dira_dist.models.model_files import CHECKSUMS, read_checksums
 from dira_dist.registry.download import Progress, StoreSource, download, download_unchecked, source_of
 from dira_dist.registry.lookup import find_version
-from dira_dist.registry.model_files import CHECKSUMS, read_checksums
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.server import connect
 

@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from torch import Tensor
 
-from dira_dist.config import RequestError, flatten, without_credentials
+from dira_dist.config import RequestError, dump_yaml, without_credentials
 from dira_dist.registry.checkpoint import FoundCheckpoint, download_checkpoint, is_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.lookup import RUN_ADDRESS
-from dira_dist.registry.model_files import ModelFacts, write_model_folder
 from dira_dist.registry.registry import Metric, Registered, register
 from dira_dist.runs.evaluations import ranked_by
 from dira_dist.tracking.config import TrackingConfig, tracking_at
@@ -25,6 +22,7 @@ from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.tracking.server import ask, connect
 from dira_dist.training.state import Checkpoint
+from dira_dist.training.task import About, recipe_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,9 @@ def publish(
     tags: Mapping[str, str] | None = None,
     timeout_s: float = REGISTRY_TIMEOUT_S,
 ) -> Registered:
-    """Register the networks of a checkpoint as a new version of ``config.register_as``.
+    """Register what a checkpoint holds as a new version of ``config.register_as``.
+
+    The task that trained it, found by the checkpoint's own job, writes the model.
 
     The version holds the newest of each of the run's pictures.
 
@@ -51,7 +51,7 @@ def publish(
         run_id: the run that made them.
         checkpoint: of a finished run.
         quality: what the checkpoint's networks were evaluated to be, may be empty; by the first figure of
-            :data:`dira_dist.runs.evaluations.RANKING` in it versions are compared.
+            :data:`dira_dist.metrics.RANKING` in it versions are compared.
         data: what the card says of the training images; ``digest`` becomes a tag.
         tags: more of them, such as the search that a run was a part of.
         timeout_s: how long a registry that does not answer is waited for.
@@ -59,19 +59,22 @@ def publish(
     Raises:
         RequestError: the registry is away for longer, or refuses.
     """
+    job, task = checkpoint.job, recipe_of(checkpoint.job).task()
+    about = About(
+        name=str(config.register_as),
+        data=data,
+        quality=quality,
+        origin={"job": job["name"], "run": run_id, "steps": checkpoint.position.step},
+        job=dump_yaml(job),
+        pictures=_pictures(config, run_id),
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = write_model_folder(
-            Path(scratch) / "model",
-            network_state(checkpoint, "unet"),
-            _facts(str(config.register_as), run_id, checkpoint, data, quality),
-            job=yaml.safe_dump(checkpoint.job, sort_keys=False, allow_unicode=True),
-            discriminator_state=network_state(checkpoint, "discriminator"),
-            pictures=_pictures(config, run_id),
-        )
+        package = task.package(checkpoint.tensors, checkpoint.position, Path(scratch) / "model", about)
         figure = ranked_by(quality)
         metric = None if figure is None else Metric(figure, quality[figure])
-        own = _tags(checkpoint.job, data) | {key: str(value) for key, value in (tags or {}).items()}
-        return register(config, run_id, folder, metric=metric, tags=own, timeout_s=timeout_s)
+        notes = {**task.notes(), "train_digest": data.get("digest", "")}
+        own = {f"dira.{name}": str(value) for name, value in notes.items()} | dict(tags or {})
+        return register(config, run_id, package, metric=metric, tags=own, timeout_s=timeout_s)
 
 
 def register_model(
@@ -106,17 +109,6 @@ def register_model(
     return publish(config, run_id, found.checkpoint, found.quality, data, timeout_s=0)
 
 
-def network_state(checkpoint: Checkpoint, network: str) -> dict[str, Tensor]:
-    """The weights of ``unet``, ``method`` or ``discriminator`` under their own names."""
-    networks: Mapping[str, Any] = checkpoint.tensors["networks"]
-    prefix = f"{network}."
-    return {
-        name.removeprefix(prefix): value.contiguous()
-        for name, value in networks.items()
-        if name.startswith(prefix) and isinstance(value, Tensor)
-    }
-
-
 def _pictures(config: TrackingConfig, run_id: str) -> dict[str, Any]:
     """The run's, as far as they can be had: a model without pictures is better than none."""
     assert config.uri is not None
@@ -126,33 +118,6 @@ def _pictures(config: TrackingConfig, run_id: str) -> dict[str, Any]:
     except (RequestError, MlflowException) as error:
         log.warning("the model is registered without pictures: %s", without_credentials(str(error))[:300])
         return {}
-
-
-def _tags(job: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
-    weights = {f"dira.weight.{name}": str(value) for name, value in job["loss_weights"].items()}
-    return weights | {
-        "dira.method": job["method"]["name"],
-        "dira.encoder": job["model"]["encoder"],
-        "dira.train_digest": str(data.get("digest", "")),
-    }
-
-
-def _facts(
-    name: str, run_id: str, checkpoint: Checkpoint, data: Mapping[str, Any], quality: Mapping[str, float]
-) -> ModelFacts:
-    job = checkpoint.job
-    shown = ("method", "loss_weights", "optimizer", "precision", "seed")
-    return ModelFacts(
-        name=name,
-        encoder=job["model"]["encoder"],
-        in_channels=job["model"]["in_channels"],
-        image_size=job["data"]["image_size"],
-        settings=flatten({key: job[key] for key in shown})
-        | {"stages": " -> ".join(stage["objective"] for stage in job["stages"])},
-        data=data,
-        quality=quality,
-        origin={"job": job["name"], "run": run_id, "steps": checkpoint.position.step},
-    )
 
 
 def _checkpoint_of_run(client: MlflowClient, uri: str, source: str) -> str | None:

@@ -4,19 +4,19 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dira_dist.config import RequestError
 from dira_dist.models.export import Format, export, save_weights
+from dira_dist.models.model_files import FACTS, ModelFile, exported_decoder, read_facts
 from dira_dist.registry.checkpoint import download_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.fetch import fetch
-from dira_dist.registry.model_files import FACTS, read_facts
-from dira_dist.registry.publish import network_state
 from dira_dist.tracking.config import TrackingConfig, tracking_at
+from dira_dist.training.task import About, recipe_of
 
 FILE_FORMATS = ("safetensors", "pt")
 Channels = Literal[1, 3]
@@ -74,25 +74,38 @@ def pull(
         raise RequestError(f"{dest}: is a file; give a folder")
     work = dest / f".pulling-{hashlib.sha256(model.encode()).hexdigest()[:12]}"
     state, facts = _fetch(model, work, tracking_at(tracking_uri), progress)
-    own: Channels = facts["in_channels"]
     try:
-        exported = export(state, facts["encoder"], chosen, channels or own)
+        if chosen == "smp":
+            _check_decoder(model, facts)
+        exported = export(state, facts.encoder, chosen, channels or facts.in_channels)
     finally:
         shutil.rmtree(work)
-    path = dest / f"{facts['encoder']}-{chosen}.{file_format}"
-    digest = save_weights(exported.state, path, {"names": chosen, "encoder": facts["encoder"]})
+    path = dest / f"{facts.encoder}-{chosen}.{file_format}"
+    digest = save_weights(exported.state, path, {"names": chosen, "encoder": facts.encoder})
     return Pulled(path, digest, exported.loading_lines(path))
 
 
 def _fetch(
     model: str, work: Path, config: TrackingConfig, progress: Progress | None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The U-Net's weights, and what the network is."""
-    if not model.startswith(("models:", "runs:")):
+) -> tuple[dict[str, Tensor], ModelFile]:
+    """The U-Net's weights, and what the network is; what a checkpoint holds is made a model first, as it would be."""
+    if model.startswith(("models:", "runs:")):
+        folder = fetch(model, work, config, progress, only=("unet.safetensors", FACTS))
+    else:
         found = download_checkpoint(model, work, progress).checkpoint
-        return network_state(found, "unet"), found.job["model"]
-    folder = fetch(model, work, config, progress, only=("unet.safetensors", FACTS))
+        task = recipe_of(found.job).task()
+        package = task.package(found.tensors, found.position, work / "model", About(found.job["name"]))
+        folder = package.folder
     return load_file(folder / "unet.safetensors"), read_facts(folder)
+
+
+def _check_decoder(model: str, facts: ModelFile) -> None:
+    """The format ``smp`` is encoder and decoder."""
+    if not exported_decoder(facts.trained):
+        raise RequestError(
+            f"--format smp: {model} has no trained decoder, for its stages were discriminative alone; take torchvision "
+            "or timm for the encoder, or pretrain with a stage that restores (dir, dira, re, rea)"
+        )
 
 
 def _known_format(name: str) -> Format:

@@ -18,13 +18,12 @@ from safetensors.torch import load_file
 
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.retry import Backoff, retried
-from dira_dist.evaluation import center_view
 from dira_dist.models.export import weights_digest
-from dira_dist.registry import feature_model
+from dira_dist.models.model_files import CARD, damaged_files
 from dira_dist.registry.fetch import FOLDER_IN_VERSION
-from dira_dist.registry.model_files import CARD, damaged_files
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.server import ask, connect, is_refusal
+from dira_dist.training.task import Package
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +72,13 @@ class Registered:
 def register(
     config: TrackingConfig,
     run_id: str,
-    folder: Path,
+    package: Package,
     *,
     metric: Metric | None = None,
     tags: Mapping[str, str] | None = None,
     timeout_s: float = 300.0,
 ) -> Registered:
-    """Make a model folder a new version of ``config.register_as``.
+    """Make a packaged model a new version of ``config.register_as``.
 
     ``latest`` is it from now on, an alias that MLflow keeps itself. ``best`` moves to it only if its metric beats that
     of the version that has the alias, or if none has. The same weights of the same run registered again are the same
@@ -88,7 +87,7 @@ def register(
     Args:
         config: ``uri`` and ``register_as`` must be known.
         run_id: the run that made it.
-        folder: from :func:`dira_dist.registry.model_files.write_model_folder`.
+        package: from a task's ``package``.
         metric: by which it is compared; without one ``best`` goes to a first version only.
         tags: method, weights, dataset digest, parent search ...
         timeout_s: how long to try again while the registry is away. A training of days does not fail for it.
@@ -100,16 +99,17 @@ def register(
     name = config.register_as
     if config.uri is None or name is None:
         raise RequestError("tracking: uri and register_as are needed to register a model; give both")
-    damaged = damaged_files(folder)
+    damaged = damaged_files(package.folder)
     if damaged:
-        raise RequestError(f"{folder}: damaged or missing: {', '.join(damaged)}; write the model folder again")
-    client, uri, digest = connect(config.uri), config.uri, weights_digest(load_file(folder / "unet.safetensors"))
+        raise RequestError(f"{package.folder}: damaged or missing: {', '.join(damaged)}; write the model folder again")
+    client, uri = connect(config.uri), config.uri
+    digest = weights_digest(load_file(package.folder / package.weights))
 
     def attempt() -> Registered:
         ask(uri, lambda: client.get_run(run_id))
         version = _existing_version(client, name, run_id, digest)
         if version is None:
-            version = _new_version(client, name, run_id, folder, _tags(metric, digest, tags))
+            version = _new_version(client, name, run_id, package, _tags(metric, digest, tags))
         return _point_best(client, name, version, metric)
 
     return _retried(attempt, timeout_s)
@@ -142,40 +142,42 @@ def _existing_version(client: MlflowClient, name: str, run_id: str, digest: str)
     return next((version for version in found if version.tags.get(DIGEST_TAG) == digest), None)
 
 
-def _new_version(client: MlflowClient, name: str, run_id: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
+def _new_version(
+    client: MlflowClient, name: str, run_id: str, package: Package, tags: Mapping[str, str]
+) -> ModelVersion:
     """Upload the folder as a logged model of the run, runnable by MLflow, and make it a version."""
     try:
-        client.create_registered_model(name, description="Encoders and decoders pretrained with DiRA by dira_dist.")
+        client.create_registered_model(name, description=package.description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     experiment = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment, name, run_id, tags=dict(tags), model_type="dira-encoder")
+    model = client.create_logged_model(experiment, name, run_id, tags=dict(tags), model_type=package.model_type)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            client.log_model_artifacts(model.model_id, str(_runnable(folder, Path(scratch), run_id, model.model_id)))
+            client.log_model_artifacts(model.model_id, str(_runnable(package, Path(scratch), run_id, model.model_id)))
         client.finalize_logged_model(model.model_id, "READY")
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-    card = (folder / CARD).read_text() if (folder / CARD).is_file() else None
+    card = (package.folder / CARD).read_text() if (package.folder / CARD).is_file() else None
     place = model.artifact_location
     return client.create_model_version(
         name, place, run_id, dict(tags), description=card, await_creation_for=0, model_id=model.model_id
     )
 
 
-def _runnable(folder: Path, scratch: Path, run_id: str, model_id: str) -> Path:
-    """The folder wrapped as an MLflow model: its pyfunc flavour needs mlflow, numpy and torch, and nothing of ours."""
+def _runnable(package: Package, scratch: Path, run_id: str, model_id: str) -> Path:
+    """The folder wrapped as an MLflow model: its pyfunc flavour needs what the package says, and nothing of ours."""
     # MLflow names its copy after the folder, and follows no links.
-    named, path = shutil.copytree(folder, scratch / Path(FOLDER_IN_VERSION).name), scratch / "wrapped"
+    named, path = shutil.copytree(package.folder, scratch / Path(FOLDER_IN_VERSION).name), scratch / "wrapped"
     mlflow.pyfunc.save_model(
         path,
-        loader_module=feature_model.__name__.rpartition(".")[2],
+        loader_module=package.code[0].stem,
         data_path=str(named),
-        code_paths=[str(feature_model.__file__), str(center_view.__file__)],
-        pip_requirements=["mlflow", "numpy", "torch"],
+        code_paths=[str(file) for file in package.code],
+        pip_requirements=list(package.requirements),
         mlflow_model=Model(run_id=run_id, model_id=model_id),
     )
     return path

@@ -1,25 +1,23 @@
-"""What a run's networks were evaluated to be, kept beside its checkpoints in ``quality.json``."""
+"""The figures of a run's evaluated checkpoints, ``evaluations.json``."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from dira_dist.data.store import MissingObjectError, Store
-
-FILE_NAME = "quality.json"
-# By which checkpoints and models are compared: the first of these that was measured.
-RANKING = ("probe/auroc", "val/rankme")
+from dira_dist.formats import FileFormat
+from dira_dist.metrics import RANKING
+from dira_dist.runs.folder import EVALUATIONS
 
 
 @dataclass(frozen=True)
 class EvaluationEntry:
-    """One evaluation.
+    """One evaluation of a checkpoint.
 
     Attributes:
         label: ``untrained``, the name of the stage that had ended, or the step it was made at.
         step: optimiser steps before it.
         checkpoint: name of the checkpoint that was evaluated.
-        metrics: figures by name; empty where evaluating failed.
+        metrics: figures by name; empty where the evaluation failed.
         logged: whether they have reached the tracking server.
     """
 
@@ -30,21 +28,35 @@ class EvaluationEntry:
     logged: bool = True
 
 
+@dataclass(frozen=True)
+class EvaluationLog:
+    """All evaluations of a run, in the order of their steps."""
+
+    evaluations: list[EvaluationEntry]
+
+
+FORMAT = FileFormat(EvaluationLog, version=1)
+
+
 def read_evaluations(store: Store) -> list[EvaluationEntry]:
-    """All evaluations of the run in a store, in the order of their steps; none where there is no record."""
+    """All evaluations of the run in a store, in the order of their steps; none where nothing was evaluated.
+
+    Raises:
+        FormatError: the file is damaged, or of another version.
+    """
     try:
-        found = json.loads(store.read_bytes(FILE_NAME))
+        content = store.read_bytes(EVALUATIONS)
     except MissingObjectError:
         return []
-    return [EvaluationEntry(**each) for each in found]
+    return FORMAT.load(content, store.join(EVALUATIONS)).evaluations
 
 
 def add_evaluation(store: Store, evaluated: EvaluationEntry) -> list[EvaluationEntry]:
-    """Write one more into the record, in the place of an older one of the same label. For one writer at a time."""
+    """Write one more evaluation, in the place of an older one of the same label. For one writer at a time."""
     others = [each for each in read_evaluations(store) if each.label != evaluated.label]
-    record = sorted([*others, evaluated], key=lambda each: each.step)
-    store.write_bytes(FILE_NAME, json.dumps([asdict(each) for each in record], indent=1).encode())
-    return record
+    evaluations = sorted([*others, evaluated], key=lambda each: each.step)
+    store.write_bytes(EVALUATIONS, FORMAT.dump(EvaluationLog(evaluations)))
+    return evaluations
 
 
 def by_label(evaluations: list[EvaluationEntry]) -> dict[str, dict[str, float]]:
@@ -53,7 +65,7 @@ def by_label(evaluations: list[EvaluationEntry]) -> dict[str, dict[str, float]]:
 
 
 def figures_of(evaluations: list[EvaluationEntry], checkpoint: str) -> dict[str, float]:
-    """What the networks of a checkpoint were evaluated to be; empty where they were not."""
+    """The figures of a checkpoint; empty where it was not evaluated."""
     return next((each.metrics for each in evaluations if each.checkpoint == checkpoint), {})
 
 
@@ -62,7 +74,7 @@ def best(evaluations: list[EvaluationEntry], metric: str | None = None) -> Evalu
 
     Args:
         evaluations: of one run.
-        metric: a figure's name; the first of :data:`RANKING` that was measured if none.
+        metric: a figure's name; the first of :data:`dira_dist.metrics.RANKING` that was measured if none.
     """
     trained = [each for each in evaluations if each.step > 0]
     for name in (metric,) if metric else RANKING:

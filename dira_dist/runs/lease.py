@@ -4,25 +4,24 @@ Two drivers of one run would remove each other's checkpoints. A driver that was 
 same machine its process is seen to be gone at once, on another one the sign is watched for a while.
 """
 
-import json
 import os
 import secrets
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from types import TracebackType
+from dataclasses import dataclass, replace
 
 import psutil
 from rich.console import Console
 
+from dira_dist.background import Background
 from dira_dist.config import RequestError
 from dira_dist.data.store import MissingObjectError, Store
+from dira_dist.formats import FileFormat, FormatError
+from dira_dist.runs.folder import DRIVER
 
-FILE_NAME = "driver.json"
 BEAT_S = 10.0
 GONE_AFTER_S = 3.5 * BEAT_S
 ENDS_WITHIN_S = 3.0
@@ -64,6 +63,10 @@ class Driver:
         return bool(there)
 
 
+_OTHER_VERSION = "if no process of another version of dira-dist drives this run any more, remove the file"
+FORMAT = FileFormat(Driver, version=1, remedies={None: _OTHER_VERSION})
+
+
 @contextmanager
 def sole_driver(store: Store, console: Console) -> Iterator[None]:
     """Drive the run, or the search, of a folder while the block runs.
@@ -86,7 +89,7 @@ def sole_driver(store: Store, console: Console) -> Iterator[None]:
         yield
 
 
-class Lease:
+class Lease(Background):
     """Drives a run while a ``with`` block runs.
 
     Args:
@@ -100,12 +103,11 @@ class Lease:
     """
 
     def __init__(self, store: Store, *, say: Callable[[str], None], lost: Callable[[Driver], None]) -> None:
+        super().__init__("lease")
         self._store, self._say, self._lost = store, say, lost
         self._own = Driver.here()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
-    def __enter__(self) -> "Lease":
+    def start(self) -> None:
         other = self._read()
         if other is not None and self._lives(other):
             raise RequestError(
@@ -113,17 +115,13 @@ class Lease:
                 "end, stop it, or give this job another name"
             )
         self._write()
-        self._thread.start()
-        return self
+        super().start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        with suppress(OSError):  # the next driver sees that this process is gone
+    def stop(self) -> None:
+        super().stop()
+        with suppress(OSError, FormatError):  # the next driver sees that this process is gone
             if self._is_own(self._read()):
-                self._store.delete(FILE_NAME)
+                self._store.delete(DRIVER)
 
     def _lives(self, other: Driver) -> bool:
         if other.is_alive is None:
@@ -147,7 +145,7 @@ class Lease:
                 return True
         return False
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while not self._ended.wait(BEAT_S):
             try:
                 found = self._read()
@@ -156,7 +154,7 @@ class Lease:
                     return
                 self._own = replace(self._own, beats=self._own.beats + 1)
                 self._write()
-            except OSError:
+            except (OSError, FormatError):
                 continue  # whoever would take over meets the same storage
 
     def _is_own(self, found: Driver | None) -> bool:
@@ -164,9 +162,9 @@ class Lease:
 
     def _read(self) -> Driver | None:
         try:
-            return Driver(**json.loads(self._store.read_bytes(FILE_NAME)))
+            return FORMAT.load(self._store.read_bytes(DRIVER), self._store.join(DRIVER))
         except MissingObjectError:
             return None
 
     def _write(self) -> None:
-        self._store.write_bytes(FILE_NAME, json.dumps(asdict(self._own)).encode())
+        self._store.write_bytes(DRIVER, FORMAT.dump(self._own))

@@ -1,33 +1,13 @@
 """Whose run it is: ``run.json`` beside a run's checkpoints names the job, its MLflow run and how far it came."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dira_dist.config import RequestError, flatten
 from dira_dist.data.store import Store
-
-FILE_NAME = "run.json"
-
-# What may change between two starts of one run: where things are and who computes, never what is computed.
-MAY_CHANGE = (
-    "resources",
-    "tracking",
-    "checkpoint",
-    "data.train",  # the digests of sets are compared instead
-    "data.val",
-    "data.bad_sample_budget",
-    "data.cache",
-    "data.loader_workers",
-    "data.storage_timeout_s",
-    "evaluation",
-    "execution.compile",
-    "guards",
-    "model.gradient_checkpointing",
-    "probe.train",
-    "probe.val",
-)
+from dira_dist.formats import OF_0_1_0, FileFormat
+from dira_dist.runs.folder import RUN
 
 
 @dataclass(frozen=True)
@@ -35,7 +15,7 @@ class RunState:
     """The identity of a run.
 
     Attributes:
-        job: the recorded job (no secrets).
+        job: the job as it may be written anywhere (no secrets).
         digests: of the shard sets, by the names that :meth:`PretrainJob.shard_sets` gives them.
         run_id: MLflow run, or an empty string without tracking.
         status: ``finished`` only when every stage is done and its model registered.
@@ -49,20 +29,27 @@ class RunState:
     outcome: dict[str, Any] = field(default_factory=dict)
 
     def write(self, store: Store) -> None:
-        store.write_bytes(FILE_NAME, json.dumps(asdict(self), indent=1).encode())
+        store.write_bytes(RUN, FORMAT.dump(self))
 
     def finished(self, outcome: dict[str, Any]) -> "RunState":
         return replace(self, status="finished", outcome=outcome)
 
 
+FORMAT = FileFormat(RunState, version=2, remedies={None: OF_0_1_0})
+
+
 def read_run(store: Store) -> RunState | None:
-    """The state in a run's folder, or none where no run of the name was started."""
-    if store.stat(FILE_NAME) is None:
+    """The state in a run's folder, or none where no run of the name was started.
+
+    Raises:
+        FormatError: it is damaged, or of another version.
+    """
+    if store.stat(RUN) is None:
         return None
-    return RunState(**json.loads(store.read_bytes(FILE_NAME)))
+    return FORMAT.load(store.read_bytes(RUN), store.join(RUN))
 
 
-def claim(store: Store, wanted: RunState, stages_passed: int = 0) -> RunState:
+def claim(store: Store, wanted: RunState, may_change: Sequence[str], stages_passed: int = 0) -> RunState:
     """The run this job goes on with: the one already there, or the wanted one as a new run.
 
     Nothing is written here.
@@ -70,6 +57,7 @@ def claim(store: Store, wanted: RunState, stages_passed: int = 0) -> RunState:
     Args:
         store: of the run's folder.
         wanted: what is asked for now.
+        may_change: keys of the job that may differ, see :func:`dira_dist.config.mutable_keys`.
         stages_passed: stages that the run has behind it, whose lengths nothing can change any more.
 
     Raises:
@@ -78,7 +66,7 @@ def claim(store: Store, wanted: RunState, stages_passed: int = 0) -> RunState:
     existing = read_run(store)
     if existing is None:
         return wanted
-    differences = differing_keys(existing.job, wanted.job, stages_passed)
+    differences = differing_keys(existing.job, wanted.job, may_change, stages_passed)
     differences += [
         f"the images of {name}: digest {there[:12]} there, {here[:12]} here"
         for name, there in existing.digests.items()
@@ -101,14 +89,14 @@ def claim(store: Store, wanted: RunState, stages_passed: int = 0) -> RunState:
 def differing_keys(
     there: Mapping[str, Any],
     here: Mapping[str, Any],
+    may_change: Sequence[str],
     stages_passed: int = 0,
-    may_change: tuple[str, ...] = MAY_CHANGE,
 ) -> list[str]:
-    """``key: X there, Y here`` for each key that may not change between two starts of a run."""
+    """``key: X there, Y here`` for each key that differs and is none, nor below one, of those that may change."""
     old, new = flatten(dict(there)), flatten(dict(here))
     lines = []
     for key in sorted({*old, *new}):
-        if old.get(key) == new.get(key) or key.startswith(may_change):
+        if old.get(key) == new.get(key) or any(f"{key}.".startswith(f"{each}.") for each in may_change):
             continue
         grew = _grew(key, old.get(key), new.get(key))
         if grew and int(key.split(".")[1]) >= stages_passed:

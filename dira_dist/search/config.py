@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dira_dist.config import Section
+from dira_dist.metrics import LOSS, TRAIN, WEIGHTED, Mode
 
-Mode = Literal["max", "min"]
 Choice = str | int | float | bool
 
 # Figures of a training step. A search that minimises the weighted total is won by the smallest weights, and an
 # unweighted loss by the weights that leave all others alone.
-OF_TRAINING = ("train/", "loss/", "weighted/", "total", "loss")
+OF_TRAINING = (TRAIN, LOSS.name.removeprefix(TRAIN), WEIGHTED.name.removeprefix(TRAIN), "total", "loss")
 
 
 class Dimension(Section):

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
-from dira_dist.search.ledger import Trial, of_search
 from dira_dist.search.ranking import Goal, ranked
+from dira_dist.search.trial import Trial, of_search
 
 
 def describe(trials: Sequence[Trial], planned: int, goal: Goal, left_s: float | None) -> str:

@@ -15,8 +15,8 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from dira_dist.search.config import Dimension
-from dira_dist.search.ledger import Trial, of_search
 from dira_dist.search.ranking import Goal, fronts
+from dira_dist.search.trial import Trial, of_search
 
 Picture = npt.NDArray[np.uint8]
 

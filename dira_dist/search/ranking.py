@@ -8,8 +8,8 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from dira_dist.search.config import Mode
-from dira_dist.search.ledger import Trial, of_search
+from dira_dist.metrics import Mode
+from dira_dist.search.trial import Trial, of_search
 
 CONFIRMED = 3
 CONFIDENCE = 0.95

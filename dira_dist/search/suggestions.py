@@ -12,8 +12,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from dira_dist.search.config import Dimension, Mode, SearchConfig
-from dira_dist.search.ledger import Trial
+from dira_dist.metrics import Mode
+from dira_dist.search.config import Dimension, SearchConfig
+from dira_dist.search.optuna_internals import holds
+from dira_dist.search.trial import Trial
 
 DIRECTIONS: dict[Mode, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
@@ -91,7 +93,7 @@ class Suggestions:
 
     def _contains(self, params: Mapping[str, Any]) -> bool:
         return params.keys() == self._space.keys() and all(
-            _holds(self._space[key], value) for key, value in params.items()
+            holds(self._space[key], value) for key, value in params.items()
         )
 
     def _finished_trial(self, trial: Trial) -> optuna.trial.FrozenTrial:
@@ -111,13 +113,6 @@ class Suggestions:
             values=values if state == optuna.trial.TrialState.COMPLETE else None,
             intermediate_values={step: metrics[first] for step, metrics in trial.history} if pruned else None,
         )
-
-
-def _holds(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value may be drawn; Optuna itself knows no number for what is none of the choices."""
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    return distribution._contains(distribution.to_internal_repr(value))
 
 
 def _sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
-from dira_dist.config import Document, Section, validate, without_credentials
+from dira_dist.config import MAY_CHANGE, Document, Section, validate, without_credentials
 
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -15,6 +15,8 @@ DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 class TrackingConfig(Section):
     """Where the run is recorded. Without ``uri`` and without ``MLFLOW_TRACKING_URI`` nothing is."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     uri: str | None = Field(
         None, description="address of an MLflow server or database; MLFLOW_TRACKING_URI of the environment if left out"

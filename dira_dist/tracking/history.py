@@ -12,11 +12,10 @@ from PIL import Image
 
 from dira_dist.config import RequestError
 from dira_dist.evaluation.pictures import loss_curves
+from dira_dist.metrics import LOSS
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.picture_files import picture_files
 from dira_dist.tracking.server import ask, connect
-
-LOSS_PREFIX = "train/loss/"
 
 
 def metric_history(config: TrackingConfig, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -44,9 +43,9 @@ def draw_losses(config: TrackingConfig, run_id: str, boundaries: Mapping[int, st
     client, uri = _client(config)
     measured = ask(uri, lambda: client.get_run(run_id)).data.metrics
     curves = {}
-    for name in sorted(name for name in measured if name.startswith(LOSS_PREFIX)):
+    for name in sorted(name for name in measured if LOSS.covers(name)):
         history = metric_history(config, run_id, name)
-        curves[name.removeprefix(LOSS_PREFIX)] = ([step for step, _ in history], [value for _, value in history])
+        curves[LOSS.member(name)] = ([step for step, _ in history], [value for _, value in history])
     return loss_curves(curves, boundaries) if curves else None
 
 

@@ -18,15 +18,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from dira_dist.config import RequestError, flatten, without_credentials
 from dira_dist.tracking.config import SERVER_SCHEMES, TrackingConfig, page_command
 from dira_dist.tracking.logged_models import LoggedCheckpoint, record_checkpoint, record_removal
-from dira_dist.tracking.null_run import NullRun, Status
 from dira_dist.tracking.outbox import Outbox, ReceiverGoneError, RefusedError
 from dira_dist.tracking.picture_files import encodings, picture_files, picture_stem
+from dira_dist.tracking.protocol import NullRun, Run, Status
 from dira_dist.tracking.provenance import source_tags
 from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal
 from dira_dist.tracking.system import SystemMonitor
 from dira_dist.tracking.unclaimed import CLAIMED_TAG, delete_unclaimed, unclaimed
-
-__all__ = ["NullRun", "TrackingConfig", "TrackingRun", "open_run", "page_command"]
 
 log = logging.getLogger(__name__)
 
@@ -348,7 +346,7 @@ def open_run(
     run_id: str | None = None,
     *,
     folder: str | None = None,
-) -> TrackingRun | NullRun:
+) -> Run:
     """The job's run: gone on with where ``run_id`` is known, begun otherwise, and a :class:`NullRun` without address.
 
     Raises:

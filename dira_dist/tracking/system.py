@@ -3,18 +3,20 @@
 import importlib
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
+
+from dira_dist.background import Background
+from dira_dist.metrics import MACHINE
 
 log = logging.getLogger(__name__)
 Record = Callable[[Mapping[str, float], int], None]
 Probe = Callable[[], dict[str, float]]
 
 
-class SystemMonitor:
+class SystemMonitor(Background):
     """Measures this machine every so many seconds and hands the numbers to ``record``.
 
     Names are MLflow's own, with the node's in between: ``system/NODE/cpu_utilization_percentage``. The step is the
@@ -27,27 +29,23 @@ class SystemMonitor:
     """
 
     def __init__(self, record: Record, every_s: float, node: str | None = None) -> None:
+        super().__init__("system-monitor", join_timeout_s=0)
         self._record = record
         self._every_s = every_s
         self._node = node or socket.gethostname()
-        self._stopped = threading.Event()
         self._failing: set[Probe] = set()
 
     def start(self) -> None:
         """Begin to measure, on a thread that ends with the process."""
         if self._every_s > 0:
-            threading.Thread(target=self._run, name="system-monitor", daemon=True).start()
-
-    def stop(self) -> None:
-        """End it. Returns at once."""
-        self._stopped.set()
+            super().start()
 
     def _run(self) -> None:
         try:
             probes = [probe for probe in (_processor_probe(), _gpu_probe()) if probe is not None]
-            while probes and not self._stopped.wait(self._every_s):
+            while probes and not self._ended.wait(self._every_s):
                 numbers = [item for probe in probes for item in self._read(probe).items()]
-                self._record({f"system/{self._node}/{name}": value for name, value in numbers}, int(time.time()))
+                self._record({MACHINE.of(f"{self._node}/{name}"): value for name, value in numbers}, int(time.time()))
         except Exception as error:
             log.warning("system metrics end here: %s", error)
 

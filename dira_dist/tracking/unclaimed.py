@@ -5,6 +5,8 @@ import logging
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from dira_dist.metrics import MACHINE
+
 FOLDER_TAG = "dira.folder"
 CLAIMED_TAG = "dira.claimed"
 
@@ -37,4 +39,4 @@ def delete_unclaimed(client: MlflowClient, experiment_id: str, folder: str) -> N
 
 
 def _holds_figures(run: Run) -> bool:
-    return any(not name.startswith("system/") for name in run.data.metrics)
+    return any(not MACHINE.covers(name) for name in run.data.metrics)

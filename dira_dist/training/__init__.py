@@ -1,0 +1,1 @@
+"""The training without its cluster: the step, the loop, stages, optimiser, checkpoints, measurements."""

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from dira_dist.data.retry import Backoff
 from dira_dist.data.store import MissingObjectError, Store
+from dira_dist.runs.folder import CHECKPOINT_PREFIX, MANIFEST
 from dira_dist.training.state import (
     CHECKPOINT_FILES,
-    MANIFEST,
     BrokenCheckpointError,
     Checkpoint,
     Manifest,
@@ -34,7 +34,6 @@ from dira_dist.training.state import (
     write_checkpoint,
 )
 
-PREFIX = "step-"
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 30.0
 
 
@@ -156,7 +155,7 @@ class CheckpointFolder:
     def _found(self) -> dict[str, set[str]]:
         """Files by checkpoint, in the order of their steps."""
         found: dict[str, set[str]] = {}
-        for each in self._store.list(PREFIX):
+        for each in self._store.list(CHECKPOINT_PREFIX):
             name, _, file = each.key.partition("/")
             found.setdefault(name, set()).add(file)
         return found
@@ -248,7 +247,7 @@ class CheckpointWriter:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         """Write, upload and tell, until it is done or given up."""
-        name = f"{PREFIX}{checkpoint.position.step:09d}-{self._attempt}"
+        name = f"{CHECKPOINT_PREFIX}{checkpoint.position.step:09d}-{self._attempt}"
         backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
         while True:
             try:
@@ -303,7 +302,7 @@ def _gives_way(older: Checkpoint, newer: Checkpoint) -> bool:
 
 def step_of(name: str) -> int:
     """The step that a checkpoint of this name was taken at."""
-    return int(name.removeprefix(PREFIX).partition("-")[0])
+    return int(name.removeprefix(CHECKPOINT_PREFIX).partition("-")[0])
 
 
 def copied_to_host(value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from dira_dist.config import RequestError, Section
+from dira_dist.config import MAY_CHANGE, RequestError, Section
 from dira_dist.objectives.collectives import is_distributed
 from dira_dist.training.networks import Networks
 
@@ -19,7 +19,9 @@ from dira_dist.training.networks import Networks
 class ExecutionConfig(Section):
     """How a step is computed. Only `sync_batchnorm` changes what is computed by more than rounding."""
 
-    compile: bool = Field(default=False, description="compile the networks with torch.compile")
+    compile: bool = Field(
+        default=False, description="compile the networks with torch.compile", json_schema_extra=MAY_CHANGE
+    )
     channels_last: bool = Field(default=True, description="keep images and weights with channels last in memory")
     sync_batchnorm: bool = Field(default=False, description="batch norms over the global batch; on GPUs only")
     gradient_compression: Literal["none", "bf16"] = Field(
@@ -62,7 +64,7 @@ def prepare(networks: Networks, device: torch.device, execution: ExecutionConfig
     for weight in networks.parameters():
         weight.data = laid_out(weight.data, execution)
     if execution.compile:
-        for module in (networks.unet, networks.discriminator, *networks.method.compiled_parts()):
+        for module in networks.compiled_parts():
             module.compile()
 
 

@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import ConfigDict, Field
 
-from dira_dist.config import Section
+from dira_dist.config import MAY_CHANGE, Section
+from dira_dist.metrics import SAMPLES, STAGE
 from dira_dist.objectives.collectives import gather
 from dira_dist.training.meter import Meter
 from dira_dist.training.stages import Plan, Position, StageSpan
-from dira_dist.training.step import LossWeights, StepResult, TrainStep
-from dira_dist.views import Views
+from dira_dist.training.task import Step
 
 
 class Samples(Protocol):
-    """What the loop needs to know of this worker's share of a global batch."""
+    """What the loop needs to know of this worker's part of a global batch."""
 
     @property
     def keys(self) -> tuple[str, ...]: ...
@@ -66,6 +65,8 @@ class Interruption(Protocol):
 class GuardConfig(Section):
     """When a job gives up rather than go on."""
 
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
+
     max_nonfinite_steps: int = Field(
         20, ge=1, description="steps in a row, skipped for a loss or gradient that is not finite, that end the job"
     )
@@ -98,7 +99,7 @@ class Training(Generic[BatchT]):
 
     Attributes:
         open_stream: this worker's parts of the global batches of a stage, from a position on, without end.
-        make_views: a share on the device as network inputs and target.
+        make_inputs: such a part on the device, as the step works on it.
         make_step: the optimiser step of a stage, on the networks that all stages share.
         seed: of what a network draws in a step, such as dropout; of this worker's own.
         log_every_steps: optimiser steps between two reports; each checkpoint and each stage's end make one more.
@@ -108,8 +109,8 @@ class Training(Generic[BatchT]):
     plan: Plan
     device: torch.device
     open_stream: Callable[[StageSpan, Position], AbstractContextManager[Iterator[BatchT]]]
-    make_views: Callable[[BatchT, StageSpan], Views]
-    make_step: Callable[[StageSpan], TrainStep]
+    make_inputs: Callable[[BatchT, StageSpan], Any]
+    make_step: Callable[[StageSpan], Step]
     tracker: Tracker
     checkpointer: Checkpointer
     interruption: Interruption
@@ -143,11 +144,11 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                 with meter.waiting():
                     batch = next(batches)
                 torch.manual_seed(training.seed + position.step)  # dropout is the step's own, resumed or not
-                result = step(training.make_views(batch, span), position.step_in_stage)
+                result = step(training.make_inputs(batch, span), position.step_in_stage)
                 position = position.after_step(span.config.global_batch)
                 guard.watch(result.finite, position, batch.keys)
                 meter.count(
-                    _figures(result, step.weights),
+                    result.figures,
                     images=len(batch.keys),
                     bad_samples=batch.bad_samples,
                     fingerprint=batch.fingerprint,
@@ -156,7 +157,7 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                 with meter.paused():
                     pause = _pause(training, span, position)
                 if pause.reports:
-                    place = {"train/stage": span.number + 1, "train/samples": position.samples}
+                    place = {STAGE.name: span.number + 1, SAMPLES.name: position.samples}
                     training.tracker.log_metrics(meter.summary() | place, position.step)
                 if pause.saves:
                     with meter.paused():
@@ -182,15 +183,6 @@ def _pause(training: Training[BatchT], span: StageSpan, position: Position) -> _
     stops = not ends and training.interruption.requested()
     saves = stops or (not ends and training.checkpointer.due(position))
     return _Pause(stops, saves, ends or saves or position.step % training.log_every_steps == 0)
-
-
-def _figures(result: StepResult, weights: LossWeights) -> dict[str, Tensor]:
-    """Losses as they are (``loss/...``) and as they weigh (``weighted/...``), gradient norm and learning rate."""
-    weigh = weights.model_dump()
-    figures = {f"loss/{part}": loss for part, loss in result.losses.items()}
-    figures |= {f"weighted/{part}": weigh[part] * loss for part, loss in result.losses.items() if part in weigh}
-    rate = torch.tensor(result.learning_rate)
-    return figures | {"grad_norm": result.grad_norm, "learning_rate": rate}
 
 
 class _NonFiniteGuard:

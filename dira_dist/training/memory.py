@@ -1,18 +1,11 @@
 """How much memory a step takes, counted without taking it: tensors on the meta device have shapes and no numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from dira_dist.config import per_axis
-from dira_dist.objectives import GlobalBatch, adversarial_loss, restorative_loss
-from dira_dist.training.networks import Networks
-from dira_dist.training.step import LossWeights, Objectives
+from dira_dist.training.torch_internals import StorageWeakRef, TorchDispatchMode, storage_id, tree_leaves
 
 
 class LiveTensors(TorchDispatchMode):
@@ -31,43 +24,28 @@ class LiveTensors(TorchDispatchMode):
     def __init__(self, apart: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes: int = 0
-        self._apart = {tensor.untyped_storage()._cdata for tensor in apart}
+        self._apart = {storage_id(tensor) for tensor in apart}
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         result = operation(*arguments, **(named or {}))
         for tensor in tree_leaves((arguments, result)):
             if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._apart:
-                    self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                storage, key = tensor.untyped_storage(), storage_id(tensor)
+                if key not in self._apart:
+                    self._alive[key] = (StorageWeakRef(storage), storage.nbytes())
         self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
         self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._alive.values()))
         return result
 
 
-def activation_bytes(networks: Networks, weights: LossWeights, samples: int, image_size: int | Sequence[int]) -> int:
-    """The most that the U-Net's step takes in float32 beside what lasts: views, activations, gradients.
+def activation_bytes(lasting: Iterable[Tensor], loss: Callable[[], Tensor]) -> int:
+    """The most that a loss and its backward pass take beside what lasts: inputs, activations, gradients.
 
     Args:
-        networks: on the meta device; gradient checkpointing and what learns are as they are set.
-        weights: of the stage; what weighs 0 is not computed.
-        samples: of one worker.
-        image_size: side of the views in pixels, or one for each axis.
+        lasting: weights and buffers.
+        loss: makes its inputs and the loss, on the meta device.
     """
-    lasting = [*networks.parameters(), *networks.buffers()]
-    shape = (samples, networks.unet.config.in_channels, *per_axis(image_size, 2))
     with LiveTensors(lasting) as live:
-        _loss(networks.train(), weights, *(torch.empty(shape, device="meta") for _ in range(2))).backward()
-    networks.zero_grad()
+        loss().backward()
     return int(live.peak_bytes)
-
-
-def _loss(networks: Networks, weights: LossWeights, view_1: Tensor, view_2: Tensor) -> Tensor:
-    discriminative, restoration = Objectives(networks, weights)(view_1, view_2, GlobalBatch((len(view_1),)))
-    losses = [] if discriminative is None else [discriminative]
-    if weights.restorative > 0:
-        losses.append(restorative_loss(restoration, view_1[:, :1]))
-    if weights.adversarial > 0:
-        losses.append(adversarial_loss(networks.discriminator(restoration), "lsgan"))
-    return torch.stack(losses).sum()

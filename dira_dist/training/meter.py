@@ -9,6 +9,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed
 
+from dira_dist.metrics import (
+    BAD_SAMPLES,
+    DATA_WAIT_SHARE,
+    IMAGES_PER_S,
+    MEMORY_PEAK_BYTES,
+    SAMPLE_FINGERPRINT,
+    SKIPPED_STEPS,
+    STEP_S,
+    WORKERS,
+)
+
 
 class Meter:
     """Gathers per-step figures on the device and hands out means over steps and workers.
@@ -47,7 +58,7 @@ class Meter:
         """Take in one step.
 
         Args:
-            figures: scalar tensors by name, the same on every worker.
+            figures: scalar tensors by their names in :mod:`dira_dist.metrics`, the same on every worker.
             images: this worker's samples of the step.
             bad_samples: those of them that stand in the place of a corrupt one.
             fingerprint: which samples they are, see :func:`dira_dist.data.order.fingerprint`.
@@ -82,15 +93,15 @@ class Meter:
         wait_share, elapsed, memory = worst_of_all.tolist()
         images, bad_samples, fingerprint = counts.tolist()
         report = {
-            **{f"train/{name}": float(total) / finite_steps for name, total in sorted(self._sums.items())},
-            "train/images_per_s": images / elapsed,
-            "train/step_s": elapsed / max(1, self._steps),
-            "train/data_wait_share": wait_share,
-            "train/memory_peak_bytes": memory,
-            "train/skipped_steps": float(self._skipped),
-            "train/bad_samples": bad_samples,
-            "train/sample_fingerprint": fingerprint,
-            "train/workers": float(distributed.get_world_size()) if distributed.is_initialized() else 1.0,
+            **{name: float(total) / finite_steps for name, total in sorted(self._sums.items())},
+            IMAGES_PER_S.name: images / elapsed,
+            STEP_S.name: elapsed / max(1, self._steps),
+            DATA_WAIT_SHARE.name: wait_share,
+            MEMORY_PEAK_BYTES.name: memory,
+            SKIPPED_STEPS.name: float(self._skipped),
+            BAD_SAMPLES.name: bad_samples,
+            SAMPLE_FINGERPRINT.name: fingerprint,
+            WORKERS.name: float(distributed.get_world_size()) if distributed.is_initialized() else 1.0,
         }
         self.restart()
         return report

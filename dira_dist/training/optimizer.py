@@ -4,56 +4,98 @@ State by name, not by position, goes on where another stage learns more or fewer
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from dira_dist.config import Section
 
 NamedState = dict[str, dict[str, Any]]
-RATE_SHARE = "rate_share"
-"""Key of a parameter group whose rate is a share of the schedule's."""
+RATE_FACTOR = "rate_factor"
+"""Key of a parameter group whose rate is the schedule's times a factor."""
+CONSTANT_RATE = "constant_rate"
+"""Key of a parameter group whose rate stays at the schedule's highest."""
+
+OWN_SETTINGS: Mapping[str, Mapping[str, object]] = {
+    "adamw": {"lr": 5e-4, "lr_batch": 256, "weight_decay": 0.04, "warmup_epochs": 10},
+    "lars": {"lr": 0.2, "lr_batch": 256, "weight_decay": 1.5e-6, "warmup_epochs": 10},
+}
+"""What an optimiser has in place of the defaults, which are of sgd: a rate is good for one optimiser alone.
+
+adamw as in DINO (Caron et al. 2021, section 3.2, the decay where it begins), lars as in BYOL (Grill et al. 2020, 3.3).
+"""
 
 
 class OptimizerConfig(Section):
-    """How the U-Net and the discriminative method learn. The defaults are the published MoCo-v2 run's."""
+    """How the U-Net and the discriminative method learn. The defaults are the published MoCo-v2 run's.
+
+    That run states its rate for no batch: 0.03 with batches of 256 and of 16 alike.
+    """
 
     name: Literal["sgd", "adamw", "lars"] = Field(
         default="sgd", description="sgd with momentum, adamw, or lars (each layer's rate follows its weights' norm)"
     )
-    lr: float = Field(default=0.03, gt=0, description="learning rate at its highest, for the whole global batch")
+    lr: float = Field(default=0.03, gt=0, description="learning rate at its highest; of adamw and lars another default")
+    lr_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="global batch that lr is stated for: a stage's rate is lr x its batch / this; null: lr as it is",
+    )
+    bias_lr_factor: float = Field(default=1.0, gt=0, description="rate of biases and norms, as a factor of the others'")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd and lars; the first beta of adamw")
     weight_decay: float = Field(default=1e-4, ge=0, description="on all weights; of lars on matrices and kernels alone")
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="of the rate, over the stage")
     warmup_epochs: float = Field(default=0, ge=0, description="epochs in which the rate rises from 0, in each stage")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_settings(cls, given: Any) -> Any:
+        return {**OWN_SETTINGS.get(str(given.get("name")), {}), **given} if isinstance(given, Mapping) else given
 
-LARS_VECTOR_RATE = 0.024
-"""The rate of biases and norms under LARS, as a share of the others': 0.0048 to 0.2 (Zbontar et al. 2021, 2.2)."""
+    def for_batch(self, global_batch: int) -> "OptimizerConfig":
+        """The same with the rate that this batch has, by the linear rule of Goyal et al. (2017), section 2.1."""
+        if self.lr_batch is None:
+            return self
+        return self.model_copy(update={"lr": self.lr * global_batch / self.lr_batch, "lr_batch": None})
 
 
-def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser, in its fused form where it has one: one kernel for all weights."""
+def build_optimizer(
+    config: OptimizerConfig, parameters: list[nn.Parameter], constant: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser, in its fused form where it has one: one kernel for all weights of a group.
+
+    Args:
+        parameters: what it learns.
+        constant: those of them whose rate follows no schedule.
+    """
+    groups = _groups(config, parameters, {id(weight) for weight in constant})
     if config.name == "adamw":
         betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(parameters, config.lr, betas, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, config.lr, betas, weight_decay=config.weight_decay, fused=True)
     if config.name == "lars":
-        return Lars(_lars_groups(parameters), config.lr, config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+        return Lars(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 
-def _lars_groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Biases and norms are neither adapted nor decayed (You et al., *Large Batch Training of ConvNets*, 2017)."""
-    matrices = [weight for weight in parameters if weight.ndim > 1]
-    vectors = [weight for weight in parameters if weight.ndim <= 1]
-    slow = {"weight_decay": 0.0, RATE_SHARE: LARS_VECTOR_RATE}
-    return [{"params": matrices, "always_adapt": True}, {"params": vectors, **slow}]
+def _groups(config: OptimizerConfig, parameters: list[nn.Parameter], constant: set[int]) -> list[dict[str, Any]]:
+    """Weights that learn alike. Under LARS biases and norms are neither adapted nor decayed (You et al., *Large Batch
+    Training of Convolutional Networks*, 2017)."""
+    apart = config.name == "lars" or config.bias_lr_factor != 1
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for weight in parameters:
+        groups.setdefault((apart and weight.ndim <= 1, id(weight) in constant), []).append(weight)
+    settings: list[dict[str, Any]] = []
+    for (vectors, still), weights in groups.items():
+        factor = config.bias_lr_factor if vectors else 1.0
+        settings.append({"params": weights, RATE_FACTOR: factor, CONSTANT_RATE: still})
+        if config.name == "lars":
+            settings[-1] |= {"weight_decay": 0.0} if vectors else {"always_adapt": True}
+    return settings
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int, steps_per_epoch: float) -> float:
@@ -91,12 +133,13 @@ class NamedOptimizer:
         self._optimizer = build(list(self.parameters.values())) if self.parameters else None
         self._carried: NamedState = {}
 
-    def step(self, rate: float) -> None:
-        """Updates the parameters at learning rate ``rate``."""
+    def step(self, rate: float, highest: float | None = None) -> None:
+        """Updates the parameters at learning rate ``rate``; those whose rate is constant, at the schedule's highest."""
         if self._optimizer is None:
             return
         for group in self._optimizer.param_groups:
-            group["lr"] = rate * group.get(RATE_SHARE, 1.0)
+            still = highest is not None and group.get(CONSTANT_RATE, False)
+            group["lr"] = (highest if still else rate) * group.get(RATE_FACTOR, 1.0)
         self._optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,6 +168,37 @@ class NamedOptimizer:
             for weight in self.parameters.values():
                 if "momentum_buffer" not in self._optimizer.state[weight]:
                     self._optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
+
+@dataclass(frozen=True)
+class ScheduledOptimizer:
+    """An optimiser and its rate at each step of a stage.
+
+    Attributes:
+        rate: of the step number in the stage, from 0.
+        highest: of all steps: what weights learn at whose rate is constant.
+    """
+
+    optimizer: NamedOptimizer
+    rate: Callable[[int], float]
+    highest: float
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What it learns, by name; there may be none."""
+        return self.optimizer.parameters
+
+    def step(self, step_in_stage: int) -> None:
+        """Updates the parameters at the rate of this step."""
+        self.optimizer.step(self.rate(step_in_stage), self.highest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`NamedOptimizer.state_dict`; the rate is the job's and no state."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """See :meth:`NamedOptimizer.load_state_dict`."""
+        self.optimizer.load_state_dict(saved)
 
 
 def _copy(state: Mapping[str, Any], weight: nn.Parameter | None = None) -> dict[str, Any]:

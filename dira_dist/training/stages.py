@@ -1,30 +1,24 @@
 """The stages of a job as arithmetic: where in the sample stream each begins, and where a run stands in them.
 
-DiRA is trained in stages that each go on from the last (Haghighi et al. 2022, section 3): ``di``, then ``dir``, then
-``dira``. All stages read one endless sample stream; the number of samples consumed so far says where in it a run is,
-whatever the batch size of the stages before.
+Stages go on from one another, as DiRA's do (Haghighi et al. 2022, section 3). All stages read one endless sample
+stream; the number of samples consumed so far says where in it a run is, whatever the batch size of the stages before.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from dira_dist.config import Section
-from dira_dist.training.optimizer import OptimizerConfig
-from dira_dist.training.step import LossWeights, Objective
 
 
 class StageConfig(Section):
-    """One stage. What it leaves out, it takes from the job's own ``data``, ``optimizer`` and ``loss_weights``."""
+    """The length of a stage, and how it goes on from the one before. What a stage computes, its task adds."""
 
-    objective: Objective = Field(description="di: discriminative; dir: and restorative; dira: and adversarial")
     epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="length in passes over the training set")
     steps: Annotated[int, Field(ge=1)] | None = Field(None, description="length in optimiser steps, instead of epochs")
     global_batch: Annotated[int, Field(ge=1)] = Field(256, description="samples per optimiser step over all workers")
-    optimizer: OptimizerConfig = OptimizerConfig()
-    loss_weights: LossWeights = LossWeights()
     keep_optimizer: bool = Field(True, description="go on with the optimisers' state of the stage before")
 
     @model_validator(mode="after")
@@ -33,6 +27,19 @@ class StageConfig(Section):
             found = f"epochs={self.epochs}, steps={self.steps}"
             raise ValueError(f"found {found}; a stage has exactly one of epochs and steps: give one")
         return self
+
+    @property
+    def label(self) -> str:
+        """What the stage is called after its number."""
+        return "train"
+
+    def described(self) -> str:
+        """What a person wants to know of the stage beside its length, as the end of a line."""
+        return ""
+
+    def effect(self) -> dict[str, Any]:
+        """The settings that change what the stage computes."""
+        return self.model_dump()
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class StageSpan:
     @property
     def name(self) -> str:
         """What metrics and pictures of this stage are filed under, for example ``2-dir``."""
-        return f"{self.number + 1}-{self.config.objective}"
+        return f"{self.number + 1}-{self.config.label}"
 
     @property
     def end_sample(self) -> int:

@@ -8,26 +8,27 @@ A folder without a manifest, or with a file that differs from it, is refused. No
 workers that wrote it.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from dira_dist.config import Section
+from dira_dist.config import MAY_CHANGE, Section
+from dira_dist.files import sha256_of
+from dira_dist.formats import FileFormat, FormatError
+from dira_dist.runs.folder import MANIFEST, STATE
 from dira_dist.training.stages import Position
 
-FORMAT_VERSION = 1
-STATE, MANIFEST = "state.pt", "manifest.json"
 CHECKPOINT_FILES = (STATE, MANIFEST)
 
 
 class CheckpointConfig(Section):
     """Where and how often a run is saved."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     storage: str = Field("runs", description="folder or s3:// prefix that all nodes reach; a run lies under its name")
     every_steps: int = Field(500, ge=1, description="optimiser steps between checkpoints, the most a crash can cost")
@@ -78,21 +79,32 @@ class Checkpoint(Manifest):
     tensors: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _FileFacts:
+    """Size and SHA-256 of a file of the checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ManifestFile(Manifest):
+    """The manifest as it is written: with the facts of every file, by its name."""
+
+    files: dict[str, _FileFacts] = field(default_factory=dict)
+
+
+FORMAT = FileFormat(ManifestFile, version=1)
+
+
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write into an empty or new folder; the manifest comes last and makes it a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(dict(checkpoint.tensors), folder / STATE)
-    manifest = {
-        "version": FORMAT_VERSION,
-        "position": asdict(checkpoint.position),
-        "job": checkpoint.job,
-        "run_id": checkpoint.run_id,
-        "label": checkpoint.label,
-        "pending_metrics": checkpoint.pending_metrics,
-        "files": {STATE: {"bytes": (folder / STATE).stat().st_size, "sha256": _sha256(folder / STATE)}},
-    }
+    facts = _FileFacts((folder / STATE).stat().st_size, sha256_of(folder / STATE))
+    said = {each.name: getattr(checkpoint, each.name) for each in fields(Manifest)}
     partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=1))
+    partial.write_bytes(FORMAT.dump(ManifestFile(**said, files={STATE: facts})))
     partial.replace(folder / MANIFEST)
 
 
@@ -104,47 +116,46 @@ def read_checkpoint(folder: Path, address: str = "") -> Checkpoint:
         address: where it came from, for messages; the folder if empty.
 
     Raises:
-        BrokenCheckpointError: if it is not whole, or of a later format.
+        BrokenCheckpointError: if it is not whole, or of another format.
     """
     address = address or str(folder)
     if not (folder / MANIFEST).is_file():
         raise BrokenCheckpointError(f"{address}: no {MANIFEST}; it was never finished and cannot be used")
-    content = (folder / MANIFEST).read_bytes()
-    manifest = read_manifest(content, address)
-    for name, expected in json.loads(content)["files"].items():
+    manifest = read_manifest((folder / MANIFEST).read_bytes(), address)
+    for name, expected in manifest.files.items():
         _check_file(folder / name, expected, f"{address}/{name}")
-    tensors = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    return Checkpoint(**vars(manifest), tensors=tensors)
+    try:
+        tensors = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has many for a file that is none of its own
+        raise BrokenCheckpointError(f"{address}/{STATE}: PyTorch does not read it: {error}") from error
+    if not isinstance(tensors, dict):
+        raise BrokenCheckpointError(f"{address}/{STATE}: holds a {type(tensors).__name__}, not the state of a run")
+    said = {each.name: getattr(manifest, each.name) for each in fields(Manifest)}
+    return Checkpoint(**said, tensors=tensors)
 
 
-def read_manifest(content: bytes, address: str) -> Manifest:
-    """What stands in a manifest.
+def read_manifest(content: bytes, address: str) -> ManifestFile:
+    """The manifest of a checkpoint.
 
     Raises:
-        BrokenCheckpointError: if it is damaged, or of a later format.
+        BrokenCheckpointError: if it is damaged, or of another format.
     """
     try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise BrokenCheckpointError(f"{address}: its {MANIFEST} is damaged: {error}") from error
-    if found["version"] != FORMAT_VERSION:
-        raise BrokenCheckpointError(
-            f"{address}: checkpoint format {found['version']}; this version reads format {FORMAT_VERSION}"
-        )
-    position = Position(**found["position"])
-    return Manifest(position, found["job"], found["run_id"], found["label"], found["pending_metrics"])
+        manifest = FORMAT.load(content, f"{address}/{MANIFEST}")
+    except FormatError as error:
+        raise BrokenCheckpointError(str(error)) from error
+    if set(manifest.files) != {STATE}:
+        raise BrokenCheckpointError(f"{address}/{MANIFEST}: names the files {sorted(manifest.files)}, not {STATE}")
+    if min(asdict(manifest.position).values()) < 0:
+        raise BrokenCheckpointError(f"{address}/{MANIFEST}: a position below 0: {manifest.position}")
+    return manifest
 
 
-def _check_file(path: Path, expected: dict[str, Any], address: str) -> None:
+def _check_file(path: Path, expected: _FileFacts, address: str) -> None:
     if not path.is_file():
         raise BrokenCheckpointError(f"{address}: listed in the manifest but missing")
     size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise BrokenCheckpointError(f"{address}: {size} bytes where the manifest says {expected['bytes']}")
-    if (digest := _sha256(path)) != expected["sha256"]:
+    if size != expected.bytes:
+        raise BrokenCheckpointError(f"{address}: {size} bytes where the manifest says {expected.bytes}")
+    if (digest := sha256_of(path)) != expected.sha256:
         raise BrokenCheckpointError(f"{address}: SHA-256 {digest[:12]}… differs from the manifest")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dira_dist.config import Section
-from dira_dist.views.colour import LUMA, to_grey
+from dira_dist.views.colour import LUMA, to_grey, turn_hue
 from dira_dist.views.geometry import banded_product
 from dira_dist.views.randomness import PerView, RandomPurpose, uniform, uniform_between
 
-_YIQ = (LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+_HUE = 3
 _REFERENCE_PX = 224
 
 Strength = Annotated[float, Field(ge=0)]
@@ -54,12 +54,12 @@ class Jitter(PerView):
 
     Attributes:
         factors: (V, B, 3) float32, of brightness, contrast and saturation; 1 changes nothing.
-        angle: (V, B) float32, the turn of the hue in radians.
+        hue: (V, B) float32, how far the hue turns, in turns of its circle; from red towards green where above 0.
         order: (V, B, 4) int64, brightness (0), contrast (1), saturation (2) and hue (3) as they follow each other.
     """
 
     factors: Tensor
-    angle: Tensor
+    hue: Tensor
     order: Tensor
 
 
@@ -69,10 +69,10 @@ def draw_jitter(keys: Tensor, config: JitterConfig) -> Jitter:
     on = numbers[..., 0] < config.probability
     strengths = (config.brightness, config.contrast, config.saturation)
     factors = [uniform_between(numbers[..., 1 + k], max(0.0, 1 - s), 1 + s) for k, s in enumerate(strengths)]
-    angle = uniform_between(numbers[..., 4], -config.hue, config.hue) * (2 * math.pi)
+    hue = uniform_between(numbers[..., 4], -config.hue, config.hue)
     return Jitter(
         factors=torch.where(on[..., None], torch.stack(factors, -1), 1.0).float(),
-        angle=torch.where(on, angle, 0.0).float(),
+        hue=torch.where(on, hue, 0.0).float(),
         order=numbers[..., 5:].argsort(-1),
     )
 
@@ -80,9 +80,9 @@ def draw_jitter(keys: Tensor, config: JitterConfig) -> Jitter:
 def jitter(images: Tensor, drawn: Jitter) -> Tensor:
     """Brightness, contrast and, for RGB, saturation and hue, in each view's own order; in place.
 
-    Every step is an affine map of the colours followed by a cut to [0, 1]: brightness f x; contrast f x + (1 - f) m
-    with m the mean grey level; saturation f x + (1 - f) grey(x); hue a turn of the chroma plane of YIQ (torchvision
-    turns HSV's hue instead, which costs two conversions and differs a little).
+    All as torchvision has them. Three are affine maps of the colours followed by a cut to [0, 1]: brightness f x;
+    contrast f x + (1 - f) m with m the mean grey level; saturation f x + (1 - f) grey(x). The fourth turns the hue of
+    HSV. It costs most, so it is done once for all views, between what comes before it in each and what comes after.
 
     Args:
         images: (N, C, *S) float32 in [0, 1] with C 1 or 3.
@@ -90,13 +90,22 @@ def jitter(images: Tensor, drawn: Jitter) -> Tensor:
     """
     if images.shape[1] == 1:
         return _jitter_grey(images, drawn)
-    flat = images.flatten(2)
-    matrices = _colour_matrices(drawn)
-    view = torch.arange(len(images), device=images.device)
-    for operation in drawn.order.unbind(1):
-        offset = torch.where(operation == 1, (1 - drawn.factors[:, 1]) * to_grey(flat.mean(2)).squeeze(1), 0.0)
-        flat = torch.baddbmm(offset[:, None, None], matrices[view, operation], flat).clamp_(0, 1)
+    slots = torch.arange(4, device=images.device)
+    hue_slot = (drawn.order == _HUE).byte().argmax(1, keepdim=True)
+    before, after = (torch.where(at, drawn.order, _HUE) for at in (slots < hue_slot, slots > hue_slot))
+    flat = _affine_steps(images.flatten(2), drawn, before[:, :-1])
+    flat = _affine_steps(turn_hue(flat, drawn.hue), drawn, after[:, 1:])
     return images.copy_(flat.view(images.shape))
+
+
+def _affine_steps(colours: Tensor, drawn: Jitter, operations: Tensor) -> Tensor:
+    """Steps of (N, 3, P) colours, one after the other: (N, steps), in the numbers of ``order``; hue changes nothing."""
+    matrices = _colour_matrices(drawn)
+    view = torch.arange(len(colours), device=colours.device)
+    for operation in operations.unbind(1):
+        offset = torch.where(operation == 1, (1 - drawn.factors[:, 1]) * to_grey(colours.mean(2)).squeeze(1), 0.0)
+        colours = torch.baddbmm(offset[:, None, None], matrices[view, operation], colours).clamp_(0, 1)
+    return colours
 
 
 def _jitter_grey(images: Tensor, drawn: Jitter) -> Tensor:
@@ -112,25 +121,20 @@ def _jitter_grey(images: Tensor, drawn: Jitter) -> Tensor:
     return images
 
 
-@cache
-def _colour_basis(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(3, 3) maps of colours: to grey, to their chroma, to their chroma turned by a right angle."""
-    yiq = torch.tensor(_YIQ, dtype=torch.float64)
-    grey = torch.tensor(LUMA, dtype=torch.float64).expand(3, 3)
-    quarter = torch.tensor([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
-    turned = yiq.inverse() @ quarter @ yiq
-    chroma = torch.eye(3, dtype=torch.float64) - grey
-    return grey.float().to(device), chroma.float().to(device), turned.float().to(device)
-
-
 def _colour_matrices(drawn: Jitter) -> Tensor:
-    """(N, 4, 3, 3): the linear parts of brightness, contrast, saturation and hue."""
-    grey, chroma, turned = _colour_basis(drawn.factors.device)
+    """(N, 4, 3, 3): the linear parts of brightness, contrast and saturation, and what changes nothing."""
     brightness, contrast, saturation = drawn.factors[..., None, None].unbind(1)
-    cos, sin = drawn.angle.cos()[:, None, None], drawn.angle.sin()[:, None, None]
-    identity = grey + chroma
-    hue = grey + cos * chroma + sin * turned
-    return torch.stack((brightness * identity, contrast * identity, grey + saturation * chroma, hue), 1)
+    identity = torch.eye(3, device=drawn.factors.device).expand(len(drawn.factors), 3, 3)
+    grey = _grey_map(drawn.factors.device)
+    return torch.stack(
+        (brightness * identity, contrast * identity, torch.lerp(grey, identity, saturation), identity), 1
+    )
+
+
+@cache
+def _grey_map(device: torch.device) -> Tensor:
+    """(3, 3): colours to their grey."""
+    return torch.tensor(LUMA).expand(3, 3).contiguous().to(device)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Random numbers that belong to the sample, not to the process that asks for them.
 
 A number is a pure function of (seed, epoch, sample, view, stream, draw): a counter-based generator in the manner of
-Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), built from the 64-bit finaliser of SplitMix64
-(Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014). All of it is integer arithmetic
-in int64 tensors, which wraps the same way on every device, so any worker, batch or device draws the same numbers.
+Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), built from :mod:`dira_dist.data.splitmix`. All
+of it is integer arithmetic in int64 tensors, so any worker, batch or device draws the same numbers.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -13,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+from dira_dist.data.splitmix import GOLDEN_GAMMA, mix, shift_right, signed
 
 
 class RandomPurpose(IntEnum):
@@ -27,26 +26,8 @@ class RandomPurpose(IntEnum):
     SHUFFLE = 6
 
 
-def _signed(value: int) -> int:
-    """The int64 with the same 64 bits as ``value`` modulo 2**64."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _shift_right(bits: Tensor, count: int) -> Tensor:
-    """Logical right shift: torch's own keeps the sign."""
-    return (bits >> count) & ((1 << (64 - count)) - 1)
-
-
-def mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection of int64 tensors in which every input bit moves every output bit."""
-    bits = (bits ^ _shift_right(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
-    bits = (bits ^ _shift_right(bits, 27)) * _signed(0x94D049BB133111EB)
-    return bits ^ _shift_right(bits, 31)
-
-
 def _absorb(state: Tensor, word: Tensor) -> Tensor:
-    return mix(state + mix(word + _signed(_GOLDEN_GAMMA)))
+    return mix(state + mix(word + GOLDEN_GAMMA))
 
 
 def view_keys(seed: int, epochs: Tensor, sample_ids: Tensor, views: int) -> Tensor:
@@ -61,7 +42,7 @@ def view_keys(seed: int, epochs: Tensor, sample_ids: Tensor, views: int) -> Tens
     Returns:
         (V, B) int64.
     """
-    start = mix(torch.full_like(sample_ids, _signed(seed)))
+    start = mix(torch.full_like(sample_ids, signed(seed)))
     keys = _absorb(_absorb(start, epochs), sample_ids)
     return _absorb(keys, torch.arange(views, device=keys.device)[:, None])
 
@@ -80,8 +61,8 @@ def uniform(keys: Tensor, stream: RandomPurpose, count: int) -> Tensor:
     """
     draws = torch.arange(1, count + 1, device=keys.device)
     start = _absorb(keys, torch.full_like(keys, int(stream)))
-    bits = mix(start[..., None] + draws * _signed(_GOLDEN_GAMMA))
-    return _shift_right(bits, 11).double() * 2.0**-53
+    bits = mix(start[..., None] + draws * GOLDEN_GAMMA)
+    return shift_right(bits, 11).double() * 2.0**-53
 
 
 def uniform_between(numbers: Tensor, low: float, high: float) -> Tensor:

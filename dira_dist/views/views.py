@@ -1,10 +1,10 @@
 """From a batch of images to what the networks see: two distorted views and the target, on the images' device."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -49,15 +49,24 @@ class Views:
 
     Attributes:
         view_1: (B, in_channels, *S) float32 in [0, 1], distorted.
-        view_2: (B, in_channels, *S) float32 in [0, 1], distorted: another crop of the same image.
-        target: (B, 1, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for.
+        view_2: (B, in_channels, *S) float32 in [0, 1], distorted: another crop of the same image; None where not
+            asked for.
+        target: (B, R, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for. R is
+            1 of grey and colour, and as many as the sequences of a sample.
         sample_ids: (B,) int64.
+        distortion: how `view_1` is distorted, by name: ``kind`` (B,) int64.
+        labels: of the samples, by name, where somebody needs them.
     """
 
     view_1: Tensor
-    view_2: Tensor
+    view_2: Tensor | None
     target: Tensor | None
     sample_ids: Tensor
+    distortion: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: tuple[Mapping[str, Any], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.view_1)
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ def make_views(
     in_channels: int,
     config: ViewsConfig,
     with_target: bool = True,
+    with_second: bool = True,
 ) -> Views:
     """Two distorted views and the target of each image, the whole batch at once, on the images' device.
 
@@ -106,6 +116,7 @@ def make_views(
             luma is taken.
         config: the section.
         with_target: False where no restoration is trained.
+        with_second: False where nobody compares two views; the first one is the same either way.
 
     Raises:
         RequestError: the images' type or channels are not supported, or the size has another number of axes.
@@ -114,19 +125,21 @@ def make_views(
     if images.device.type == "cpu":
         _keep_pages()
     sides_px = per_axis(image_size, images.ndim - 2)
-    drawn = _draw(view_keys(seed, epochs, sample_ids, views=2), sizes_px, sides_px, config)
+    drawn = _draw(view_keys(seed, epochs, sample_ids, views=1 + with_second), sizes_px, sides_px, config)
     with torch.autocast(images.device.type, enabled=False):
         views, target = _render(images, drawn, sides_px, min(in_channels, images.shape[1]), config, with_target)
-    view_1, view_2 = views.expand(-1, -1, in_channels, *views.shape[3:])
-    return Views(view_1, view_2, target, sample_ids)
+    view_1, *others = views.expand(-1, -1, in_channels, *views.shape[3:])
+    if target is not None and in_channels not in (1, 3):
+        target = target.expand(-1, in_channels, *sides_px)  # grey, repeated like the views
+    return Views(view_1, others[0] if others else None, target, sample_ids, {"kind": drawn.distortion.kind[0]})
 
 
 def _render(
     images: Tensor, drawn: _Drawn, sides_px: tuple[int, ...], channels: int, config: ViewsConfig, with_target: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Views (2, B, channels, *S) and target (B, 1, *S) with the parameters that were drawn."""
-    shape = (len(images), 1, *sides_px)
-    views = torch.empty((2, shape[0], channels, *shape[2:]), device=images.device)
+    """Views (V, B, channels, *S) and target (B, R, *S) with the parameters that were drawn."""
+    shape = (len(images), 1 if channels in (1, 3) else channels, *sides_px)
+    views = torch.empty((len(drawn.crops.flipped), shape[0], channels, *shape[2:]), device=images.device)
     target = torch.empty(shape, device=images.device) if with_target else None
     for part in _parts(views):
         count = len(images[part])
@@ -138,13 +151,13 @@ def _render(
         if target is not None and config.target == "view":
             target[part] = _to_restore(view[:count])
         distorted = distort(view.contiguous(), drawn.distortion.of(part), config.distortion)
-        views[:, part] = distorted.view(2, count, *distorted.shape[1:])
+        views[:, part] = distorted.view(len(views), count, *distorted.shape[1:])
     return views, target
 
 
 def _to_restore(images: Tensor) -> Tensor:
-    """(N, C, *S) to (N, 1, *S): grey as it is, the luma of colour, the mean of the sequences of a sample."""
-    return to_grey(images) if images.shape[1] in (1, 3) else images.mean(1, keepdim=True)
+    """Grey as it is, the luma of colour, each of the sequences of a sample: (N, C, *S) to (N, 1 or C, *S)."""
+    return to_grey(images) if images.shape[1] in (1, 3) else images
 
 
 def _jittered(images: Tensor, drawn: Jitter) -> Tensor:
@@ -168,7 +181,7 @@ def _keep_pages() -> None:
 
 
 def _parts(views: Tensor) -> list[slice]:
-    """The batch in parts whose (2, b, C, *S) views stay within a bound.
+    """The batch in parts whose (V, b, C, *S) views stay within a bound.
 
     On a GPU that is a bound on memory: one part as a rule. On a CPU it keeps them in the caches and below what
     the allocator hands out again: fresh pages cost more than the arithmetic.

@@ -4,22 +4,29 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
 import ray
-from chaos import ChaosJob, when, worker_processes
+from chaos import ChaosJob, different, when, worker_processes
+from line import INTERCEPT, SLOPE, LineJob
+from mlflow.pyfunc import load_model
 
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.config import JobFailedError
-from dira_dist.jobs.job import ResourcesConfig
+from dira_dist.environment import environment
+from dira_dist.jobs.base import ResourcesConfig
 
 pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
-    """One Ray for all runs of this file."""
-    with embedded_ray(ResourcesConfig(workers=2)):
+    """One Ray for all runs of this file, whose workers find the second task."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH"))))
+    with environment(PYTHONPATH=path), embedded_ray(ResourcesConfig(workers=2)):
         yield
 
 
@@ -59,3 +66,33 @@ def test_a_worker_that_hangs_is_named(make_job: Callable[..., ChaosJob]) -> None
     assert "the workers waited 15 s: worker " in message
     assert "not heard of for" in message
     assert ray.is_initialized()
+
+
+def test_another_task_runs_on_the_same_machinery(chaos_shards: Path, tmp_path: Path) -> None:
+    """A line, known to nothing of the package: two workers, one killed, resumed, evaluated, registered, used."""
+    LineJob.model_validate({"name": "known", "data": {"train": "a"}})
+    jobs = []
+    for name in ("unbroken", "broken"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"""
+kind: line
+name: {name}
+data: {{train: {chaos_shards}, image_size: 32, loader_workers: 0}}
+steps: 60
+resources: {{workers: 2, resize_every_s: 5}}
+checkpoint: {{storage: "{tmp_path}/runs", every_steps: 5}}
+tracking: {{uri: "sqlite:///{tmp_path}/{name}.db", register_as: line, log_every_steps: 1, system_metrics_every_s: 0}}
+""")
+        jobs.append(ChaosJob(tmp_path, name, 60, f"{tmp_path}/runs"))
+    unbroken, broken = jobs
+    outcome = unbroken.run()
+    with when(lambda: broken.has_reached(20), lambda: worker_processes()[0].kill()):
+        broken.run()
+    assert broken.setbacks()[0] == 1
+    assert broken.history("train/loss/squared") == unbroken.history("train/loss/squared")
+    assert different(broken.final().tensors, unbroken.final().tensors) == []
+    first, last = outcome.quality["untrained"]["val/error"], outcome.quality["1-train"]["val/error"]
+    assert last < 0.2 < first
+    mlflow.set_tracking_uri(unbroken.database)
+    predicted = load_model(f"models:/{outcome.model.removeprefix('models:/')}").predict(np.array([0.5]))
+    assert predicted == pytest.approx([SLOPE * 0.5 + INTERCEPT], abs=0.2)

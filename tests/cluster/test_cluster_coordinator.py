@@ -1,11 +1,20 @@
-"""The coordinator without its actor: requests, heartbeats, and who holds up the others."""
+"""The coordinator, first without its actor: requests, heartbeats, stragglers; then through its client."""
 
-import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import ray
 
 from dira_dist.cluster.fit import coordinator as coordinator_module
-from dira_dist.cluster.fit.coordinator import Coordinator, EvaluationRequest
+from dira_dist.cluster.fit.coordinator import (
+    Coordinator,
+    CoordinatorClient,
+    EvaluationRequest,
+    Snapshot,
+    start_coordinator,
+)
 
 
 @pytest.fixture
@@ -15,14 +24,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_wish_to_move_ends_with_the_attempt_and_a_wish_to_stop_never(clock: list[float]) -> None:
+def test_a_request_to_move_ends_with_the_attempt_and_one_to_stop_never(clock: list[float]) -> None:
     coordinator = Coordinator(stall_s=60)
     coordinator.request_stop("move")
-    assert coordinator.sign(0, "a", "computing", 1, 0.1) == "move"
-    coordinator.left(1)
-    assert coordinator.left_at() == 1
+    assert coordinator.beat(0, "a", "computing", 1, 0.1) == "move"
+    coordinator.saved(1)
+    assert coordinator.saved_at() == 1
     coordinator.new_attempt()
-    assert (coordinator.requested(), coordinator.left_at()) == ("", None)
+    assert (coordinator.requested(), coordinator.saved_at()) == ("", None)
     coordinator.request_stop("stop")
     coordinator.request_stop("move")
     coordinator.new_attempt()
@@ -43,19 +52,19 @@ def test_who_holds_up_the_others(clock: list[float], signs: dict[int, tuple[str,
     coordinator = Coordinator(stall_s=60)
     for rank, (phase, step, silent_s) in signs.items():
         clock[0] = 1000.0 - silent_s
-        coordinator.sign(rank, f"host{rank}", phase, step, 2.0)
+        coordinator.beat(rank, f"host{rank}", phase, step, 2.0)
     clock[0] = 1000.0
     found = coordinator.straggler()
     assert found.startswith(straggler) and bool(found) == bool(straggler)
-    assert ("not heard of for 30 s" in found) == any(silent for _, _, silent in signs.values())
+    assert ("no heartbeat for 30 s" in found) == any(silent for _, _, silent in signs.values())
 
 
 def test_a_stall_is_told_once_in_a_while(clock: list[float]) -> None:
     coordinator = Coordinator(stall_s=60)
     for second in range(0, 150, 10):
         clock[0] = 1000.0 + second
-        coordinator.sign(0, "a", "computing", 3, second)
-        coordinator.sign(1, "b", "waiting for data", 3, second)
+        coordinator.beat(0, "a", "computing", 3, second)
+        coordinator.beat(1, "b", "waiting for data", 3, second)
     warnings = coordinator.read().warnings
     assert len(warnings) == 2
     assert "no step for 70 s: worker 1 on b is waiting for data after step 3" in warnings[0]
@@ -63,14 +72,15 @@ def test_a_stall_is_told_once_in_a_while(clock: list[float]) -> None:
 
 def test_steps_done_again_are_those_after_the_checkpoint(clock: list[float]) -> None:
     coordinator = Coordinator(stall_s=60)
-    assert coordinator.resumed(20) == (0, 0), "what another session had done beyond it is not known"
+    assert coordinator.resumed(20, "a") == (0, 0), "what another session had done beyond it is not known"
     assert coordinator.read().warnings == []
     coordinator.post(24, {})
-    coordinator.sign(0, "a", "computing", 27, 0.1)
-    assert coordinator.resumed(25) == (1, 2), "steps that were done and not reported yet count too"
-    coordinator.sign(0, "a", "computing", 26, 0.1)
-    assert coordinator.resumed(25) == (2, 3), "a second loss before the next checkpoint"
-    assert coordinator.resumed(25) == (3, 3)
+    coordinator.beat(0, "a", "computing", 27, 0.1)
+    assert coordinator.resumed(25, "b") == (1, 2), "steps that were done and not reported yet count too"
+    coordinator.beat(0, "a", "computing", 26, 0.1)
+    assert coordinator.resumed(25, "c") == (2, 3), "a second loss before the next checkpoint"
+    assert coordinator.resumed(25, "d") == (3, 3)
+    assert coordinator.resumed(25, "d") == (3, 3), "a call that arrives twice"
     assert "go on from step 25; steps done again: 2" in coordinator.read().warnings[0]
 
 
@@ -78,20 +88,69 @@ def test_how_long_workers_are_waited_for(clock: list[float]) -> None:
     coordinator = Coordinator(stall_s=60)
     clock[0] += 30
     assert coordinator.without_workers_s() == 30
-    coordinator.workers_are_there()
+    coordinator.workers_started()
     assert coordinator.without_workers_s() == 0
     clock[0] += 10
     coordinator.wait_for_workers()
     clock[0] += 5
     coordinator.new_attempt()
-    coordinator.sign(1, "b", "computing", 3, 0.1)
+    coordinator.beat(1, "b", "computing", 3, 0.1)
     clock[0] += 5
     assert coordinator.without_workers_s() == 10, "neither another try nor one of several workers begins it anew"
 
 
-def test_requests_are_taken_once(clock: list[float]) -> None:
+def test_requests_are_kept_and_a_repeated_one_counts_once(clock: list[float]) -> None:
     coordinator = Coordinator(stall_s=60)
-    coordinator.request_evaluation(EvaluationRequest("1-di", 5, "step-5"))
-    assert coordinator.take_requests() == [EvaluationRequest("1-di", 5, "step-5")]
-    assert coordinator.take_requests() == []
-    assert time.monotonic() == clock[0]
+    first, second = EvaluationRequest("1-di", 5, "step-5"), EvaluationRequest("2-dir", 9, "step-9")
+    for request in (first, first, second):
+        coordinator.request_evaluation(request)
+    assert coordinator.evaluation_requests(0) == [first, second]
+    assert coordinator.evaluation_requests(1) == [second], "an answer that was lost can be asked for again"
+    assert coordinator.evaluation_requests(2) == []
+
+
+class _LosesFirstCalls:
+    """A coordinator's handle whose connection fails for the first few calls."""
+
+    def __init__(self, actor: Any, failures: int) -> None:
+        self._actor, self.failures = actor, failures
+
+    def __getattr__(self, method: str) -> Any:
+        if self.failures:
+            self.failures -= 1
+            raise ray.exceptions.ActorUnavailableError("the connection is lost", None)
+        return getattr(self._actor, method)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[CoordinatorClient]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    yield start_coordinator(stall_s=60)
+    ray.shutdown()
+
+
+def test_a_client_calls_sends_and_travels(client: CoordinatorClient) -> None:
+    @ray.remote(num_cpus=0)
+    def elsewhere(travelled: CoordinatorClient) -> str:
+        travelled.send(Coordinator.post, 7, {"train/loss/total": 2.0})
+        return travelled.call(Coordinator.beat, 0, "a", "computing", 7, phase_s=0.1)
+
+    client.call(Coordinator.request_stop, "move")
+    assert ray.get(elsewhere.remote(client)) == "move"
+    assert client.call(Coordinator.read) == Snapshot(7, {"train/loss/total": 2.0}, [])
+
+
+def test_a_connection_that_is_lost_for_a_moment_ends_no_run(client: CoordinatorClient) -> None:
+    flaky = _LosesFirstCalls(client.actor, 2)
+    assert replace(client, actor=flaky).call(Coordinator.fatal) == ""
+    assert flaky.failures == 0
+    lost = replace(client, actor=_LosesFirstCalls(client.actor, 99))
+    with pytest.raises(ray.exceptions.ActorUnavailableError):
+        lost.within(0.2).call(Coordinator.fatal)
+
+
+def test_a_coordinator_that_is_gone_is_not_waited_for(client: CoordinatorClient) -> None:
+    gone = start_coordinator(stall_s=60)
+    ray.kill(gone.actor)
+    with pytest.raises(ray.exceptions.RayActorError):
+        gone.call(Coordinator.fatal)

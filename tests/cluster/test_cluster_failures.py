@@ -8,7 +8,8 @@ from ray.train.v2._internal.execution.failure_handling.default import _is_preemp
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from dira_dist.cluster.fit.failures import MovedError, advice_on_memory, is_out_of_memory, is_timeout
-from dira_dist.jobs.job import PretrainJob, load_job
+from dira_dist.jobs.load import load_job
+from dira_dist.jobs.pretrain import PretrainJob
 
 
 @pytest.fixture

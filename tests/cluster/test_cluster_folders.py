@@ -8,7 +8,7 @@ import ray
 from dira_dist.cluster.folders import check_seen
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
 
 
 def test_a_machine_that_lacks_a_file_is_named(tmp_path: Path) -> None:

@@ -248,10 +248,10 @@ PROBE = """
 import os
 import time
 import ray
-from dira_dist.cluster.capacity import check_capacity
+from dira_dist.cluster.session import check_capacity
 from dira_dist.cluster.fit.prometheus import JobMetrics
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
 
 ray.init(log_to_driver=False)
 check_capacity(ResourcesConfig(workers=(2, 64)), 0)

@@ -21,11 +21,13 @@ from dira_dist.cluster.session import embedded_ray
 from dira_dist.cluster.tune.search import SearchOutcome
 from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
-from dira_dist.jobs.job import LoadedSearch, ResourcesConfig, load_job
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.load import LoadedSearch, load_job
 from dira_dist.jobs.search_plan import plan_search
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.runs.evaluations import read_evaluations
-from dira_dist.search.ledger import Trial, read_search
+from dira_dist.runs.search import read_search
+from dira_dist.search.trial import Trial
 from dira_dist.training.checkpoints import CheckpointFolder
 
 pytestmark = pytest.mark.timeout(1200)

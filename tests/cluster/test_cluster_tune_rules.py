@@ -1,7 +1,6 @@
 """Which search a folder goes on with, and which trials ASHA stops, without a cluster."""
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,21 +12,21 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 import dira_dist
-from dira_dist.cluster.tune import controller as controller_module
-from dira_dist.cluster.tune import tuner
-from dira_dist.cluster.tune.search import claim_search, trials_at_once
+from dira_dist.cluster.tune.search import claim_search, trials_at_once, tuner
+from dira_dist.cluster.tune.search import controller as controller_module
 from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP
 from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, open_store
-from dira_dist.jobs.job import LoadedSearch, load_job
+from dira_dist.jobs.load import LoadedSearch, load_job
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.runs.run import RunState
-from dira_dist.search.ledger import FILE_NAME, SearchState, Trial, read_search
+from dira_dist.runs.search import SearchState, read_search
 from dira_dist.search.ranking import Goal
 from dira_dist.search.rungs import Rungs
 from dira_dist.search.suggestions import Suggestions
+from dira_dist.search.trial import Trial
 
 SPACE = {"loss_weights.restorative": {"low": 1, "high": 100}}
 
@@ -35,7 +34,7 @@ SPACE = {"loss_weights.restorative": {"low": 1, "high": 100}}
 def wanted(*overrides: str) -> SearchState:
     values: dict[str, Any] = {"kind": "tune", "name": "s", "search": {"space": SPACE}}
     values["base"] = {"data": {"train": "a"}, "stages": [{"objective": "dir", "epochs": 200}]}
-    return SearchState(load_job(values, overrides).record, "digest", evaluated_on={"val": "v", "probe-val": "p"})
+    return SearchState(load_job(values, overrides).public, "digest", evaluated_on={"val": "v", "probe-val": "p"})
 
 
 @pytest.fixture
@@ -88,15 +87,6 @@ def test_other_images_and_a_pretraining_of_the_name_are_refused(store: Store, tm
     RunState({"name": "s"}, {}).write(taken)
     with pytest.raises(RequestError, match="a pretraining run of this name is there"):
         claim_search(taken, wanted())
-
-
-def test_a_record_without_digests_is_read_and_held_to_its_addresses(store: Store) -> None:
-    values = json.loads(store.read_bytes(FILE_NAME))
-    del values["evaluated_on"]
-    store.write_bytes(FILE_NAME, json.dumps(values).encode())
-    assert claim_search(store, wanted()).evaluated_on == wanted().evaluated_on
-    with pytest.raises(RequestError, match=r"base\.data\.val: None there, 'c' here"):
-        claim_search(store, wanted("base.data.val=c"))
 
 
 def plan(rungs: Rungs | None) -> Any:

@@ -104,7 +104,9 @@ def test_seed_epoch_and_window_change_the_order() -> None:
 def test_the_order_is_the_same_for_ever() -> None:
     """A resumed job must find the order it left, also after an update of numpy or of this package."""
     order = Order([3, 5, 2, 6], lanes=4, window=2, seed=7)
-    assert list(order.local_ids(range(4), 0, 16)) == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 14, 15]
+    assert list(order.local_ids(range(4), 0, 16)) == [11, 10, 13, 12, 15, 14, 1, 0, 3, 2, 5, 4, 7, 6, 8, 9]
+    order = Order([3, 5, 2, 7], lanes=4, window=2, seed=7)  # one is left out of each epoch
+    assert list(order.local_ids(range(4), 16, 16)) == [12, 13, 11, 10, 14, 15, 3, 16, 6, 7, 4, 5, 0, 2, 9, 8]
 
 
 def test_shuffles_evenly() -> None:
@@ -115,12 +117,46 @@ def test_shuffles_evenly() -> None:
     assert abs(counts - 500).max() < 120  # 5.7 standard deviations
 
 
-def test_next_shard_of_a_lane() -> None:
-    order = Order([4, 4, 4, 4], lanes=2, window=2, seed=0)
-    first = order.block(1, 0).spans[0].shard
-    second = order.block(1, 4).spans[0].shard
-    assert order.shard_after(1, 0) == order.shard_after(1, 3) == second != first
-    assert order.shard_after(1, 4) == order.block(1, 8).spans[0].shard
+@settings(max_examples=80, deadline=None)
+@given(sets, st.data())
+def test_next_shard_of_a_lane(counts: list[int], data: st.DataObject) -> None:
+    """Read off row by row: the shard of the first row that is not its predecessor's neighbour in a shard."""
+    order = Order(counts, lanes=data.draw(st.integers(1, min(16, sum(counts)))), window=1, seed=data.draw(seeds))
+    lane, row = data.draw(st.integers(0, order.lanes - 1)), data.draw(st.integers(0, 2 * order.rows_per_epoch))
+    ids = order.lane_ids(lane, row, (row // order.rows_per_epoch + 1) * order.rows_per_epoch + 1)
+    shards = np.repeat(np.arange(len(counts)), counts)[ids]
+    leaps = np.flatnonzero((np.diff(ids) != 1) | (np.diff(shards) != 0))
+    opened = order.shard_after(lane, row)
+    assert opened == shards[leaps[0] + 1 if len(leaps) else -1] or opened == shards[0], "which is open already"
+    if not len(leaps) or shards[leaps[0] + 1] == shards[0]:
+        assert opened == shards[0]
+
+
+@settings(max_examples=80, deadline=None)
+@given(orders(), st.integers(0, 10**6), st.integers(1, 40))
+def test_samples_are_left_out_in_turn(order: Order, first: int, epochs: int) -> None:
+    """Over any run of epochs no sample is left out more than once more often than any other."""
+    seen = np.zeros(order.samples, dtype=np.int64)
+    for epoch in range(first, first + epochs):
+        seen[order.share_ids(range(order.lanes), epoch * order.samples_per_epoch, order.samples_per_epoch)] += 1
+    assert seen.max() - seen.min() <= 1
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[1024, 1024], [2048], [1000, 1000, 48], [128] * 16, [32] * 64],
+    ids=["two", "one", "two and a bit", "as many as lanes", "four times the lanes"],
+)
+def test_few_shards_and_equal_ones_give_a_sample_other_neighbours_in_each_epoch(counts: list[int]) -> None:
+    """In 24 epochs a sample meets nearly as many others in its batches as in batches drawn at random."""
+    order, batch, epochs = Order(counts, lanes=16, window=16, seed=0), 32, 24
+    met = np.zeros((order.samples, order.samples), dtype=bool)
+    for start in range(0, epochs * order.samples_per_epoch, batch):
+        ids = order.share_ids(range(order.lanes), start, batch)
+        met[np.ix_(ids, ids)] = True
+    share_met = (met.sum() - order.samples) / (order.samples * (order.samples - 1))
+    at_random = 1 - (1 - (batch - 1) / (order.samples - 1)) ** epochs
+    assert share_met > 0.9 * at_random
 
 
 def test_survives_pickling() -> None:

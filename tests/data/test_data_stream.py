@@ -148,7 +148,7 @@ def test_the_budget_counts_different_samples_and_names_them(tmp_path: Path, make
     take(address, 20, bad_sample_budget=3)
     with pytest.raises(TooManyBadSamplesError, match=r"3 samples cannot be decoded.*budget is 2: .*k0006"):
         take(address, 20, bad_sample_budget=2)
-    with pytest.raises(TooManyBadSamplesError, match="k0005"):
+    with pytest.raises(TooManyBadSamplesError, match=r"k00(05|06|30)"):
         take(address, 20, bad_sample_budget=0, loader_workers=1)
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from dira_dist.config import RequestError
-from dira_dist.jobs.job import PretrainJob, dump_job, job_schema, load_job
+from dira_dist.config import RequestError, flatten, mutable_keys
+from dira_dist.jobs.load import dump_job, job_schema, load_job
+from dira_dist.jobs.pretrain import PretrainJob
 from dira_dist.training.optimizer import OptimizerConfig
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
@@ -52,12 +54,45 @@ def test_stages_inherit_and_override() -> None:
 def test_a_method_brings_its_own_optimiser_unless_one_is_named() -> None:
     barlow = ["method={name: barlow_twins}"]
     own = load_job(SHORTEST, barlow).job
-    assert own.optimizer == OptimizerConfig(name="lars", lr=0.2, weight_decay=1e-6, warmup_epochs=10)
+    published = {"lr": 0.2, "lr_batch": 256, "weight_decay": 1e-6, "warmup_epochs": 10}
+    assert own.optimizer == OptimizerConfig(name="lars", bias_lr_factor=0.0048 / 0.2 / 32, **published)
     assert [stage.optimizer for stage in own.stages] == [own.optimizer] * 3
     slower = load_job(SHORTEST, [*barlow, "optimizer.lr=0.1"]).job
     assert slower.optimizer == own.optimizer.model_copy(update={"lr": 0.1})
     assert load_job(SHORTEST, [*barlow, "optimizer.name=sgd"]).job.optimizer == OptimizerConfig()
-    assert load_job(SHORTEST, ["method={name: simsiam}"]).job.optimizer == OptimizerConfig()
+    assert load_job(SHORTEST, [*barlow, "optimizer.name=lars"]).job.optimizer == own.optimizer
+    simsiam = load_job(SHORTEST, ["method={name: simsiam}"]).job.optimizer
+    assert simsiam == OptimizerConfig(name="sgd", lr=0.05, lr_batch=256)
+
+
+def test_a_stage_with_another_optimiser_takes_over_nothing_of_the_jobs() -> None:
+    def stage(optimizer: dict[str, Any], *overrides: str) -> OptimizerConfig:
+        values = {**SHORTEST, "stages": [{"objective": "di", "epochs": 1, "optimizer": optimizer}]}
+        return load_job(values, overrides).job.stages[0].optimizer
+
+    barlow, rate = "method={name: barlow_twins}", "optimizer.lr=0.07"
+    assert stage({"name": "adamw"}, rate) == OptimizerConfig(name="adamw")
+    assert stage({"name": "sgd"}, rate).lr == stage({}, rate).lr == 0.07, "the same, named or not"
+    assert stage({"name": "sgd"}, barlow) == OptimizerConfig()
+    published = load_job(SHORTEST, [barlow]).job.optimizer
+    assert stage({"name": "lars"}, barlow, "optimizer={name: sgd, lr: 0.07}") == published, "the method's own is known"
+    assert stage({"name": "lars"}, rate) == OptimizerConfig(name="lars")
+
+
+def test_each_optimiser_has_a_rate_of_its_own() -> None:
+    sgd, adamw, lars = (OptimizerConfig(name=name) for name in ("sgd", "adamw", "lars"))
+    assert (sgd.lr, sgd.lr_batch) == (0.03, None), "the published run's, with batches of 256 and of 16"
+    assert (adamw.lr, adamw.lr_batch, lars.lr, lars.lr_batch) == (5e-4, 256, 0.2, 256)
+    assert OptimizerConfig(name="lars", lr=0.1, lr_batch=None).lr_batch is None
+
+
+def test_a_rate_is_scaled_from_its_batch_to_the_stages() -> None:
+    job = load_job(SHORTEST, ["method={name: barlow_twins}", "data.global_batch=1024"]).job
+    assert [stage.optimizer.for_batch(stage.global_batch).lr for stage in job.stages] == [0.8] * 3
+    stages = [{"objective": "dir", "epochs": 1}, {"objective": "dira", "epochs": 1, "global_batch": 16}]
+    moco = load_job({**SHORTEST, "stages": stages}).job
+    rates = [stage.optimizer.for_batch(stage.global_batch).lr for stage in moco.stages]
+    assert rates == [0.03, 0.03], "as published"
 
 
 def test_a_recorded_job_is_the_same_job_again() -> None:
@@ -108,8 +143,43 @@ def test_the_schema_refuses_what_the_job_refuses() -> None:
 
 def test_reading_a_job_needs_neither_ray_nor_mlflow() -> None:
     program = (
-        "import sys; from dira_dist.jobs.job import load_job; load_job({'name': 'a', 'data': {'train': 'x'}});"
+        "import sys; from dira_dist.jobs.load import load_job; load_job({'name': 'a', 'data': {'train': 'x'}});"
         "sys.exit(str(sorted({'ray', 'mlflow', 'boto3'} & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "[]"
+
+
+# What may change between two starts of a run, by dotted key: where things are and who computes.
+CHANGES_IN_A_RUN = (
+    "checkpoint",
+    "data.bad_sample_budget",
+    "data.cache",
+    "data.loader_workers",
+    "data.storage_timeout_s",
+    "data.train",
+    "data.val",
+    "evaluation",
+    "execution.compile",
+    "guards",
+    "model.gradient_checkpointing",
+    "probe.train",
+    "probe.val",
+    "resources",
+    "tracking",
+)
+
+
+def _leaves_below(keys: Iterable[str]) -> set[str]:
+    values = {**SHORTEST, "probe": {"train": "a", "val": "b", "label": "c"}}
+    leaves = flatten(load_job({**values, "data": {**SHORTEST["data"], "cache": {"dir": "x", "max_bytes": 1}}}).public)
+    return {leaf for leaf in leaves if any(f"{leaf}.".startswith(f"{key}.") for key in keys)}
+
+
+def test_what_may_change_between_two_starts_of_a_run() -> None:
+    assert _leaves_below(mutable_keys(PretrainJob, "run")) == _leaves_below(CHANGES_IN_A_RUN)
+
+
+def test_a_search_goes_on_with_the_same_steps_of_evaluation() -> None:
+    allowed = _leaves_below(CHANGES_IN_A_RUN) - {"evaluation.every_steps"}
+    assert _leaves_below(mutable_keys(PretrainJob, "search")) == allowed

@@ -7,7 +7,7 @@ import pytest
 
 import dira_dist
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import LoadedSearch, load_job
+from dira_dist.jobs.load import LoadedSearch, load_job
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.quickstart.phantom import write_archive
 

@@ -297,12 +297,12 @@ def test_the_gpu_overlay_gives_workers_gpus_and_keeps_the_head_off_them(kustomiz
 
 
 def test_the_spot_overlay_is_elastic_with_its_head_on_demand(kustomize: Kustomize) -> None:
-    for folder, low in (("overlays/spot", 0), ("overlays/spot/pretrain", 2)):
+    for folder, low, high in (("overlays/spot", 0, 8), ("overlays/spot/pretrain", 2, 4)):
         (cluster,) = filter(None, map(cluster_of, kustomize(folder)))
         assert cluster["enableInTreeAutoscaling"]
         assert cluster["autoscalerOptions"]["version"] == "v2"
         head, workers = groups_of(cluster)
-        assert (workers["minReplicas"], workers["replicas"], workers["maxReplicas"]) == (low, low, 8)
+        assert (workers["minReplicas"], workers["replicas"], workers["maxReplicas"]) == (low, low, high)
         assert head["template"]["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "on-demand"}
         assert workers["template"]["spec"]["nodeSelector"]["karpenter.sh/capacity-type"] == "spot"
         assert "nvidia.com/gpu.present" in workers["template"]["spec"]["nodeSelector"]

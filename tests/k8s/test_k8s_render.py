@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from dira_dist.cli import app
 from dira_dist.cluster.submit.kubernetes import object_name, render
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import load_job
+from dira_dist.jobs.load import load_job
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "jobs" / "pretrain.yaml"

@@ -58,6 +58,22 @@ def test_unknown_encoder_names_the_nearest() -> None:
         UNetConfig(encoder="tu-resnet18x")
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "tu-test_resnet"])
+def test_residual_blocks_start_as_the_identity_by_choice(encoder: str) -> None:
+    def still(network: UNet) -> int:
+        norms = (each for each in network.encoder.modules() if isinstance(each, nn.BatchNorm2d))
+        return sum(not norm.weight.any() for norm in norms)
+
+    blocks = {"resnet18": 8, "resnet50": 16, "tu-test_resnet": 4}[encoder]
+    assert still(UNet(UNetConfig(encoder=encoder, zero_init_residual=True))) == blocks
+    assert still(UNet(UNetConfig(encoder=encoder))) == (blocks if encoder.startswith("tu-") else 0), "timm's always do"
+
+
+def test_an_encoder_without_residual_blocks_cannot_start_them_as_the_identity() -> None:
+    with pytest.raises(ValidationError, match=r"vgg11_bn.*leave model.zero_init_residual out"):
+        UNetConfig(encoder="vgg11_bn", zero_init_residual=True)
+
+
 def test_encoder_without_a_pyramid_is_refused() -> None:
     with pytest.raises(RequestError, match="no pyramid of feature maps"):
         UNet(UNetConfig(encoder="tu-vit_tiny_patch16_224"))

@@ -134,3 +134,28 @@ def test_adversarial_losses_are_float32_at_half_precision(kind: str) -> None:
     scores = torch.randn(2, 1, 3, 3, dtype=torch.bfloat16)
     assert adversarial_loss(scores, kind).dtype == torch.float32
     assert discriminator_loss(scores, scores, kind).dtype == torch.float32
+
+
+@pytest.mark.parametrize("workers", [2, 4, 32])
+def test_barlow_twins_whole_gradient_is_so_many_times_the_published_codes(workers: int) -> None:
+    """Why the rate of biases and norms, which no one adapts, is the published one divided by the published workers.
+
+    There each worker adds up the others' terms of the cross-correlation without a gradient, and the workers' gradients
+    are averaged. The projections are normalised over the global batch, with gradients, as synchronised norms do.
+    """
+    images, weights = _random(0, 64, 5), _random(1, 5, 3).requires_grad_()
+    views = [images + 0.3 * _random(seed, 64, 5) for seed in (2, 3)]
+
+    def projections() -> list[Tensor]:
+        centred = [(view @ weights) - (view @ weights).mean(0) for view in views]
+        return [each / (each.square().mean(0) + EPSILON).sqrt() for each in centred]
+
+    whole = barlow_twins_loss(cross_correlation(*(view @ weights for view in views), 64), 0.1)
+    (true,) = torch.autograd.grad(whole, weights)
+    averaged = torch.zeros_like(true)
+    for rows in torch.arange(64).chunk(workers):
+        first, second = projections()
+        own = first[rows].T @ second[rows] / 64
+        summed = own + (first.T @ second / 64 - own).detach()
+        averaged += torch.autograd.grad(barlow_twins_loss(summed, 0.1), weights)[0] / workers
+    torch.testing.assert_close(averaged * workers, true, rtol=1e-6, atol=0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import dira_dist
 from dira_dist.objectives import METHODS, GlobalBatch, MethodConfig, default_method
 from dira_dist.objectives.collectives import RowExchange
+from dira_dist.objectives.method import MethodInputs
 from dira_dist.objectives.moco_v2 import MoCoV2, MoCoV2Config
 
 
@@ -40,7 +41,8 @@ def _moco(**settings: float) -> tuple[MoCoV2, TinyEncoder]:
 
 def _loss(method: MoCoV2, encoder: TinyEncoder, views: Tensor) -> Tensor:
     features = encoder(views)[-1].mean((2, 3))
-    return method(features, views.flip(0), lambda view: encoder(view)[-1].mean((2, 3)), GlobalBatch((len(views),)))
+    inputs = MethodInputs(lambda view: encoder(view)[-1].mean((2, 3)), features, second_view=views.flip(0))
+    return method(inputs, GlobalBatch((len(views),)))
 
 
 def test_methods_are_found_by_name() -> None:
@@ -127,7 +129,8 @@ def test_settings_of_the_other_methods_change_the_loss(name: str, setting: dict[
         torch.manual_seed(0)
         method = METHODS[name].model_validate({"name": name, **chosen}).build(nn.Identity(), 6)
         features = torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
-        losses.append(method(features, features.roll(1, 1), nn.Identity(), GlobalBatch((4,))).item())
+        inputs = MethodInputs(nn.Identity(), features, second_view=features.roll(1, 1))
+        losses.append(method(inputs, GlobalBatch((4,))).item())
     assert losses[0] != losses[1]
 
 
@@ -169,15 +172,17 @@ def test_share_weights_average_to_one() -> None:
 
 
 FOURTH_METHOD = """
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from dira_dist.objectives.collectives import GlobalBatch
-from dira_dist.objectives.method import Encode, Method, MethodSection
+from dira_dist.objectives.method import Method, MethodInputs, MethodSection, Need
 
 
 class PullConfig(MethodSection):
+    needs: ClassVar[frozenset[Need]] = frozenset({"maps", "labels", "distortion"})
     name: Literal["pull"] = "pull"
     strength: float = 2.0
 
@@ -190,8 +195,10 @@ class Pull(Method):
         super().__init__()
         self.strength = config.strength
 
-    def forward(self, features: Tensor, view_2: Tensor, encode: Encode, batch: GlobalBatch) -> Tensor:
-        return batch.local_weight * self.strength * (features - encode(view_2)).square().mean()
+    def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
+        assert inputs.pooled is None and inputs.second_view is None, "only what is asked for is given"
+        wanted = torch.tensor([label["age"] for label in inputs.labels]) + inputs.distortion["kind"]
+        return batch.local_weight * self.strength * (inputs.maps[-1].mean((1, 2, 3)) - wanted).square().mean()
 """
 
 USE_OF_IT = """
@@ -200,14 +207,16 @@ from pydantic import TypeAdapter
 
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import MethodConfig
-from dira_dist.training.step import TrainStep, build_networks
+from dira_dist.training.pretrain.networks import build_networks
+from dira_dist.training.pretrain.task import pretrain_step
 from dira_dist.views import Views
 
 method = TypeAdapter(MethodConfig).validate_python({"name": "pull", "strength": 3.0})
 networks = build_networks(UNetConfig(encoder="resnet18"), method, seed=0)
-step = TrainStep(networks, "dir", total_steps=2)
+step = pretrain_step(networks, "dir", total_steps=2)
 image = torch.rand(2, 1, 64, 64)
-result = step(Views(image, image.flip(3), image, torch.arange(2)), 0)
+labels = ({"age": 0.5}, {"age": 2.0})
+result = step(Views(image, None, image, torch.arange(2), {"kind": torch.tensor([0, 3])}, labels), 0)
 assert result.finite and float(result.losses["discriminative"]) > 0
 print("stepped")
 """

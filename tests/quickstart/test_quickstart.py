@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 import dira_dist
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import load_job
+from dira_dist.jobs.load import load_job
+from dira_dist.metrics import find
 from dira_dist.quickstart.quickstart import QuickstartReport, run_quickstart
 
 pytestmark = pytest.mark.timeout(1500)
@@ -59,6 +60,7 @@ def test_mlflow_holds_one_finished_run_with_every_metric(client: MlflowClient, r
     wanted |= {"train/skipped_steps", "train/bad_samples", "train/stage"}
     wanted |= {"val/psnr", "val/ssim", "val/rankme", "probe/knn_accuracy", "probe/knn_auroc", "probe/auroc"}
     assert wanted <= set(run.data.metrics)
+    assert all(find(name) for name in run.data.metrics), "every reported figure is in the catalogue"
     assert run.data.params["method.name"] == "moco_v2"
     assert run.data.params["stages.2.objective"] == "dira"
     assert run.inputs.dataset_inputs[0].dataset.name == "train"

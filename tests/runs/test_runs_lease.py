@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,8 @@ import pytest
 from dira_dist.config import RequestError
 from dira_dist.data.store import Store, open_store
 from dira_dist.runs import lease as lease_module
-from dira_dist.runs.lease import FILE_NAME, Driver, Lease
+from dira_dist.runs.folder import DRIVER
+from dira_dist.runs.lease import FORMAT, Driver, Lease
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def leased(store: Store, lost: list[Driver] | None = None) -> Lease:
 
 
 def written(store: Store, driver: Driver) -> None:
-    store.write_bytes(FILE_NAME, json.dumps(asdict(driver)).encode())
+    store.write_bytes(DRIVER, FORMAT.dump(driver))
 
 
 def test_a_driver_of_this_machine_counts_as_long_as_its_process(
@@ -60,8 +61,8 @@ def test_a_driver_of_this_machine_counts_as_long_as_its_process(
     written(store, there)
     other_process.kill()  # and not waited for: what is left is a zombie
     with leased(store):
-        assert store.stat(FILE_NAME) is not None
-    assert store.stat(FILE_NAME) is None, "whoever ends in good order leaves no sign"
+        assert store.stat(DRIVER) is not None
+    assert store.stat(DRIVER) is None, "whoever ends in good order leaves no sign"
 
 
 def test_a_driver_elsewhere_counts_as_long_as_it_is_heard_of(store: Store) -> None:
@@ -82,18 +83,18 @@ def test_a_driver_elsewhere_counts_as_long_as_it_is_heard_of(store: Store) -> No
     silenced.set()
     thread.join()
     with leased(store):
-        assert b"elsewhere" not in store.read_bytes(FILE_NAME)
+        assert b"elsewhere" not in store.read_bytes(DRIVER)
 
 
 def test_a_driver_that_stood_still_hears_that_it_lost_its_run(store: Store) -> None:
     lost: list[Driver] = []
     with leased(store, lost):
         time.sleep(0.3)
-        assert json.loads(store.read_bytes(FILE_NAME))["beats"] > 1
+        assert json.loads(store.read_bytes(DRIVER))["beats"] > 1
         thief = replace(Driver.here(), token="thief")
         written(store, thief)
         deadline = time.monotonic() + 30
         while not lost and time.monotonic() < deadline:
             time.sleep(0.05)
     assert lost == [thief]
-    assert store.stat(FILE_NAME) is not None, "it is the other's now"
+    assert store.stat(DRIVER) is not None, "it is the other's now"

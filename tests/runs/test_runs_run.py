@@ -9,6 +9,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.runs.run import RunState, claim, differing_keys, read_run
 
+MAY_CHANGE = ("resources", "checkpoint")
 JOB: dict[str, Any] = {
     "name": "a",
     "seed": 0,
@@ -28,24 +29,26 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return dict(job)
 
 
-@pytest.mark.parametrize(("path", "value"), [("resources.workers", 4), ("stages.0.epochs", 3)])
+@pytest.mark.parametrize(
+    ("path", "value"), [("resources.workers", 4), ("checkpoint.every_steps", 9), ("stages.0.epochs", 3)]
+)
 def test_workers_and_longer_stages_may_change(path: str, value: Any) -> None:
-    assert differing_keys(JOB, changed(path, value)) == []
+    assert differing_keys(JOB, changed(path, value), MAY_CHANGE) == []
 
 
 @pytest.mark.parametrize(("path", "value"), [("seed", 1), ("stages.0.epochs", 1), ("stages.0.objective", "dir")])
 def test_what_is_computed_may_not(path: str, value: Any) -> None:
-    (line,) = differing_keys(JOB, changed(path, value))
+    (line,) = differing_keys(JOB, changed(path, value), MAY_CHANGE)
     assert line.startswith(f"{path}: ")
     assert repr(value) in line
 
 
 def test_claim_goes_on_with_the_run_that_is_there(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    assert claim(store, RunState(JOB, {"train": "a"})) == RunState(JOB, {"train": "a"})
+    assert claim(store, RunState(JOB, {"train": "a"}), MAY_CHANGE) == RunState(JOB, {"train": "a"})
     assert read_run(store) is None, "claiming writes nothing"
     RunState(JOB, {"train": "a"}, "run-1").write(store)
-    claimed = claim(store, RunState(changed("resources.workers", 4), {"train": "a", "val": "b"}))
+    claimed = claim(store, RunState(changed("resources.workers", 4), {"train": "a", "val": "b"}), MAY_CHANGE)
     assert claimed.run_id == "run-1"
     assert claimed.digests == {"train": "a", "val": "b"}
     assert claimed.job["resources"]["workers"] == 4
@@ -55,6 +58,6 @@ def test_claim_refuses_another_configuration_and_other_images(tmp_path: Path) ->
     store = open_store(str(tmp_path))
     RunState(JOB, {"train": "a", "val": "b"}, "run-1").write(store)
     with pytest.raises(RequestError, match=r"seed: 0 there, 7 here\n  the images of train: digest a there, c here"):
-        claim(store, RunState(changed("seed", 7), {"train": "c", "val": "b"}))
+        claim(store, RunState(changed("seed", 7), {"train": "c", "val": "b"}), MAY_CHANGE)
     with pytest.raises(RequestError, match="the images of val: digest b there, c here"):
-        claim(store, RunState(JOB, {"train": "a", "val": "c"}))
+        claim(store, RunState(JOB, {"train": "a", "val": "c"}), MAY_CHANGE)

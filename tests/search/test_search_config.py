@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import LoadedSearch, load_job
+from dira_dist.jobs.load import LoadedSearch, load_job
 
 BASE: dict[str, Any] = {"data": {"train": "a", "val": "b"}, "loss_weights": {"restorative": 5}}
 SPACE: dict[str, Any] = {"loss_weights.restorative": {"low": 1, "high": 100}}
@@ -32,8 +32,8 @@ def test_a_search_is_its_base_under_the_name_of_the_search() -> None:
     found = loaded()
     assert (found.job.name, found.winner_name) == ("s", "s-best")
     assert loaded(base={"name": "mine"}).winner_name == "mine"
-    assert found.record["base"]["stages"][1]["loss_weights"]["restorative"] == 5, "the record is complete"
-    assert load_job(found.record).record == found.record
+    assert found.public["base"]["stages"][1]["loss_weights"]["restorative"] == 5, "the record is complete"
+    assert load_job(found.public).public == found.public
 
 
 def test_a_trial_is_the_base_with_other_values_that_reach_its_stages() -> None:
@@ -62,8 +62,8 @@ def test_mistakes_in_the_base_are_told_with_line_and_key(tmp_path: Path) -> None
 def test_a_secret_is_recorded_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKING", "https://user:secret@host")
     found = loaded(base={"tracking": {"uri": "${env:TRACKING}"}})
-    assert found.record["base"]["tracking"]["uri"] == "${env:TRACKING}"
-    assert "secret" not in str(found.trial("t", {}).record)
+    assert found.public["base"]["tracking"]["uri"] == "${env:TRACKING}"
+    assert "secret" not in str(found.trial("t", {}).public)
 
 
 @pytest.mark.parametrize(

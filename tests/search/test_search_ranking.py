@@ -11,11 +11,12 @@ import yaml
 from scipy.stats import ttest_rel
 
 from dira_dist.data.store import open_store
+from dira_dist.runs.search import SearchState, read_search
 from dira_dist.search.config import Dimension
-from dira_dist.search.ledger import SearchState, Trial, read_search
 from dira_dist.search.overview import describe, seconds_left
 from dira_dist.search.pictures import search_pictures
 from dira_dist.search.ranking import Goal, candidates, compare, conclude, fronts, ranked
+from dira_dist.search.trial import Trial
 
 AUROC = Goal(("auroc",), ("max",))
 BOTH = Goal(("auroc", "uniformity"), ("max", "min"))

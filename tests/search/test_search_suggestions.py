@@ -8,8 +8,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from dira_dist.search.config import Dimension, SearchConfig
-from dira_dist.search.ledger import Status, Trial
 from dira_dist.search.suggestions import Suggestions, distributions
+from dira_dist.search.trial import Status, Trial
 
 SPACE = {"w": Dimension(low=0.01, high=100)}
 

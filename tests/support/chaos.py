@@ -22,7 +22,7 @@ import dira_dist
 from dira_dist.cluster.fit.driver import Outcome
 from dira_dist.data.order import Order, fingerprint
 from dira_dist.data.store import open_store
-from dira_dist.jobs.job import load_job
+from dira_dist.jobs.load import load_job
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.state import Checkpoint
 

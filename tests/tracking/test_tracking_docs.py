@@ -9,8 +9,8 @@ import pytest
 import torch
 from mlflow_server import MlflowServer
 
+from dira_dist.models.model_files import ModelFacts, write_model_folder
 from dira_dist.models.unet import UNet, UNetConfig
-from dira_dist.registry.model_files import ModelFacts, write_model_folder
 from dira_dist.registry.registry import register
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun

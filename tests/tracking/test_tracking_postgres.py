@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow_server import MlflowServer, Wire, free_port
 from safetensors.torch import save_file
 
-from dira_dist.registry.model_files import write_checksums
+from dira_dist.models.model_files import write_checksums
 from dira_dist.registry.registry import Metric, register
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun

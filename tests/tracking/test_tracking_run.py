@@ -23,8 +23,9 @@ from dira_dist.config import RequestError
 from dira_dist.tracking import provenance
 from dira_dist.tracking.config import TrackingConfig, page_command
 from dira_dist.tracking.logged_models import checkpoints_of
+from dira_dist.tracking.protocol import NullRun, Run
 from dira_dist.tracking.provenance import git_commit, host_row
-from dira_dist.tracking.run import NullRun, TrackingRun, open_run
+from dira_dist.tracking.run import TrackingRun, open_run
 from dira_dist.tracking.server import ask
 from dira_dist.tracking.system import SystemMonitor
 
@@ -439,8 +440,10 @@ def test_without_an_address_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(run, NullRun)
     run.log_metrics({"loss": 1.0}, 1)
     assert run.finish("FINISHED")
-    missing = set(vars(TrackingRun)) - set(vars(NullRun)) - {"create", "attach"}
-    assert not {name for name in missing if not name.startswith("_")}
+    recorded: Run = run
+    assert (recorded.run_id, recorded.page, recorded.lost, recorded.pending()) == ("", "", 0, [])
+    public = {name for name in vars(TrackingRun) if not name.startswith("_")} - {"create", "attach"}
+    assert public <= {name for name in vars(NullRun) if not name.startswith("_")}
 
 
 def test_the_environment_gives_the_address_where_the_job_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,14 +17,14 @@ from dira_dist.cli import main
 from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.evaluation.features import extract_features
-from dira_dist.jobs.job import load_job
+from dira_dist.jobs.load import load_job
 from dira_dist.registry.publish import publish, register_model
 from dira_dist.registry.pull import pull
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
-from dira_dist.training.networks import Networks, build_networks
+from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint, write_checkpoint
 from tests.conftest import S3Server
@@ -65,15 +65,15 @@ def a_job(name: str, storage: str, encoder: str = "tu-test_resnet") -> dict[str,
         "checkpoint": {"storage": storage},
         "tracking": {"register_as": "dira-cxr14"},
     }
-    return load_job(values).record
+    return load_job(values).public
 
 
-def networks_of(record: dict[str, Any], seed: int = 0) -> Networks:
+def networks_of(record: dict[str, Any], seed: int = 0) -> PretrainNetworks:
     job = load_job(record).job
     return build_networks(job.model, job.method, job.adversarial, seed=seed).eval()
 
 
-def checkpoint_of(networks: Networks, job: dict[str, Any], run_id: str, step: int) -> Checkpoint:
+def checkpoint_of(networks: PretrainNetworks, job: dict[str, Any], run_id: str, step: int) -> Checkpoint:
     return Checkpoint(Position(step=step), job, run_id, tensors={"networks": networks.state_dict()})
 
 
@@ -87,7 +87,7 @@ def stored(checkpoint: Checkpoint, scratch: Path, quality: dict[str, float]) -> 
     return store.join(name)
 
 
-def ours(networks: Networks, images: Any) -> Any:
+def ours(networks: PretrainNetworks, images: Any) -> Any:
     """The features that the trainer's own encoder gives."""
     views = [torch.from_numpy(images)]
     return extract_features(networks.unet.encoder, views, image_size=SIZE_PX, in_channels=1, device="cpu").numpy()
@@ -241,7 +241,7 @@ def test_a_checkpoint_without_a_run_gets_one_when_it_is_registered(tmp_path: Pat
     )
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] > 1_000_000
-    assert json.loads((tmp_path / "runs" / "untracked" / "quality.json").read_text())[0]["step"] == 7
+    assert json.loads((tmp_path / "runs" / "untracked" / "evaluations.json").read_text())["evaluations"][0]["step"] == 7
     assert pulled.path.is_file()
 
 

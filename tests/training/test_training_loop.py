@@ -14,13 +14,13 @@ from dira_dist.data.batch import LocalBatch
 from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.order import Order, fingerprint
 from dira_dist.data.stream import ShardStream
-from dira_dist.jobs.job import PretrainJob, load_job
+from dira_dist.jobs.load import load_job
+from dira_dist.jobs.pretrain import PretrainJob
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.training.loop import InterruptedRunError, NonFiniteError, Training, train
 from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.state import Checkpoint, read_checkpoint, write_checkpoint
-from dira_dist.training.step import TrainStep, build_networks
-from dira_dist.views import Views, make_views
+from dira_dist.views import Views
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ def run(
     log_every_steps: int = 1,
 ) -> dict[str, Any]:
     """Train to the end; the networks' final state."""
-    networks = build_networks(job.model, job.method, job.adversarial, seed=job.seed)
-    device = torch.device("cpu")
+    task = job.task()
+    networks, device = task.build(), torch.device("cpu")
 
     def open_stream(span: StageSpan, position: Position) -> ShardStream:
         batch = span.config.global_batch
@@ -102,37 +102,17 @@ def run(
         )
 
     def views_of(batch: LocalBatch, span: StageSpan) -> Views:
-        views = make_views(
-            batch.images,
-            batch.sizes_px,
-            batch.sample_ids,
-            batch.epochs,
-            seed=job.seed,
-            image_size=job.data.image_size,
-            in_channels=job.model.in_channels,
-            config=job.views,
-        )
+        views = task.inputs(batch, span)
         if spoil:
             views.view_1[0, 0, 0, 0] = torch.nan
         return views
-
-    def step_of(span: StageSpan) -> TrainStep:
-        stage = span.config
-        return TrainStep(
-            networks,
-            stage.objective,
-            weights=stage.loss_weights,
-            optimizer=stage.optimizer,
-            total_steps=span.steps,
-            steps_per_epoch=span.steps_per_epoch,
-        )
 
     training = Training(
         plan=job.plan(20),
         device=device,
         open_stream=open_stream,
-        make_views=views_of,
-        make_step=step_of,
+        make_inputs=views_of,
+        make_step=lambda span: task.step(networks, span, device),
         tracker=notebook,
         checkpointer=notebook,
         interruption=notebook,

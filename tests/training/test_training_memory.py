@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from dira_dist.jobs.job import load_job
+from dira_dist.jobs.load import load_job
 from dira_dist.jobs.preflight import estimate_memory
 from dira_dist.training.memory import LiveTensors
-from dira_dist.training.step import TrainStep, build_networks
+from dira_dist.training.pretrain.networks import build_networks
+from dira_dist.training.pretrain.task import pretrain_step
 from dira_dist.views import Views
 
 
@@ -45,7 +46,7 @@ def test_the_estimate_is_close_to_what_a_step_takes(method: str, checkpointing: 
     )
     with LiveTensors() as live:
         networks = build_networks(job.model, job.method, job.adversarial, seed=0)
-        step = TrainStep(networks, "dira", optimizer=job.optimizer, total_steps=3)
+        step = pretrain_step(networks, "dira", optimizer=job.optimizer, total_steps=3)
         views = Views(*(torch.rand(32, 1, 64, 64) for _ in range(3)), torch.arange(32))
         for number in range(2):
             step(views, number)

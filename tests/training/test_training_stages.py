@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dira_dist.training.stages import Position, StageConfig, plan_stages
+from dira_dist.training.pretrain.recipe import PretrainStage
+from dira_dist.training.stages import Position, plan_stages
 
 stages = st.builds(
-    StageConfig,
+    PretrainStage,
     objective=st.sampled_from(["di", "dir", "dira"]),
     epochs=st.none(),
     steps=st.integers(1, 50),
@@ -21,8 +22,8 @@ stages = st.builds(
 def test_published_stages_of_an_epoch_that_no_batch_divides() -> None:
     plan = plan_stages(
         [
-            StageConfig(objective="di", epochs=2, global_batch=256),
-            StageConfig(objective="dira", epochs=1, global_batch=16),
+            PretrainStage(objective="di", epochs=2, global_batch=256),
+            PretrainStage(objective="dira", epochs=1, global_batch=16),
         ],
         1000,
     )
@@ -34,15 +35,15 @@ def test_published_stages_of_an_epoch_that_no_batch_divides() -> None:
 @pytest.mark.parametrize("length", [{}, {"epochs": 1, "steps": 1}])
 def test_a_stage_has_exactly_one_length(length: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="exactly one of epochs and steps"):
-        StageConfig(objective="di", **length)
+        PretrainStage(objective="di", **length)
 
 
 def test_a_stage_shorter_than_a_step_has_one() -> None:
-    assert plan_stages([StageConfig(objective="di", epochs=0.001, global_batch=64)], 64).steps == 1
+    assert plan_stages([PretrainStage(objective="di", epochs=0.001, global_batch=64)], 64).steps == 1
 
 
 @given(st.lists(stages, min_size=1, max_size=4), st.integers(1, 500))
-def test_stages_join_without_gap_or_overlap(configs: list[StageConfig], epoch_samples: int) -> None:
+def test_stages_join_without_gap_or_overlap(configs: list[PretrainStage], epoch_samples: int) -> None:
     plan = plan_stages(configs, epoch_samples)
     position = Position()
     for span in plan.remaining(position):

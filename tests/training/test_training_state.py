@@ -53,5 +53,5 @@ def test_later_format_is_refused(tmp_path: Path, checkpoint: Checkpoint) -> None
     write_checkpoint(tmp_path, checkpoint)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
-    with pytest.raises(BrokenCheckpointError, match="format 99"):
+    with pytest.raises(BrokenCheckpointError, match="format version 99"):
         read_checkpoint(tmp_path)

@@ -15,10 +15,14 @@ from dira_dist.config import RequestError
 from dira_dist.models.discriminator import DiscriminatorConfig
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import METHODS, AdversarialConfig
+from dira_dist.objectives.barlow_twins import PUBLISHED_WORKERS
 from dira_dist.objectives.moco_v2 import MoCoV2Config
+from dira_dist.objectives.parts import LossWeights
 from dira_dist.training.execution import ExecutionConfig, laid_out, prepare
 from dira_dist.training.optimizer import OptimizerConfig, learning_rate
-from dira_dist.training.step import LossWeights, Networks, StepResult, TrainStep, build_networks
+from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
+from dira_dist.training.pretrain.task import pretrain_step
+from dira_dist.training.step import StepResult, TrainStep
 from dira_dist.views import Views
 
 MODEL = UNetConfig(encoder="tu-test_resnet", decoder_channels=(32, 16, 16, 8, 8))
@@ -31,7 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def _networks(method: str = "moco_v2", model: UNetConfig = MODEL, seed: int = 0) -> Networks:
+def _networks(method: str = "moco_v2", model: UNetConfig = MODEL, seed: int = 0) -> PretrainNetworks:
     section = METHODS[method].model_validate({"name": method, **SMALL[method]})
     return build_networks(model, section, ADVERSARIAL, seed=seed)
 
@@ -42,8 +46,8 @@ def _views(batch: int = 2, seed: int = 0, size: int = 32) -> Views:
     return Views(first, second, target, torch.arange(batch))
 
 
-def _step(objective: str = "dira", networks: Networks | None = None, **settings: Any) -> TrainStep:
-    return TrainStep(networks or _networks(), objective, **{"total_steps": 10, **settings})
+def _step(objective: str = "dira", networks: PretrainNetworks | None = None, **settings: Any) -> TrainStep:
+    return pretrain_step(networks or _networks(), objective, **{"total_steps": 10, **settings})
 
 
 def _flat(state: Any, prefix: str = "") -> dict[str, Any]:
@@ -83,7 +87,7 @@ def test_each_method_in_each_stage(method: str, objective: str, parts: set[str])
     weights = {"discriminative": 1, "restorative": 10, "adversarial": 0.001}
     total = sum(weight * float(result.losses[name]) for name, weight in weights.items() if name in parts)
     assert float(result.losses["total"]) == pytest.approx(total)
-    assert (result.restoration is None) == (objective == "di")
+    assert (result.output is None) == (objective == "di")
     after = _flat(networks.state_dict())
     moved = {".".join(name.split(".")[:2]) for name in after if _moved(before, after, name)}
     assert ("unet.decoder" in moved) == (objective != "di")
@@ -252,7 +256,7 @@ def test_bf16_rounds_networks_but_not_losses() -> None:
     expected, found = _step(precision="fp32")(views, 0), _step(precision="bf16")(views, 0)
     assert _losses(found) != _losses(expected)
     assert _losses(found) == pytest.approx(_losses(expected), rel=0.05)
-    assert found.restoration is not None and found.restoration.dtype == torch.float32
+    assert found.output is not None and found.output.dtype == torch.float32
     assert all(loss.dtype == torch.float32 for loss in found.losses.values())
 
 
@@ -350,6 +354,8 @@ def test_settings_of_the_discriminator(setting: dict[str, Any]) -> None:
         {"name": "adamw"},
         {"name": "lars"},
         {"lr": 0.01},
+        {"lr_batch": 4},
+        {"bias_lr_factor": 0.1},
         {"momentum": 0.5},
         {"weight_decay": 0.1},
         {"warmup_epochs": 1},
@@ -367,7 +373,9 @@ def test_settings_of_the_optimizer(setting: dict[str, Any]) -> None:
 
 
 def test_lars_moves_each_kernel_by_a_share_of_its_norm() -> None:
-    config = OptimizerConfig(name="lars", lr=0.2, weight_decay=0, schedule="constant")
+    config = OptimizerConfig(
+        name="lars", lr=0.2, lr_batch=None, bias_lr_factor=0.024, weight_decay=0, schedule="constant", warmup_epochs=0
+    )
     step = _step(optimizer=config)
     before = {name: weight.clone() for name, weight in step.networks.unet.named_parameters()}
     gradients: dict[str, Tensor] = {}
@@ -387,11 +395,57 @@ def test_the_first_steps_of_a_method_leave_the_encoder_in_bounds(method: str) ->
     settings = {"projector_width": 2048} if method == "barlow_twins" else {}
     section = METHODS[method].model_validate({"name": method, **settings})
     networks = build_networks(UNetConfig(encoder="resnet18"), section, ADVERSARIAL, seed=0)
-    step = _step("di", networks, optimizer=OptimizerConfig.model_validate(dict(section.own_optimizer)))
+    own = {"lr_batch": None, "warmup_epochs": 0}  # the rate of a whole batch, from the first step on
+    step = _step("di", networks, optimizer=OptimizerConfig.model_validate({**section.own_optimizer, **own}))
     before = _norm(networks.unet.encoder)
     for number in range(2):
         step(_views(batch=4, seed=number, size=64), number)
     assert _norm(networks.unet.encoder) == pytest.approx(before, rel=0.2)
+
+
+def test_barlow_twins_moves_no_norm_far_in_a_step_at_its_full_rate() -> None:
+    """At the paper's share of the rate, with the whole gradient, a weight of a norm moves by 0.4."""
+    section = METHODS["barlow_twins"].model_validate({"name": "barlow_twins", "projector_width": 2048})
+    own = OptimizerConfig.model_validate({**section.own_optimizer, "lr_batch": None, "warmup_epochs": 0})
+    moved = {}
+    for factor in (own.bias_lr_factor, own.bias_lr_factor * PUBLISHED_WORKERS):
+        networks = build_networks(UNetConfig(encoder="resnet18"), section, ADVERSARIAL, seed=0)
+        norms = [each.weight for each in networks.modules() if isinstance(each, _BatchNorm)]
+        step = _step("di", networks, optimizer=own.model_copy(update={"bias_lr_factor": factor}))
+        step(_views(batch=16, size=64), 0)
+        moved[factor] = max(float((weight.detach() - 1).abs().max()) for weight in norms)
+    assert moved[own.bias_lr_factor] < 0.05 and max(moved.values()) > 0.4, moved
+
+
+def test_the_predictors_rate_follows_no_schedule() -> None:
+    steps = {}
+    for number in (0, 9):  # the first and the last of ten, from the same weights
+        networks = _networks("simsiam")
+        before = {name: weight.clone() for name, weight in networks.named_parameters()}
+        step = _step("di", networks, optimizer=OptimizerConfig(lr=0.1, weight_decay=0))
+        step(_views(), number)
+        steps[number] = {name: weight.detach() - before[name] for name, weight in networks.named_parameters()}
+    for name, first in steps[0].items():
+        share = 1 if name.startswith("method.predictor.") else learning_rate(OptimizerConfig(lr=1), 9, 10, 1.0)
+        torch.testing.assert_close(steps[9][name], share * first, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_a_constant_rate_goes_on_from_a_state(optimizer: str) -> None:
+    config = OptimizerConfig(name=optimizer, warmup_epochs=0)
+    whole, first, second = (_step("di", _networks("simsiam", seed=seed), optimizer=config) for seed in (0, 0, 5))
+    for number in range(2):
+        whole(_views(seed=number), number)
+    first(_views(seed=0), 0)
+    second.load_state_dict(first.state_dict())
+    second(_views(seed=1), 1)
+    _assert_same(second.state_dict(), whole.state_dict())
+
+
+def test_the_rate_is_for_the_batch_at_hand() -> None:
+    config = OptimizerConfig(lr=0.5, lr_batch=8, schedule="constant")
+    assert _step(optimizer=config)(_views(batch=2), 0).learning_rate == 0.5 * 2 / 8
+    assert _step(optimizer=config.model_copy(update={"lr_batch": None}))(_views(batch=2), 0).learning_rate == 0.5
 
 
 def _norm(module: nn.Module) -> float:

@@ -17,7 +17,9 @@ from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives.moco_v2 import MoCoV2, MoCoV2Config
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
-from dira_dist.training.step import Networks, TrainStep, build_networks
+from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
+from dira_dist.training.pretrain.task import pretrain_step
+from dira_dist.training.step import TrainStep
 from dira_dist.views import Views
 
 FIGURES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "golden.json"
@@ -87,7 +89,7 @@ def _recipe(case: dict[str, Any], dtype: torch.dtype) -> PublishedStep:
     return recipe
 
 
-def _networks(case: dict[str, Any], dtype: torch.dtype) -> Networks:
+def _networks(case: dict[str, Any], dtype: torch.dtype) -> PretrainNetworks:
     seed = case["seed"]
     networks = build_networks(
         UNetConfig(encoder="resnet50", in_channels=3), MoCoV2Config(queue_size=case["queue"]), seed=0
@@ -103,8 +105,8 @@ def _networks(case: dict[str, Any], dtype: torch.dtype) -> Networks:
     return networks.to(dtype)
 
 
-def _step(case: dict[str, Any], networks: Networks) -> TrainStep:
-    return TrainStep(
+def _step(case: dict[str, Any], networks: PretrainNetworks) -> TrainStep:
+    return pretrain_step(
         networks,
         case["mode"],
         optimizer=OptimizerConfig(lr=case["lr"], schedule="constant"),
@@ -120,7 +122,7 @@ def _views(case: dict[str, Any], step: int, dtype: torch.dtype = torch.float32) 
     return Views(query.repeat(1, 3, 1, 1), key.repeat(1, 3, 1, 1), target, torch.arange(case["batch"]))
 
 
-def _watch_gradients(networks: Networks) -> dict[str, Tensor]:
+def _watch_gradients(networks: PretrainNetworks) -> dict[str, Tensor]:
     """Fills with each gradient, under the published name, whenever it is made."""
     gradients: dict[str, Tensor] = {}
     parts = {"backbone.": networks.unet, "fc.": networks.method.projector, "disc.": networks.discriminator}
@@ -172,9 +174,9 @@ def test_figures_of_the_published_modules(case: dict[str, Any]) -> None:
     step, gradients = _step(case, networks), _watch_gradients(networks)
     for recorded in case["steps"]:
         result = step(_views(case, recorded["step"]), recorded["step"])
-        assert result.finite and result.restoration is not None
-        _assert_recorded(recorded, result.losses, result.restoration, gradients)
-        scores = networks.discriminator(result.restoration)
+        assert result.finite and result.output is not None
+        _assert_recorded(recorded, result.losses, result.output, gradients)
+        scores = networks.discriminator(result.output)
         assert list(scores.shape[1:]) == recorded["patch_shape"]
 
 
@@ -188,7 +190,7 @@ def test_every_figure_gradient_and_weight_is_the_recipes(case: dict[str, Any]) -
         assert {name: float(loss) for name, loss in result.losses.items()} == pytest.approx(
             {name: float(loss) for name, loss in losses.items()}, rel=EXACT
         )
-        _assert_close({"restoration": result.restoration}, {"restoration": restoration})
+        _assert_close({"restoration": result.output}, {"restoration": restoration})
         _assert_close(gradients, _gradients(recipe))
     _assert_close(dict(networks.unet.named_parameters()), dict(recipe.query.backbone.named_parameters()))
     _assert_close(dict(networks.discriminator.model.named_parameters()), _effective(recipe.discriminator))

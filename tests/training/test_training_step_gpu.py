@@ -23,7 +23,8 @@ from dira_dist.objectives import METHODS, AdversarialConfig
 from dira_dist.objectives.collectives import GlobalBatch
 from dira_dist.objectives.moco_v2 import MoCoV2Config
 from dira_dist.training.checkpoints import copied_to_host
-from dira_dist.training.networks import Networks, build_networks
+from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
+from dira_dist.training.pretrain.task import pretrain_step
 from dira_dist.training.step import TrainStep
 from dira_dist.views import Views, ViewsConfig, make_views
 
@@ -79,7 +80,7 @@ def batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     dist.destroy_process_group()
 
 
-def _on_the_gpu(networks: Networks) -> Networks:
+def _on_the_gpu(networks: PretrainNetworks) -> PretrainNetworks:
     for module in networks.modules():
         for name, weight in module.named_parameters(recurse=False):
             module.register_parameter(name, nn.Parameter(_empty(weight), requires_grad=weight.requires_grad))
@@ -123,7 +124,7 @@ def test_all_of_a_step_is_on_the_device_and_the_host_waits_for_it_once(
     section = METHODS[method].model_validate({"name": method, **SMALL[method]})
     networks = build_networks(model, section, ADVERSARIAL, seed=0)
     with FakeTensorMode(), Waits() as waits:
-        step = TrainStep(_on_the_gpu(networks), "dira", precision="bf16", device=GPU, total_steps=10)
+        step = pretrain_step(_on_the_gpu(networks), "dira", precision="bf16", device=GPU, total_steps=10)
         monkeypatch.setattr(torch.autograd, "backward", lambda loss: _gradients_of(step, loss))
         step(_views(channels), 0)  # constant tables are made once for a device
         waits.found.clear()
@@ -135,7 +136,7 @@ def test_all_of_a_step_is_on_the_device_and_the_host_waits_for_it_once(
 def test_a_saved_state_goes_back_to_the_device(batch: GlobalBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = build_networks(MODEL, MoCoV2Config(queue_size=7), ADVERSARIAL, seed=0)
     with FakeTensorMode(), Waits():
-        step = TrainStep(_on_the_gpu(networks), "dira", device=GPU, total_steps=10)
+        step = pretrain_step(_on_the_gpu(networks), "dira", device=GPU, total_steps=10)
         monkeypatch.setattr(torch.autograd, "backward", lambda loss: _gradients_of(step, loss))
         step(_views(1), 0)
         saved = copied_to_host(step.state_dict())

@@ -18,9 +18,12 @@ from dira_dist.models.discriminator import DiscriminatorConfig
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import METHODS, AdversarialConfig
 from dira_dist.objectives.collectives import GlobalBatch
+from dira_dist.objectives.method import MethodInputs
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
-from dira_dist.training.step import Networks, TrainStep, build_networks
+from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
+from dira_dist.training.pretrain.task import pretrain_step
+from dira_dist.training.step import TrainStep
 from dira_dist.views import Views
 
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
@@ -34,7 +37,7 @@ NORM = "encoder.model.layer1.0.bn1.running_mean"
 ADVERSARIAL = AdversarialConfig(discriminator=DiscriminatorConfig(channels=(8, 16, 16, 16)))
 
 
-def networks(method: str, checkpointing: bool = False) -> Networks:
+def networks(method: str, checkpointing: bool = False) -> PretrainNetworks:
     model = UNetConfig(
         encoder="tu-test_resnet", decoder_channels=(32, 16, 16, 8, 8), gradient_checkpointing=checkpointing
     )
@@ -58,7 +61,7 @@ def share(samples: int, batch: GlobalBatch, seed: int = 0, dtype: torch.dtype = 
 
 def exact_step(method: str, batch: GlobalBatch, steps: int = 2, **execution: Any) -> dict[str, Any]:
     """Losses, gradients and queue of `dira` in float64 with batch norms in evaluation mode."""
-    step = TrainStep(
+    step = pretrain_step(
         networks(method, checkpointing=method == "simsiam").double(),
         "dira",
         optimizer=OptimizerConfig(lr=1e-3, momentum=0.9, weight_decay=0, schedule="constant"),
@@ -85,7 +88,7 @@ def _first_moments(step: TrainStep) -> dict[str, Tensor]:
 
 
 def queue_after_many_steps(batch: GlobalBatch) -> dict[str, Any]:
-    step = TrainStep(networks("moco_v2"), "di", total_steps=QUEUE_STEPS)
+    step = pretrain_step(networks("moco_v2"), "di", total_steps=QUEUE_STEPS)
     for number in range(QUEUE_STEPS):
         step(share(batch.samples, batch, seed=number), number)
     own = step.networks.get_buffer(f"unet.{NORM}").clone()
@@ -95,7 +98,7 @@ def queue_after_many_steps(batch: GlobalBatch) -> dict[str, Any]:
 
 def shuffled_samples(batch: GlobalBatch) -> dict[str, Any]:
     """Which samples' keys this worker computes, told by each image's mean, in training and in evaluation."""
-    step = TrainStep(networks("moco_v2"), "di", total_steps=2)
+    step = pretrain_step(networks("moco_v2"), "di", total_steps=2)
     seen: list[list[float]] = []
     step.networks.method.key.register_forward_pre_hook(lambda _, view: seen.append(view[0].mean((1, 2, 3)).tolist()))
     views = share(batch.samples, batch)
@@ -103,12 +106,13 @@ def shuffled_samples(batch: GlobalBatch) -> dict[str, Any]:
     step(views, 1)
     unet, method = step.networks.unet.eval(), step.networks.method.eval()
     with torch.no_grad():
-        method(unet(views.view_1, False)[0], views.view_2, lambda view: unet(view, False)[0], batch)
+        pooled = unet(views.view_1, False)[0]
+        method(MethodInputs(lambda view: unet(view, False)[0], pooled, second_view=views.view_2), batch)
     return {"own": views.view_2.mean((1, 2, 3)).tolist(), "seen": seen}
 
 
 def one_bad_worker(batch: GlobalBatch) -> dict[str, Any]:
-    step = TrainStep(networks("moco_v2"), "dira", total_steps=2)
+    step = pretrain_step(networks("moco_v2"), "dira", total_steps=2)
     step(share(batch.samples, batch), 0)
     before = {name: value.clone() for name, value in step.networks.state_dict().items() if isinstance(value, Tensor)}
     views = share(batch.samples, batch, seed=1)
@@ -124,7 +128,7 @@ def three_stages(batch: GlobalBatch) -> dict[str, Any]:
     trained, state, finite = networks("moco_v2"), None, []
     reduced: list[set[str]] = []
     for objective in ("di", "dir", "dira"):
-        step = TrainStep(trained, objective, total_steps=2)
+        step = pretrain_step(trained, objective, total_steps=2)
         if state is not None:
             step.load_state_dict(state)
         finite += [step(share(batch.samples, batch, seed=number), number).finite for number in range(2)]

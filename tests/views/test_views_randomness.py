@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dira_dist.views.randomness import RandomPurpose, integers_between, mix, uniform, view_keys
+from dira_dist.data.splitmix import mix
+from dira_dist.views.randomness import RandomPurpose, integers_between, uniform, view_keys
 
 WORD = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15

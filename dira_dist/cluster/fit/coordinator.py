@@ -1,24 +1,30 @@
-"""Where the processes of one job meet: an actor beside the driver that holds figures, requests and heartbeats.
+"""Where the processes of one job meet: an actor on the driver's node that holds figures, requests and heartbeats.
 
-The first worker posts figures, every worker posts where it is, Ray Train's controller and the driver say when the run
-is to stop, and the driver reads what a person wants to see.
+The first worker posts figures, every worker posts heartbeats, Ray Train's controller and the driver request that the
+workers stop, and the driver reads what its progress display shows. All of them reach the actor through a
+:class:`CoordinatorClient`.
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 SILENT_AFTER_S = 10.0
+CALL_TIMEOUT_S = 300.0
+_RETRY_EVERY_S = 0.5
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 StopRequest = Literal["", "move", "stop"]
 
 
 class EvaluationRequest(NamedTuple):
-    """A checkpoint that wants to be evaluated."""
+    """A checkpoint to be evaluated: under which label its figures are kept, its optimiser step and its name."""
 
     label: str
     step: int
@@ -42,14 +48,14 @@ class Setbacks(NamedTuple):
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """Where a worker was when it last said so.
+    """The content of a worker's last heartbeat.
 
     Attributes:
         node: its host.
         phase: what it was doing.
         step: optimiser steps it had done.
         phase_s: seconds it had been doing that.
-        heard_s: when, on the coordinator's clock.
+        heard_s: when the heartbeat came, on the coordinator's clock.
     """
 
     node: str
@@ -62,8 +68,10 @@ class WorkerStatus:
 class Coordinator:
     """State of one job. Methods are called from many processes, one at a time.
 
+    A call may arrive twice, for the client repeats it where the answer was lost: no method may count it twice.
+
     Args:
-        stall_s: seconds without a step on any worker after which a person is warned.
+        stall_s: seconds without a step on any worker after which a warning is shown.
     """
 
     def __init__(self, stall_s: float) -> None:
@@ -76,76 +84,101 @@ class Coordinator:
         self._warnings: list[str] = []
         self._fatal = ""
         self._request: StopRequest = ""
-        self._left_at: int | None = None
+        self._saved_at: int | None = None
+        self._resumed: set[str] = set()
         self._workers: dict[int, WorkerStatus] = {}
         self._requests: list[EvaluationRequest] = []
 
     def post(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keep the newest figures of the run, for :meth:`read`."""
         self._step, self._furthest = step, max(self._furthest, step)
         self._figures.update(figures)
 
     def warn(self, warning: str) -> None:
+        """Have the driver show a line."""
         self._warnings.append(warning)
 
     def read(self) -> Snapshot:
+        """Step, figures, and the warnings since the last call, which are forgotten here."""
         warnings, self._warnings = self._warnings, []
         return Snapshot(self._step, dict(self._figures), warnings)
 
     def give_up(self, reason: str) -> None:
-        """The first reason stays: what follows on other workers follows from it."""
+        """End the job for this reason; the first one is kept, for what fails on other workers follows from it."""
         self._fatal = self._fatal or reason
 
     def fatal(self) -> str:
+        """Why the job was given up; empty while it was not."""
         return self._fatal
 
     def new_attempt(self) -> None:
-        """Workers are about to be started: those of before are gone, and so is the request that they move."""
+        """New workers are about to be started: forget the earlier ones, and the request that they move."""
         self._workers.clear()
         self.wait_for_workers()
-        self._left_at = None
+        self._saved_at = None
         self._step_since_s = time.monotonic()
         if self._request == "move":
             self._request = ""
 
     def wait_for_workers(self) -> None:
-        """There is no whole set of workers, from now on until :meth:`workers_are_there`."""
+        """Workers are missing, from now on until :meth:`workers_started`."""
         if self._without_workers_since_s is None:
             self._without_workers_since_s = time.monotonic()
 
-    def workers_are_there(self) -> None:
+    def workers_started(self) -> None:
+        """All workers run."""
         self._without_workers_since_s = None
 
     def without_workers_s(self) -> float:
-        """How long workers have been waited for; 0 while there are some."""
+        """For how long workers have been missing; 0 while all of them run."""
         since_s = self._without_workers_since_s
         return 0.0 if since_s is None else time.monotonic() - since_s
 
     def request_stop(self, request: StopRequest) -> None:
-        """``move``: save and let Ray Train start workers anew. ``stop``: save and end; it is not taken back."""
+        """``move``: save, then let Ray Train start new workers. ``stop``: save and end, which nothing revokes."""
         if self._request != "stop":
             self._request = request
 
     def requested(self) -> StopRequest:
+        """What is requested of the workers now; empty where nothing is."""
         return self._request
 
-    def resumed(self, step: int) -> Setbacks:
-        """The workers go on from a checkpoint of this step; what it cost that they did not go on from the furthest."""
-        if self._furthest:
+    def resumed(self, step: int, attempt: str) -> Setbacks:
+        """The workers go on from a checkpoint of this step.
+
+        Args:
+            step: of the checkpoint.
+            attempt: drawn by these workers, so that a call that arrives twice counts once.
+
+        Returns:
+            The setbacks since the driver started, this one included.
+        """
+        if self._furthest and attempt not in self._resumed:
             again = max(0, self._furthest - step)
             self._warnings.append(f"the workers started anew and go on from step {step}; steps done again: {again}")
             self._setbacks = Setbacks(self._setbacks.restarts + 1, self._setbacks.steps_done_again + again)
+        self._resumed.add(attempt)
         self._furthest = step
         return self._setbacks
 
-    def left(self, step: int) -> None:
-        """The workers have saved this step and are leaving."""
-        self._left_at = step
+    def saved(self, step: int) -> None:
+        """The workers have saved this step because they were asked to stop, and are leaving."""
+        self._saved_at = step
 
-    def left_at(self) -> int | None:
-        return self._left_at
+    def saved_at(self) -> int | None:
+        """The step that leaving workers have saved, or none."""
+        return self._saved_at
 
-    def sign(self, rank: int, node: str, phase: str, step: int, phase_s: float) -> StopRequest:
-        """A worker is alive, doing ``phase`` for ``phase_s`` seconds. It hears what is requested."""
+    def beat(self, rank: int, node: str, phase: str, step: int, phase_s: float) -> StopRequest:
+        """Take a worker's heartbeat; the answer is what is requested of it.
+
+        Args:
+            rank: of the worker.
+            node: its host.
+            phase: what it is doing.
+            step: optimiser steps it has done.
+            phase_s: seconds it has been doing that.
+        """
         now_s, before = time.monotonic(), self._workers.get(rank)
         self._furthest = max(self._furthest, step)
         if before is None or before.step != step:
@@ -156,19 +189,19 @@ class Coordinator:
             self._step_since_s = now_s
         return self._request
 
-    def anybody_there(self) -> bool:
-        """Whether a worker has been heard of lately."""
+    def any_alive(self) -> bool:
+        """Whether a heartbeat of any worker came in the last 10 s."""
         now_s = time.monotonic()
         return any(now_s - each.heard_s < SILENT_AFTER_S for each in self._workers.values())
 
     def straggler(self) -> str:
-        """The worker that the others wait for, or the only one, in words; empty where that cannot be told."""
+        """The worker that the others wait for, or the only one, as a sentence; empty where it cannot be known."""
         if not self._workers:
             return ""
         now_s = time.monotonic()
 
         def lag(rank: int) -> tuple[float, int, bool]:
-            """Longest unheard first, then fewest steps, then whoever is not in a step, where one waits for others."""
+            """Longest without heartbeat first, then fewest steps, then who is not computing, which waits for peers."""
             each = self._workers[rank]
             unheard_s = now_s - each.heard_s
             return (-unheard_s if unheard_s > SILENT_AFTER_S else 0.0, each.step, each.phase == "computing")
@@ -178,21 +211,67 @@ class Coordinator:
             return ""
         worst = self._workers[ranks[0]]
         unheard_s = now_s - worst.heard_s
-        tail = f"; not heard of for {unheard_s:.0f} s" if unheard_s > SILENT_AFTER_S else ""
+        tail = f"; no heartbeat for {unheard_s:.0f} s" if unheard_s > SILENT_AFTER_S else ""
         return (
             f"worker {ranks[0]} on {worst.node} is {worst.phase} after step {worst.step}, "
             f"for {worst.phase_s + unheard_s:.0f} s{tail}"
         )
 
     def request_evaluation(self, request: EvaluationRequest) -> None:
-        self._requests.append(request)
+        """Have a checkpoint evaluated."""
+        if request not in self._requests:
+            self._requests.append(request)
 
-    def take_requests(self) -> list[EvaluationRequest]:
-        requests, self._requests = self._requests, []
-        return requests
+    def evaluation_requests(self, known: int) -> list[EvaluationRequest]:
+        """All requests but the first ``known`` ones, which the caller has already."""
+        return self._requests[known:]
 
 
-def start_coordinator(stall_s: float) -> Any:
-    """A handle of a new coordinator on this process' node, which no spot machine should be."""
+@dataclass(frozen=True)
+class CoordinatorClient:
+    """Typed access to a job's coordinator, for any process of the job; it may be pickled.
+
+    Attributes:
+        actor: Ray's handle.
+        timeout_s: how long a call is repeated and waited for.
+    """
+
+    actor: Any
+    timeout_s: float = CALL_TIMEOUT_S
+
+    def within(self, timeout_s: float) -> "CoordinatorClient":
+        """The same with another time limit."""
+        return replace(self, timeout_s=timeout_s)
+
+    def call(self, method: Callable[Concatenate[Coordinator, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the coordinator and wait for its answer: ``client.call(Coordinator.beat, rank, ...)``.
+
+        A connection that is lost for a moment is waited for, and the call repeated.
+
+        Raises:
+            RayActorError: the coordinator is gone, or could not be reached within ``timeout_s``.
+            GetTimeoutError: it did not answer within ``timeout_s``.
+        """
+        until_s = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                left_s = max(0.0, until_s - time.monotonic())
+                answer: T = ray.get(self._submit(method, *args, **kwargs), timeout=left_s)
+                return answer
+            except ray.exceptions.ActorUnavailableError:
+                if time.monotonic() + _RETRY_EVERY_S > until_s:
+                    raise
+                time.sleep(_RETRY_EVERY_S)
+
+    def send(self, method: Callable[Concatenate[Coordinator, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call a method without waiting; whether it arrives is not known."""
+        self._submit(method, *args, **kwargs)
+
+    def _submit(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
+        return getattr(self.actor, method.__name__).remote(*args, **kwargs)
+
+
+def start_coordinator(stall_s: float) -> CoordinatorClient:
+    """A new coordinator on this process' node, which should not be a spot machine."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote(stall_s)
+    return CoordinatorClient(ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote(stall_s))

@@ -5,23 +5,24 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
 
 import ray
 import torch
 
-from dira_dist.cluster.fit.coordinator import EvaluationRequest
+from dira_dist.background import Background
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, EvaluationRequest
 from dira_dist.config import RequestError
 from dira_dist.data.store import Store, open_store
-from dira_dist.evaluation.evaluator import Evaluation, Evaluator
-from dira_dist.evaluation.pictures import evaluation_pictures
-from dira_dist.jobs.job import PretrainJob
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.metrics import COLLAPSED
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation, read_evaluations
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.tracking.protocol import NullRun, Run
+from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder, step_of
-from dira_dist.training.networks import build_networks
 from dira_dist.training.state import Checkpoint
+from dira_dist.training.task import Evaluation
 
 _POLL_S = 0.25
 _MAX_RETRIES = 2
@@ -39,7 +40,7 @@ class EvaluationSetup:
         run_id: MLflow run; empty without tracking.
     """
 
-    job: PretrainJob
+    job: TrainingJob
     tracking: TrackingConfig
     run_id: str
 
@@ -60,7 +61,7 @@ class Answer:
 
 
 def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> Answer:
-    """Evaluator the networks of a checkpoint, and record figures and pictures in the MLflow run.
+    """Evaluate the networks of a checkpoint, and log figures and pictures to the MLflow run.
 
     Raises:
         OSError: the storage is away.
@@ -69,26 +70,22 @@ def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> A
     torch.set_num_threads(setup.job.evaluation.threads)
     checkpoint = CheckpointFolder(open_store(setup.job.run_folder)).fetch(request.checkpoint)
     try:
-        evaluation = _evaluate(setup.job, checkpoint)
+        evaluation = _evaluate(setup.job, request, checkpoint)
     except (RequestError, ValueError) as error:
         return Answer({}, f"{type(error).__name__}: {error}")
-    run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
+    run: Run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
     _log(run, setup.job, request, evaluation)
     return Answer(evaluation.metrics, logged=run.flush(setup.job.checkpoint.storage_timeout_s))
 
 
-def _evaluate(job: PretrainJob, checkpoint: Checkpoint) -> Evaluation:
-    model = job.model.model_copy(update={"init": None})
-    networks = build_networks(model, job.method, job.adversarial, seed=job.seed)
+def _evaluate(job: TrainingJob, request: EvaluationRequest, checkpoint: Checkpoint) -> Evaluation:
+    task, device = job.task(), torch.device("cpu")
+    networks = task.build()
     networks.load_state_dict(checkpoint.tensors["networks"])
-    evaluator = Evaluator(job.data.val, job.probe, job.views, job.seed, job.data.image_size, job.data.storage_timeout_s)
-    position = checkpoint.position
-    begun = job.stages[: position.stage + (position.step_in_stage > 0)]
-    plays = any(stage.objective == "dira" for stage in begun)
-    return evaluator.evaluate(networks.unet, torch.device("cpu"), networks.discriminator.eval() if plays else None)
+    return task.evaluate(networks, device, checkpoint.position, title=f"{job.name}: {request.label}")
 
 
-def log_late(run: TrackingRun | NullRun, store: Store) -> None:
+def log_late(run: Run, store: Store) -> None:
     """Record in the MLflow run what did not reach it when it was evaluated; the pictures of that are lost."""
     folder = CheckpointFolder(store)
     there = folder.names()
@@ -103,46 +100,48 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def _log(run: TrackingRun | NullRun, job: PretrainJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
+def _log(run: Run, job: TrainingJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
     address = CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint)
     run.log_checkpoint(address, request.step, _numbers(evaluation.metrics))
-    title = f"{job.name}: {request.label}"
-    for name, picture in evaluation_pictures(evaluation, job.adversarial.loss, title).items():
+    for name, picture in evaluation.pictures.items():
         run.log_picture(name, picture, request.step)
 
 
-class EvaluationRunner:
+class EvaluationRunner(Background):
     """Has the labelled checkpoints of a run evaluated one after another while a ``with`` block runs.
 
     What earlier sessions left not evaluated comes first. The record of all evaluations is this object's to write.
 
     Args:
         setup: for the tasks.
-        coordinator: handle of the job's coordinator, where workers ask for evaluations.
+        coordinator: the job's, where workers request evaluations.
         heard: called in a thread after each evaluation with its label, step and figures.
     """
 
-    def __init__(self, setup: EvaluationSetup, coordinator: Any, heard: OnEvaluation | None = None) -> None:
+    def __init__(
+        self, setup: EvaluationSetup, coordinator: CoordinatorClient, heard: OnEvaluation | None = None
+    ) -> None:
+        super().__init__("evaluations")
         self._setup, self._coordinator, self._heard = setup, coordinator, heard
         self._store = open_store(setup.job.run_folder)
         self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(evaluate_checkpoint)
         self._queue: deque[EvaluationRequest] = deque()
+        self._requests_known = 0
         self._tries: Counter[str] = Counter()
-        self._ending, self._cancelled = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="evaluating", daemon=True)
+        self._cancelled = threading.Event()
 
-    def __enter__(self) -> "EvaluationRunner":
+    def start(self) -> None:
         self._queue.extend(self._left_over())
-        self._thread.start()
-        return self
+        super().start()
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """After a finished training wait for all evaluations; after a failed one leave them for its next session."""
         if kind is not None:
             self._cancelled.set()
-        self._ending.set()
         try:
-            self._thread.join()
+            self.stop()
         except BaseException:  # a signal: nobody waits for the evaluations any more
             self._cancelled.set()
             raise
@@ -158,14 +157,19 @@ class EvaluationRunner:
 
     def _run(self) -> None:
         while not self._cancelled.is_set():
-            ending = self._ending.is_set()  # asked first: what was requested before it is taken below
-            self._queue.extend(ray.get(self._coordinator.take_requests.remote()))
+            ending = self._ended.is_set()  # asked first: what was requested before it is taken below
+            self._take_requests()
             if self._queue:
                 self._one(self._queue.popleft())
             elif ending:
                 return
             else:
-                self._ending.wait(_POLL_S)
+                self._ended.wait(_POLL_S)
+
+    def _take_requests(self) -> None:
+        new = self._coordinator.call(Coordinator.evaluation_requests, self._requests_known)
+        self._requests_known += len(new)
+        self._queue.extend(new)
 
     def _one(self, request: EvaluationRequest) -> None:
         try:
@@ -179,16 +183,17 @@ class EvaluationRunner:
         try:
             add_evaluation(self._store, evaluated)
         except OSError as error:
-            self._coordinator.warn.remote(f"the evaluation of {request.label} is not kept: {error}")
+            self._warn(f"the evaluation of {request.label} is not kept: {error}")
         if answer.refusal:
-            self._coordinator.warn.remote(f"{request.label} was not evaluated: {answer.refusal}")
+            self._warn(f"{request.label} was not evaluated: {answer.refusal}")
             return
-        if answer.metrics.get("val/collapsed") and request.step > 0:
-            self._coordinator.warn.remote(
-                f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}"
-            )
+        if answer.metrics.get(COLLAPSED.name) and request.step > 0:
+            self._warn(f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}")
         if self._heard is not None:
             self._heard(request.label, request.step, answer.metrics)
+
+    def _warn(self, warning: str) -> None:
+        self._coordinator.send(Coordinator.warn, warning)
 
     def _try_later(self, request: EvaluationRequest, error: ray.exceptions.RayError) -> None:
         """After what may pass, such as a storage that is away; in this session, or in the next one."""
@@ -198,9 +203,7 @@ class EvaluationRunner:
             return
         cause = getattr(error, "cause", None) or error
         reason = f"{type(cause).__name__}: {cause}"
-        self._coordinator.warn.remote(
-            f"{request.label} was not evaluated; the next start of this job tries again: {reason}"
-        )
+        self._warn(f"{request.label} was not evaluated; the next start of this job tries again: {reason}")
 
     def _ask(self, request: EvaluationRequest) -> Answer | None:
         """The task's answer, or none where the run has failed meanwhile.

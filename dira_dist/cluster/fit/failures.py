@@ -6,7 +6,7 @@ from ray.exceptions import RayActorError
 from dira_dist.config import RequestError
 from dira_dist.data.batch import TooManyBadSamplesError
 from dira_dist.data.lanes import ShardError
-from dira_dist.jobs.job import PretrainJob
+from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.preflight import MIB, estimate_memory
 from dira_dist.training.loop import NonFiniteError
 from dira_dist.training.state import BrokenCheckpointError
@@ -43,7 +43,7 @@ def is_timeout(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("timed out" in text or "timeout" in text)
 
 
-def advice_on_memory(job: PretrainJob, device: torch.device | None = None, error: BaseException | None = None) -> str:
+def advice_on_memory(job: TrainingJob, device: torch.device | None = None, error: BaseException | None = None) -> str:
     """What was needed, what there was, and what to change.
 
     Args:
@@ -56,15 +56,12 @@ def advice_on_memory(job: PretrainJob, device: torch.device | None = None, error
     there = ""
     if device is not None and device.type == "cuda":
         there = f", on a device of {torch.cuda.get_device_properties(device).total_memory / MIB:,.0f} MiB"
-    share = max(stage.global_batch for stage in job.stages) / job.resources.min_workers
+    share = max(stage.global_batch for stage in job.stage_configs()) / job.resources.min_workers
     remedies = [
+        *job.ways_to_save_memory(on_gpu=device is not None and device.type == "cuda"),
         f"a smaller data.global_batch (now up to {share:g} images on a worker) or more resources.workers",
         f"a smaller data.image_size (now {job.data.image_size} px)",
     ]
-    if not job.model.gradient_checkpointing:
-        remedies.insert(0, "model.gradient_checkpointing: true")
-    if job.precision == "fp32" and device is not None and device.type == "cuda":
-        remedies.insert(0, "precision: bf16")
     cause = f" ({str(error).splitlines()[0]})" if error is not None and str(error) else ""
     return (
         f"out of memory{cause}. A worker was estimated to need about {sum(parts.values()) / MIB:,.0f} MiB{there}: "

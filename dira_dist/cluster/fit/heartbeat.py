@@ -1,52 +1,44 @@
-"""A worker's thread to the coordinator: it says where the worker is, and hears whether the run is to stop."""
+"""A worker's heartbeat: a thread that reports its phase and step, and learns whether the run is to stop."""
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray
 import torch
 from torch import distributed
 
-from dira_dist.cluster.fit.coordinator import StopRequest
+from dira_dist.background import Background
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, StopRequest
 
 EVERY_S = 1.0
 
 T = TypeVar("T")
 
 
-class Heartbeat:
-    """Speaks for one worker while a ``with`` block runs.
+class Heartbeat(Background):
+    """Reports one worker to the coordinator, every second, while a ``with`` block runs.
 
     Args:
-        coordinator: handle of the job's coordinator.
+        coordinator: the job's.
         rank: of the worker.
         device: where collectives take their tensors.
     """
 
-    def __init__(self, coordinator: Any, rank: int, device: torch.device) -> None:
+    def __init__(self, coordinator: CoordinatorClient, rank: int, device: torch.device) -> None:
+        super().__init__("heartbeat", join_timeout_s=0)  # a call that waits must not hold up a worker that ends
         self._coordinator, self._rank, self._device = coordinator, rank, device
         self._phase, self._step, self._since_s = "starting", 0, time.monotonic()
         self._request: StopRequest = ""
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> "Heartbeat":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end.set()
 
     def at(self, phase: str, step: int) -> None:
-        """From here on the worker does this, after so many optimiser steps."""
+        """The worker is now in this phase, after so many optimiser steps."""
         self._phase, self._step, self._since_s = phase, step, time.monotonic()
 
     def requested(self) -> bool:
-        """Whether any worker has heard that the run is to stop: the same answer on all of them; a collective."""
+        """Whether any worker knows of a request to stop: the same answer on all of them; a collective."""
         if not distributed.is_initialized() or distributed.get_world_size() == 1:
             return self._request != ""
         heard = torch.tensor([float(self._request != "")], device=self._device)
@@ -57,9 +49,9 @@ class Heartbeat:
     def watched(self, stream: AbstractContextManager[Iterator[T]], step: int) -> Iterator[Iterator[T]]:
         """The same stream, open, reporting when the worker waits for it and when it computes."""
         with stream as batches:
-            yield self._told(batches, step)
+            yield self._reported(batches, step)
 
-    def _told(self, batches: Iterator[T], step: int) -> Iterator[T]:
+    def _reported(self, batches: Iterator[T], step: int) -> Iterator[T]:
         while True:
             self.at("waiting for data", step)
             batch = next(batches)
@@ -69,10 +61,11 @@ class Heartbeat:
 
     def _run(self) -> None:
         node = socket.gethostname()
-        while not self._end.wait(EVERY_S):
+        while not self._ended.wait(EVERY_S):
             try:
                 doing_s = time.monotonic() - self._since_s
-                sign = self._coordinator.beat.remote(self._rank, node, self._phase, self._step, doing_s)
-                self._request = ray.get(sign, timeout=30)
+                self._request = self._coordinator.call(
+                    Coordinator.beat, self._rank, node, self._phase, self._step, doing_s
+                )
             except ray.exceptions.RayError:
-                continue  # Ray ends a worker whose driver is gone; until then there is nobody to speak to
+                continue  # the coordinator is gone with its driver, and Ray is about to end this worker

@@ -1,15 +1,13 @@
-"""What Ray Train's controller tells the workers through the coordinator, so that no restart it plans costs a step.
+"""Ray Train's controller, through the coordinator, asks the workers to save before a restart that it plans.
 
-Ray Train restarts all workers when a node is drained or the cluster's size changes, and saves nothing by itself. Its
-controller's states are watched with the callback that Ray's own parts use; there is no public one for them in Ray 2.60.
+Ray Train restarts all workers when a node is drained or the cluster's size changes, and saves nothing by itself.
 """
 
 import time
-from typing import Any
 
-import ray
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import (
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
+from dira_dist.cluster.ray_internals import (
+    ControllerCallback,
     PreemptingState,
     ReschedulingState,
     ResizingState,
@@ -25,14 +23,14 @@ _POLL_S = 0.2
 
 
 class ControllerWatch(ControllerCallback):
-    """Runs inside the controller.
+    """Ray Train's callback, in the controller's process.
 
     Args:
-        coordinator: handle of the job's coordinator.
+        coordinator: the job's.
         timeout_s: seconds that workers which leave wait for the storage to take their checkpoint.
     """
 
-    def __init__(self, coordinator: Any, timeout_s: float) -> None:
+    def __init__(self, coordinator: CoordinatorClient, timeout_s: float) -> None:
         self._coordinator, self._storage_timeout_s = coordinator, timeout_s
 
     def after_controller_state_update(
@@ -40,25 +38,29 @@ class ControllerWatch(ControllerCallback):
     ) -> None:
         """Ask the workers to save and leave when they are to be restarted."""
         if isinstance(current_state, SchedulingState):
-            ray.get(self._coordinator.new_attempt.remote())
+            self._coordinator.call(Coordinator.new_attempt)
         elif isinstance(current_state, RestartingState | ReschedulingState):
-            self._coordinator.wait_for_workers.remote()
+            self._coordinator.send(Coordinator.wait_for_workers)
         elif isinstance(current_state, RunningState):
-            self._coordinator.workers_are_there.remote()
+            self._coordinator.send(Coordinator.workers_started)
         elif isinstance(current_state, ResizingState):
             count = current_state.scaling_decision.num_workers
-            self._coordinator.warn.remote(f"the cluster has changed: saving, then going on with {count} workers")
+            self._coordinator.send(
+                Coordinator.warn, f"the cluster has changed: saving, then going on with {count} workers"
+            )
             self._let_them_leave()
         elif isinstance(current_state, PreemptingState) and not isinstance(previous_state, PreemptingState):
-            self._coordinator.warn.remote("a machine of this run is being taken away; saving, then going on elsewhere")
-            self._coordinator.request_stop.remote("move")
+            self._coordinator.send(
+                Coordinator.warn, "a machine of this run is being taken away; saving, then going on elsewhere"
+            )
+            self._coordinator.send(Coordinator.request_stop, "move")
 
     def _let_them_leave(self) -> None:
         """A resize shuts the workers down at once: hold it until they have saved, or cannot."""
-        ray.get(self._coordinator.request_stop.remote("move"))
+        self._coordinator.call(Coordinator.request_stop, "move")
         until_s = time.monotonic() + self._storage_timeout_s + _LEAVING_S
         while time.monotonic() < until_s:
-            saved, alive = ray.get([self._coordinator.left_at.remote(), self._coordinator.anybody_there.remote()])
-            if saved is not None or not alive:
+            saved = self._coordinator.call(Coordinator.saved_at) is not None
+            if saved or not self._coordinator.call(Coordinator.any_alive):
                 return
             time.sleep(_POLL_S)

@@ -1,21 +1,22 @@
-"""Live progress of a job: what stands on its coordinator, as a bar on a terminal and as lines elsewhere."""
+"""Live progress of a job, read from its coordinator: a bar on a terminal, lines elsewhere."""
 
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from types import TracebackType
-from typing import Any
 
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from dira_dist.background import Background
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
+from dira_dist.metrics import DATA_WAIT_SHARE, IMAGES_PER_S, LOSS
 from dira_dist.training.stages import Plan, StageSpan
 
 _POLL_S = 0.5
+_READ_TIMEOUT_S = 5.0
 _LINE_EVERY_S = 15.0
 _BEFORE_THE_FIRST_STEP = "starting workers"
 _SHORT_NAMES = {"discriminative": "di", "restorative": "re", "adversarial": "adv", "discriminator": "D"}
@@ -25,11 +26,11 @@ def describe(plan: Plan, step: int, figures: Mapping[str, float]) -> str:
     """Stage, step of steps, losses, images/s and share of time waiting for data, in one line."""
     span = _span_at(plan, step)
     parts = [f"{span.name} ({span.number + 1}/{len(plan.spans)})", f"step {step}/{plan.steps}"]
-    losses = {short: figures.get(f"train/loss/{name}") for name, short in _SHORT_NAMES.items()}
+    losses = {short: figures.get(LOSS.of(name)) for name, short in _SHORT_NAMES.items()}
     parts += [f"{short} {loss:.4g}" for short, loss in losses.items() if loss is not None]
-    if (rate := figures.get("train/images_per_s")) is not None:
+    if (rate := figures.get(IMAGES_PER_S.name)) is not None:
         parts.append(f"{rate:.3g} images/s")
-    if (wait := figures.get("train/data_wait_share")) is not None:
+    if (wait := figures.get(DATA_WAIT_SHARE.name)) is not None:
         parts.append(f"waiting for data {wait:.0%}")
     return ", ".join(parts)
 
@@ -47,25 +48,17 @@ class _TimeLeft(ProgressColumn):
         return Text("-:--:-- left" if left is None else f"{timedelta(seconds=int(left))} left")
 
 
-class ProgressView:
-    """Shows a coordinator while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere."""
+class ProgressView(Background):
+    """Shows a job's progress while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, coordinator: Any, plan: Plan, console: Console | None = None) -> None:
-        self._coordinator, self._plan = coordinator, plan
+    def __init__(self, coordinator: CoordinatorClient, plan: Plan, console: Console | None = None) -> None:
+        super().__init__("progress", join_timeout_s=_READ_TIMEOUT_S)
+        self._coordinator, self._plan = coordinator.within(_READ_TIMEOUT_S), plan
         self._console = console or Console(file=sys.stderr, soft_wrap=True)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._first: tuple[float, int] | None = None
 
-    def __enter__(self) -> "ProgressView":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
+    def stop(self) -> None:
+        super().stop()
         self._read()  # the last warnings
 
     def _run(self) -> None:
@@ -76,12 +69,12 @@ class ProgressView:
 
     def _read(self) -> tuple[int, dict[str, float]] | None:
         try:
-            step, figures, warnings = ray.get(self._coordinator.read.remote(), timeout=5)
+            step, figures, warnings = self._coordinator.call(Coordinator.read)
             for warning in warnings:
                 self._console.print(f"warning: {warning}", markup=False, highlight=False)
             return step, figures
-        except (ray.exceptions.RayError, TimeoutError):
-            return None  # the coordinator comes back or the job ends; neither is for the display to settle
+        except ray.exceptions.RayError:
+            return None  # the next reading succeeds, or the job ends for this reason
 
     def _left_s(self, step: int) -> float | None:
         now = time.monotonic()
@@ -96,7 +89,7 @@ class ProgressView:
         columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn(), _TimeLeft())
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task(_BEFORE_THE_FIRST_STEP, total=self._plan.steps, left_s=None)
-            while not self._stop.wait(_POLL_S):
+            while not self._ended.wait(_POLL_S):
                 if (answer := self._read()) is not None:
                     step, figures = answer
                     text = describe(self._plan, step, figures) if step else _BEFORE_THE_FIRST_STEP
@@ -104,7 +97,7 @@ class ProgressView:
 
     def _run_lines(self) -> None:
         shown_step, shown_stage, shown_at = -1, "", 0.0
-        while not self._stop.wait(_POLL_S):
+        while not self._ended.wait(_POLL_S):
             if (answer := self._read()) is None:
                 continue
             step, figures = answer

@@ -1,37 +1,60 @@
-"""What the first worker writes down: figures to MLflow, Prometheus and the coordinator, checkpoints to the storage."""
+"""What the first worker reports: figures to MLflow, Prometheus and the coordinator, checkpoints to the storage."""
 
+import secrets
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-import ray
-
-from dira_dist.cluster.fit.coordinator import EvaluationRequest
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, EvaluationRequest
 from dira_dist.cluster.fit.prometheus import JobMetrics
 from dira_dist.data.store import Store
-from dira_dist.jobs.job import LoadedJob, PretrainJob
-from dira_dist.models.pretrained import ImportReport
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.jobs.load import LoadedJob
+from dira_dist.metrics import RESTARTS, STEPS_DONE_AGAIN
 from dira_dist.runs.evaluations import best, read_evaluations
-from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.tracking.protocol import Run
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
+from dira_dist.training.loop import Checkpointer, Tracker
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint
+from dira_dist.training.task import Start
 
 FLUSH_S = 60.0
 
 
+class WorkerReporter(Tracker, Checkpointer, Protocol):
+    """What a worker asks of its reporter: tracker and checkpointer of the training loop, and more around the loop."""
+
+    def started_from(self, start: Start) -> None:
+        """Say which weights came from ``model.init``, and which did not."""
+
+    def drain(self) -> None:
+        """Wait until the last checkpoint is in the storage."""
+
+    def saved(self, position: Position) -> None:
+        """The workers have saved, and are about to leave."""
+
+    def close(self) -> None:
+        """Wait, not for ever, until all figures have arrived."""
+
+
 class Reporter:
-    """Tracker and checkpointer of the training loop on the first worker.
+    """The reporter of the first worker.
 
     Args:
         loaded: the job.
         store: of the run's folder.
-        run: the job's MLflow run, or none of it.
-        coordinator: handle of the job's coordinator.
+        run: the job's.
+        coordinator: the job's.
         start: where this worker begins.
     """
 
     def __init__(
-        self, loaded: LoadedJob, store: Store, run: TrackingRun | NullRun, coordinator: Any, start: Position
+        self,
+        loaded: LoadedJob,
+        store: Store,
+        run: Run,
+        coordinator: CoordinatorClient,
+        start: Position,
     ) -> None:
         self._job, self._public = loaded.job, loaded.public
         self._store, self._run, self._coordinator = store, run, coordinator
@@ -47,23 +70,22 @@ class Reporter:
             removed=run.log_removal,
             warn=self.warn,
         )
-        setbacks = ray.get(coordinator.resumed.remote(start.step))
-        self._setbacks = {f"train/{name}": count for name, count in setbacks._asdict().items()}
+        restarts, again = coordinator.call(Coordinator.resumed, start.step, secrets.token_hex(8))
+        self._setbacks = {RESTARTS.name: restarts, STEPS_DONE_AGAIN.name: again}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log_metrics({**metrics, **self._setbacks}, step)
         self._metrics.update(metrics, step)
-        self._coordinator.post.remote(step, dict(metrics))
+        self._coordinator.send(Coordinator.post, step, dict(metrics))
 
     def warn(self, warning: str) -> None:
-        """A line for the person in front of the driver."""
-        self._coordinator.warn.remote(warning)
+        """Have the driver show a line."""
+        self._coordinator.send(Coordinator.warn, warning)
 
-    def started_from(self, report: ImportReport) -> None:
-        """Tell which weights came from ``model.init``, and which did not."""
-        for line in report.lines():
+    def started_from(self, start: Start) -> None:
+        for line in start.report:
             self.warn(line)
-        self._run.log_text("\n".join(report.lines()), "init.txt")
+        self._run.log_text("\n".join(start.report), "init.txt")
 
     def due(self, position: Position) -> bool:
         return _checkpoint_due(self._job, position)
@@ -84,12 +106,10 @@ class Reporter:
         """
         self._writer.drain(self._job.checkpoint.storage_timeout_s)
 
-    def left(self, position: Position) -> None:
-        """Tell the coordinator that the workers have saved and go."""
-        ray.get(self._coordinator.left.remote(position.step))
+    def saved(self, position: Position) -> None:
+        self._coordinator.call(Coordinator.saved, position.step)
 
     def close(self) -> None:
-        """Wait, not for ever, until everything has arrived."""
         self._writer.close()
         if not self._run.flush(FLUSH_S):
             self.warn(f"not all figures reached the tracking server within {FLUSH_S:g} s; they are kept")
@@ -101,7 +121,8 @@ class Reporter:
         self._metrics.checkpointed(step)
         if checkpoint.label:
             self._labelled[checkpoint.label] = name
-            ray.get(self._coordinator.request_evaluation.remote(EvaluationRequest(checkpoint.label, step, name)))
+            request = EvaluationRequest(checkpoint.label, step, name)
+            self._coordinator.call(Coordinator.request_evaluation, request)
 
     def _spared(self) -> Iterable[str]:
         """The best checkpoint so far, and those that nobody has evaluated yet."""
@@ -113,19 +134,19 @@ class Reporter:
 
 
 class NullReporter:
-    """The reporter of all workers but the first: it writes nothing, and is asked when to save all the same.
+    """The reporter of all other workers: it writes nothing, and knows all the same when a checkpoint is due.
 
     Args:
         loaded: the job.
-        run: of a worker that measures its machine for the MLflow run, or none of it.
+        run: of a worker that measures its machine for the MLflow run; otherwise one that records nothing.
     """
 
-    def __init__(self, loaded: LoadedJob, run: TrackingRun | NullRun) -> None:
+    def __init__(self, loaded: LoadedJob, run: Run) -> None:
         self._job, self._run = loaded.job, run
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def started_from(self, report: ImportReport) -> None: ...
+    def started_from(self, start: Start) -> None: ...
 
     def due(self, position: Position) -> bool:
         return _checkpoint_due(self._job, position)
@@ -134,13 +155,13 @@ class NullReporter:
 
     def drain(self) -> None: ...
 
-    def left(self, position: Position) -> None: ...
+    def saved(self, position: Position) -> None: ...
 
     def close(self) -> None:
         self._run.flush(FLUSH_S)
 
 
-def _checkpoint_due(job: PretrainJob, position: Position) -> bool:
+def _checkpoint_due(job: TrainingJob, position: Position) -> bool:
     """What is evaluated is a checkpoint, so one is due for either reason."""
     return _every(job.checkpoint.every_steps, position) or _every(job.evaluation.every_steps, position)
 

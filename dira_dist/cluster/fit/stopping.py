@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import ray
-
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.config import JobFailedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -24,14 +23,14 @@ class JobStoppedError(JobFailedError):
     """The job was asked to stop before its end; the message says how to go on."""
 
 
-def fit_until_stopped(fit: Callable[[], object], coordinator: Any, start_timeout_s: float) -> bool:
+def fit_until_stopped(fit: Callable[[], object], coordinator: CoordinatorClient, start_timeout_s: float) -> bool:
     """Call ``fit``; when a signal comes, have the workers save and stop first.
 
     It runs in a thread, for Ray Train would take the main thread's signals and save nothing.
 
     Args:
         fit: blocks until the training has ended.
-        coordinator: handle of the job's coordinator.
+        coordinator: the job's.
         start_timeout_s: how long workers are waited for, each time that there are none.
 
     Returns:
@@ -55,9 +54,9 @@ def fit_until_stopped(fit: Callable[[], object], coordinator: Any, start_timeout
     with _heard_signals() as signals:
         while thread.is_alive() and not signals:
             thread.join(_POLL_S)
-            waited_s = ray.get(coordinator.without_workers_s.remote())
+            waited_s = coordinator.call(Coordinator.without_workers_s)
             if waited_s > start_timeout_s:
-                coordinator.request_stop.remote("stop")  # whoever comes later goes at once
+                coordinator.send(Coordinator.request_stop, "stop")  # workers that start later end at once
                 raise TimeoutError(f"workers were waited for for {waited_s:.0f} s")
         stopped = thread.is_alive()
         if stopped:
@@ -67,19 +66,19 @@ def fit_until_stopped(fit: Callable[[], object], coordinator: Any, start_timeout
     return stopped
 
 
-def _stop(fitting: threading.Thread, coordinator: Any, signals: list[int]) -> None:
+def _stop(fitting: threading.Thread, coordinator: CoordinatorClient, signals: list[int]) -> None:
     """Wait for the workers to save, as long as there are workers."""
-    coordinator.warn.remote("stopping: the workers save first; the same signal again stops at once")
-    ray.get(coordinator.request_stop.remote("stop"))
+    coordinator.send(Coordinator.warn, "stopping: the workers save first; the same signal again stops at once")
+    coordinator.call(Coordinator.request_stop, "stop")
     alone_since_s = time.monotonic()
     while fitting.is_alive():
         fitting.join(_POLL_S)
         if len(signals) > 1:
             raise KeyboardInterrupt
-        if ray.get(coordinator.anybody_there.remote()):
+        if coordinator.call(Coordinator.any_alive):
             alone_since_s = time.monotonic()
         elif time.monotonic() - alone_since_s > _GONE_AFTER_S:
-            return  # nobody works, and nobody would come to hear it
+            return  # no worker is alive, and none will be
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What runs on each Ray Train worker: a job turned into objects and handed to the training loop."""
 
+from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import ray.train
@@ -9,25 +9,25 @@ import ray.train.torch
 import torch
 from torch import distributed
 
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.cluster.fit.failures import LASTING_ERRORS, MovedError, advice_on_memory, is_out_of_memory, is_timeout
 from dira_dist.cluster.fit.heartbeat import Heartbeat
-from dira_dist.cluster.fit.reporter import NullReporter, Reporter
+from dira_dist.cluster.fit.reporter import NullReporter, Reporter, WorkerReporter
 from dira_dist.data.batch import LocalBatch
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.store import RetryPolicy, open_store
 from dira_dist.data.stream import ShardStream
-from dira_dist.jobs.job import LoadedJob, PretrainJob
-from dira_dist.models.pretrained import starting_weights
+from dira_dist.jobs.load import LoadedJob
 from dira_dist.objectives.collectives import gather
 from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.protocol import NullRun, Run
 from dira_dist.tracking.provenance import host_row
-from dira_dist.tracking.run import NullRun, TrackingRun
+from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
 from dira_dist.training.stages import Plan, Position, StageSpan
 from dira_dist.training.state import Checkpoint
-from dira_dist.training.step import Networks, Precision, TrainStep, build_networks
-from dira_dist.views import Views, make_views
+from dira_dist.training.task import Task
 
 # The writer of checkpoints tries again without end, and reports a failure as soon as it knows.
 SHORT_RETRY = RetryPolicy(timeout_s=3.0, read_timeout_s=60.0)
@@ -41,7 +41,7 @@ class WorkerSetup:
         index: of the training set.
         tracking: the job's, its address settled on the driver.
         run_id: MLflow run; empty without tracking.
-        coordinator: handle of the job's coordinator.
+        coordinator: the job's.
     """
 
     loaded: LoadedJob
@@ -49,7 +49,7 @@ class WorkerSetup:
     plan: Plan
     tracking: TrackingConfig
     run_id: str
-    coordinator: Any
+    coordinator: CoordinatorClient
 
 
 def train_worker(setup: WorkerSetup) -> None:
@@ -59,28 +59,25 @@ def train_worker(setup: WorkerSetup) -> None:
         MovedError: the run goes on elsewhere, from what was saved.
         RuntimeError: another worker hangs, and is named.
     """
-    heard = gather(ray.get([setup.coordinator.fatal.remote(), setup.coordinator.requested.remote()]))
-    if any(
-        fatal or request == "stop" for fatal, request in heard
-    ):  # all or none: nobody may wait for one that has gone
-        return  # Ray restarts the workers after any error; the driver tells the reason
+    coordinator = setup.coordinator
+    over = coordinator.call(Coordinator.fatal) != "" or coordinator.call(Coordinator.requested) == "stop"
+    if any(gather(over)):  # all or none, or the others would wait for those that left
+        return  # Ray restarts the workers after any error; the driver says the reason
     rank, device = ray.train.get_context().get_world_rank(), ray.train.torch.get_device()
     try:
-        with Heartbeat(setup.coordinator, rank, device) as heartbeat:
+        with Heartbeat(coordinator, rank, device) as heartbeat:
             _train(setup, device, heartbeat)
     except LASTING_ERRORS as error:
-        ray.get(setup.coordinator.give_up.remote(f"worker {rank}: {type(error).__name__}: {error}"))
+        coordinator.call(Coordinator.give_up, f"worker {rank}: {type(error).__name__}: {error}")
         raise
     except InterruptedRunError as error:
-        if (
-            ray.get(setup.coordinator.requested.remote()) != "stop"
-        ):  # to Ray Train a worker that returns has finished the job
+        if coordinator.call(Coordinator.requested) != "stop":  # to Ray Train a worker that returns has finished the job
             raise MovedError(str(error)) from None
     except Exception as error:
         if is_out_of_memory(error):
             advice = advice_on_memory(setup.loaded.job, device, error)
-            ray.get(setup.coordinator.give_up.remote(f"worker {rank}: {advice}"))
-        elif is_timeout(error) and (straggler := ray.get(setup.coordinator.straggler.remote())):
+            coordinator.call(Coordinator.give_up, f"worker {rank}: {advice}")
+        elif is_timeout(error) and (straggler := coordinator.call(Coordinator.straggler)):
             raise RuntimeError(
                 f"the workers waited {setup.loaded.job.guards.hang_timeout_s:g} s: {straggler}"
             ) from error
@@ -89,21 +86,19 @@ def train_worker(setup: WorkerSetup) -> None:
 
 def _train(setup: WorkerSetup, device: torch.device, heartbeat: Heartbeat) -> None:
     """Train from the newest whole checkpoint, or from the start."""
-    job = setup.loaded.job
+    job, task = setup.loaded.job, setup.loaded.job.task()
     resumed = _newest_checkpoint(setup, device)
-    start = starting_weights(job.model, job.seed) if resumed is None else None
-    weights = start.weights if start else None
-    model = job.model.model_copy(update={"init": None})
-    networks = build_networks(model, job.method, job.adversarial, seed=job.seed, weights=weights).to(device)
+    start = task.starting_weights() if resumed is None else None
+    networks = task.build(start.weights if start else None).to(device)
     reporter = _open_reporter(setup, resumed, device)
     if start:
-        reporter.started_from(start.report)
+        reporter.started_from(start)
     training = Training(
         plan=setup.plan,
         device=device,
         open_stream=lambda span, position: heartbeat.watched(_open_stream(setup, span, position), position.step),
-        make_views=lambda batch, span: _make_views(job, batch, span, device),
-        make_step=lambda span: _make_step(job, networks, span, device),
+        make_inputs=lambda batch, span: _inputs(task, batch, span, device),
+        make_step=lambda span: task.step(networks, span, device),
         tracker=reporter,
         checkpointer=reporter,
         interruption=heartbeat,
@@ -118,19 +113,19 @@ def _train(setup: WorkerSetup, device: torch.device, heartbeat: Heartbeat) -> No
     except InterruptedRunError as error:
         heartbeat.at("saving", error.position.step)
         reporter.drain()
-        reporter.left(error.position)
+        reporter.saved(error.position)
         raise
     finally:
         reporter.close()
 
 
-def _open_reporter(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> Reporter | NullReporter:
-    """The reporter of the run on the first worker, silence on all others; a collective."""
+def _open_reporter(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> WorkerReporter:
+    """The reporter of this worker; a collective, for the table of hosts is the first one's to log."""
     context = ray.train.get_context()
     hosts = gather(host_row(context.get_world_rank(), device))
     start, pending = (resumed.position, resumed.pending_metrics) if resumed else (Position(), [])
     first, measures = context.get_world_rank() == 0, setup.tracking.system_metrics_every_s > 0
-    run: TrackingRun | NullRun = NullRun()
+    run: Run = NullRun()
     if setup.run_id and (first or (measures and context.get_local_rank() == 0)):  # each node's first measures it
         run = TrackingRun.attach(setup.tracking, setup.run_id, pending if first else [])
     if not first:
@@ -151,7 +146,7 @@ def _newest_checkpoint(setup: WorkerSetup, device: torch.device) -> Checkpoint |
     first = context.get_world_rank() == 0
     name, checkpoint = "", None
     if first:
-        found = folder.newest_whole(lambda warning: setup.coordinator.warn.remote(warning))
+        found = folder.newest_whole(lambda warning: setup.coordinator.send(Coordinator.warn, warning))
         name, checkpoint = found or ("", None)
     if context.get_world_size() > 1:
         chosen = [name]
@@ -175,37 +170,7 @@ def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> Sha
     )
 
 
-def _make_views(job: PretrainJob, batch: LocalBatch, span: StageSpan, device: torch.device) -> Views:
+def _inputs(task: Task, batch: LocalBatch, span: StageSpan, device: torch.device) -> Sized:
     if device.type == "cuda":
         batch = batch.pin_memory().to(device, non_blocking=True)
-    return make_views(
-        batch.images,
-        batch.sizes_px,
-        batch.sample_ids,
-        batch.epochs,
-        seed=job.seed,
-        image_size=job.data.image_size,
-        in_channels=job.model.in_channels,
-        config=job.views,
-        with_target=span.config.objective != "di",
-    )
-
-
-def _make_step(job: PretrainJob, networks: Networks, span: StageSpan, device: torch.device) -> TrainStep:
-    stage = span.config
-    return TrainStep(
-        networks,
-        stage.objective,
-        weights=stage.loss_weights,
-        optimizer=stage.optimizer,
-        adversarial=job.adversarial,
-        execution=job.execution,
-        precision=job.precision or _precision_of(device),
-        device=device,
-        total_steps=span.steps,
-        steps_per_epoch=span.steps_per_epoch,
-    )
-
-
-def _precision_of(device: torch.device) -> Precision:
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return task.inputs(batch, span)

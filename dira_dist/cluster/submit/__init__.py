@@ -1,0 +1,1 @@
+"""Jobs handed to a cluster: through Ray Jobs, or as manifests for Kubernetes."""

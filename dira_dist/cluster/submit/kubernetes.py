@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from dira_dist.config import RequestError
-from dira_dist.jobs.job import LoadedJob, LoadedSearch, load_job
-from dira_dist.jobs.search_plan import check_workers
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.jobs.load import Driver, LoadedJob, LoadedSearch, load_job
 from dira_dist.version import __version__
 
 DEFAULT_IMAGE = f"dira-dist:{__version__}"
@@ -74,6 +74,7 @@ class PodSize:
 
 HEAD_SIZE = PodSize(cpus=2, memory_gib=8)
 SEARCH_HEAD_SIZE = PodSize(cpus=4, memory_gib=16)  # the drivers of all trials run there
+_HEAD_SIZES: dict[Driver, PodSize] = {"fit": HEAD_SIZE, "search": SEARCH_HEAD_SIZE}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Fleet:
         return self.max_pods > self.min_pods
 
 
-def fleet(loaded: LoadedJob, *, workers_per_pod: int = 1, memory_gib: int | None = None) -> Fleet:
+def fleet(loaded: LoadedJob | LoadedSearch, *, workers_per_pod: int = 1, memory_gib: int | None = None) -> Fleet:
     """The pods that a job's ``resources`` ask for; for a search, so many times as trials run side by side.
 
     Args:
@@ -110,7 +111,7 @@ def fleet(loaded: LoadedJob, *, workers_per_pod: int = 1, memory_gib: int | None
             run side by side.
     """
     resources = loaded.job.resources
-    trials = _trials_side_by_side(loaded)
+    trials = loaded.side_by_side()
     for workers in resources.worker_range:
         if workers % workers_per_pod:
             raise RequestError(
@@ -120,21 +121,9 @@ def fleet(loaded: LoadedJob, *, workers_per_pod: int = 1, memory_gib: int | None
     cpus = math.ceil(resources.cpus_per_worker * workers_per_pod)
     gpus = math.ceil((resources.gpus_per_worker or 0) * workers_per_pod)
     size = PodSize(cpus, memory_gib or max(4, _MEMORY_GIB_PER_CPU * cpus), gpus)
-    head = SEARCH_HEAD_SIZE if isinstance(loaded, LoadedSearch) else HEAD_SIZE
+    head = _HEAD_SIZES[loaded.driver]
     fewest, most = (trials * workers // workers_per_pod for workers in resources.worker_range)
     return Fleet(head, size, fewest, most)
-
-
-def _trials_side_by_side(loaded: LoadedJob) -> int:
-    if not isinstance(loaded, LoadedSearch):
-        return 1
-    check_workers(loaded)
-    if loaded.search.max_concurrent is None:
-        raise RequestError(
-            "search.max_concurrent: how many trials run side by side is left to the cluster, and the cluster is made "
-            "for the job here; give a number, in the file or with --set search.max_concurrent=4"
-        )
-    return loaded.search.max_concurrent
 
 
 def render(
@@ -161,8 +150,8 @@ def render(
             begins with weights which no pod has.
     """
     loaded = load_job(Path(job), overrides)
-    _refuse_folders(loaded)
-    _refuse_local_weights(loaded.job.model.init, image)
+    _refuse_folders(loaded.job)
+    _refuse_local_weights(loaded.job, image)
     pods = fleet(loaded, workers_per_pod=workers_per_pod, memory_gib=memory_gib)
     name = object_name(loaded.job.name)
     documents = [
@@ -184,13 +173,10 @@ def object_name(job_name: str) -> str:
     return f"{name[: _NAME_LENGTH - 7].rstrip('-')}-{digest}"
 
 
-def _refuse_folders(loaded: LoadedJob) -> None:
-    job = loaded.job
-    addresses = {"data.train": job.data.train, "checkpoint.storage": job.checkpoint.storage}
-    addresses |= {"data.val": job.data.val or ""}
-    if job.probe is not None:
-        addresses |= {"probe.train": job.probe.train, "probe.val": job.probe.val}
-    folders = [f"{key}: {address}" for key, address in addresses.items() if address and "://" not in address]
+def _refuse_folders(job: TrainingJob) -> None:
+    addresses = {job.key_of(name): address for name, address, _ in job.shard_sets()}
+    addresses["checkpoint.storage"] = job.checkpoint.storage
+    folders = [f"{key}: {address}" for key, address in addresses.items() if "://" not in address]
     if (uri := job.tracking.uri or "").startswith("sqlite:"):
         folders.append(f"tracking.uri: {uri}")
     if folders:
@@ -201,15 +187,15 @@ def _refuse_folders(loaded: LoadedJob) -> None:
         )
 
 
-def _refuse_local_weights(init: str | None, image: str | None) -> None:
+def _refuse_local_weights(job: TrainingJob, image: str | None) -> None:
     """Only an image of the user's own may hold a file that every pod has."""
-    if init is None or (image is not None and Path(init).is_absolute()):
-        return
-    raise RequestError(
-        f"model.init: {init} is a file of one machine, and no pod of the job has it; put it into an image of your own "
-        "(FROM dira-dist, COPY), give that with --image, and model.init the file's absolute path there; or leave "
-        "model.init out"
-    )
+    for key, file in job.weight_files():
+        if image is None or not Path(file).is_absolute():
+            raise RequestError(
+                f"{key}: {file} is a file of one machine, and no pod of the job has it; put it into an image of your "
+                f"own (FROM dira-dist, COPY), give that with --image, and {key} the file's absolute path there; or "
+                f"leave {key} out"
+            )
 
 
 def _metadata(name: str, job: str, component: str) -> Manifest:

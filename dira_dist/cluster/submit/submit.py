@@ -12,7 +12,7 @@ from dira_dist.cluster.submit.kubernetes import object_name
 from dira_dist.config import RequestError, Section, flatten
 from dira_dist.data.shards import INDEX_NAME
 from dira_dist.environment import environment
-from dira_dist.jobs.job import load_job
+from dira_dist.jobs.load import load_job
 
 # A stopped job's workers save first; Ray itself waits 3 s for its driver.
 STOP_WAIT_VARIABLE, STOP_WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 600

@@ -1,0 +1,1 @@
+"""A search on Ray Tune: which trials are run, and what is known of them."""

@@ -11,21 +11,25 @@ from typing import Any
 
 from rich.console import Console
 
+from dira_dist.background import Background
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, StoreError, open_store
-from dira_dist.jobs.job import dump_job
+from dira_dist.jobs.load import dump_job
 from dira_dist.jobs.search_plan import SearchPlan
+from dira_dist.metrics import BEST, TRIALS
+from dira_dist.runs.folder import TABLE, WINNER
 from dira_dist.runs.run import read_run
-from dira_dist.search.ledger import REFUSED, SearchState, Trial, of_search
+from dira_dist.runs.search import SearchState
 from dira_dist.search.overview import describe, seconds_left
 from dira_dist.search.pictures import search_pictures
 from dira_dist.search.ranking import Ranking, conclude, ranked
 from dira_dist.search.suggestions import Suggestions
-from dira_dist.tracking.run import NullRun, TrackingRun, open_run
+from dira_dist.search.trial import REFUSED, Trial, of_search
+from dira_dist.tracking.protocol import NullRun, Run
+from dira_dist.tracking.run import TrackingRun, open_run
 from dira_dist.version import __version__
 
 CLOSE_S = 30.0
-WINNER_FILE, TABLE_FILE = "best.yaml", "search.md"
 
 
 class SearchController:
@@ -50,7 +54,7 @@ class SearchController:
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._failing: set[str] = set()
         self._began_s, self._steps_before = time.monotonic(), {trial.name: trial.step for trial in state.trials}
-        self._run: TrackingRun | NullRun = NullRun()
+        self._run: Run = NullRun()
 
     def __enter__(self) -> "SearchController":
         loaded = self.plan.loaded
@@ -189,7 +193,7 @@ class SearchController:
             )
         winner = self.plan.winner(ranking.winner.params)
         table = "\n".join([*ranking.table(), "", *ranking.notes(), ranking.verdict(), ""])
-        for name, text in ((WINNER_FILE, dump_job(winner.public)), (TABLE_FILE, table)):
+        for name, text in ((WINNER, dump_job(winner.public)), (TABLE, table)):
             self._store.write_bytes(name, text.encode())
             self._run.log_text(text, name)
         self._run.set_tags({"dira.verdict": ranking.verdict(), "dira.winner": ranking.winner.name})
@@ -255,9 +259,9 @@ class SearchController:
         trials, goal = self.trials, self.plan.goal
         counts = Counter(trial.status for trial in trials)
         ended = len(trials) - counts["running"] - counts["waiting"]
-        figures = {f"search/{status}": float(counts[status]) for status in ("finished", "stopped", "failed")}
+        figures = {TRIALS.of(status): float(counts[status]) for status in ("finished", "stopped", "failed")}
         for best in ranked(trials, goal)[:1]:
-            figures |= {f"search/best {metric}": best.metrics[metric] for metric in goal.metrics}
+            figures |= {BEST.of(metric): best.metrics[metric] for metric in goal.metrics}
         self._run.log_metrics(figures, ended)
         for name, picture in search_pictures(trials, goal, self.plan.loaded.search.space).items():
             self._run.log_picture(name, picture, ended)
@@ -282,33 +286,24 @@ def trial_name(plan: SearchPlan, number: int) -> str:
     return f"{plan.loaded.job.name}-{number:03d}"
 
 
-class SearchProgress:
+class SearchProgress(Background):
     """Shows the controller's line while a ``with`` block runs: live on a terminal, now and then elsewhere."""
 
     POLL_S = 1.0
     LINE_EVERY_S = 30.0
 
     def __init__(self, controller: SearchController, console: Console) -> None:
+        super().__init__("progress", join_timeout_s=5.0)
         self._controller, self._console = controller, console
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
-    def __enter__(self) -> "SearchProgress":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def _show(self) -> None:
+    def _run(self) -> None:
         if self._console.is_terminal:
             with self._console.status(self._controller.line()) as status:
-                while not self._stop.wait(self.POLL_S):
+                while not self._ended.wait(self.POLL_S):
                     status.update(self._controller.line())
             return
         shown, shown_at_s = "", 0.0
-        while not self._stop.wait(self.POLL_S):
+        while not self._ended.wait(self.POLL_S):
             line = self._controller.line()
             events = line.partition(";")[0]  # what is counted; the rest changes with every second
             if events != shown or time.monotonic() - shown_at_s >= self.LINE_EVERY_S:

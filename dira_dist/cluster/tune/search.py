@@ -5,45 +5,31 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
-import ray
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
-from dira_dist.cluster.capacity import cluster_grows
 from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
-from dira_dist.cluster.session import gpus_per_worker, ray_session
-from dira_dist.cluster.tune.controller import WINNER_FILE, SearchController, SearchProgress, trial_name
+from dira_dist.cluster.session import cluster_grows, gpus_per_worker, live_nodes, ray_session
+from dira_dist.cluster.tune.controller import SearchController, SearchProgress, trial_name
 from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
-from dira_dist.config import JobFailedError, RequestError, flatten
+from dira_dist.config import JobFailedError, RequestError, flatten, mutable_keys
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import Store, StoreError, check_reachable, open_store
-from dira_dist.jobs.job import LoadedSearch, ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.kinds import kinds
+from dira_dist.jobs.load import LoadedSearch
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
+from dira_dist.runs.folder import WINNER
 from dira_dist.runs.lease import sole_driver
 from dira_dist.runs.run import differing_keys, read_run
+from dira_dist.runs.search import SearchState, read_search
 from dira_dist.search.fitting import ResourceRequest, trials_that_fit
-from dira_dist.search.ledger import REFUSED, SearchState, Trial, of_search, read_search
 from dira_dist.search.ranking import candidates
 from dira_dist.search.suggestions import Suggestions
+from dira_dist.search.trial import REFUSED, Trial, of_search
 
 MAY_GROW = ("trials", "confirm_seeds")
 MAY_CHANGE = ("max_concurrent",)
-# What of the base may change between two starts of a search: where things are and who computes, never the yardstick.
-BASE_MAY_CHANGE = (
-    "resources",
-    "tracking",
-    "checkpoint",
-    "data.train",  # the digest of the set is compared instead
-    "data.bad_sample_budget",
-    "data.cache",
-    "data.loader_workers",
-    "data.storage_timeout_s",
-    "evaluation.threads",
-    "execution.compile",
-    "guards",
-    "model.gradient_checkpointing",
-)
-EVALUATED_ON = ("data.val", "probe.train", "probe.val")  # likewise, where the state has their digests
 
 
 @dataclass(frozen=True)
@@ -81,7 +67,7 @@ class SearchOutcome:
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         yield f"{self.name}: {'was finished already' if self.already_done else 'finished'}: {counts}"
         yield f"verdict     {self.verdict}"
-        here = self.best if "://" not in self.best else f"{WINNER_FILE}, once it is fetched"
+        here = self.best if "://" not in self.best else f"{WINNER}, once it is fetched"
         yield f"winner      {self.best}  (dira-dist run {here})"
         if self.run_id:
             yield f"MLflow run  {self.run_id}  ({self.page})"
@@ -109,6 +95,8 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
     state = claim_search(store, wanted)
     if state.outcome:
         return SearchOutcome(**{**state.outcome, "already_done": True})
+    for warning in plan.facts.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
     with ray_session(located.resources), signals_interrupt():
         side_by_side = trials_at_once(plan)
         with sole_driver(store, console):  # another driver may have ended only now
@@ -135,7 +123,7 @@ def _concluded(controller: SearchController) -> SearchOutcome:
         run_id=controller.run_id,
         page=controller.page,
         winner=ranking.winner.number,
-        best=controller.address(WINNER_FILE),
+        best=controller.address(WINNER),
         verdict=ranking.verdict(),
         table=list(ranking.table()),
         notes=list(ranking.notes()),
@@ -177,9 +165,10 @@ def claim_search(store: Store, wanted: SearchState) -> SearchState:
 
 def _differing_keys(existing: SearchState, wanted: SearchState) -> Iterator[str]:
     there, here = existing.job["base"], wanted.job["base"]
-    may_change = BASE_MAY_CHANGE + (EVALUATED_ON if existing.evaluated_on else ())
     # no stage may be made longer: trials that ended have all of them behind them
-    for line in differing_keys(there, here, stages_passed=len(there["stages"]), may_change=may_change):
+    for line in differing_keys(
+        there, here, mutable_keys(kinds()[here["kind"]], "search"), stages_passed=len(there["stages"])
+    ):
         yield f"base.{line}"
     old, new = flatten(existing.job["search"]), flatten(wanted.job["search"])
     for key in sorted({*old, *new}):
@@ -189,10 +178,10 @@ def _differing_keys(existing: SearchState, wanted: SearchState) -> Iterator[str]
 
 
 def _differing_images(existing: SearchState, wanted: SearchState) -> Iterator[str]:
-    """A set that is evaluated on may not come or go either; a state without digests is compared by addresses."""
+    """A set that trials are evaluated on may not come or go either."""
     if existing.train_digest != wanted.train_digest:
         yield f"the training images: digest {existing.train_digest[:12]} there, {wanted.train_digest[:12]} here"
-    for name in sorted({*existing.evaluated_on, *wanted.evaluated_on}) if existing.evaluated_on else ():
+    for name in sorted({*existing.evaluated_on, *wanted.evaluated_on}):
         there, here = existing.evaluated_on.get(name, "none"), wanted.evaluated_on.get(name, "none")
         if there != here:
             yield f"the images that trials are evaluated on, {name}: digest {there[:12]} there, {here[:12]} here"
@@ -207,8 +196,7 @@ def trials_at_once(plan: SearchPlan) -> int:
     if cluster_grows():
         return _asked_of_a_growing_cluster(plan)
     resources = plan.loaded.job.resources
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    sizes = [(node.get("CPU", 0.0), int(node.get("GPU", 0))) for node in nodes]
+    sizes = [node.size for node in live_nodes()]
     shares = _shares(resources)
     fit = trials_that_fit(sizes, shares)
     asked = plan.loaded.search.max_concurrent

@@ -11,10 +11,10 @@ import ray
 from ray import tune
 from rich.console import Console
 
-from dira_dist.cluster.fit.driver import pretrain
+from dira_dist.cluster.fit.driver import fit
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.jobs.search_plan import SearchPlan
-from dira_dist.search.ledger import REFUSED, Status
+from dira_dist.search.trial import REFUSED, Status
 
 # What trials are compared by: the leading figure, turned so that more is better, at steps that may be rungs.
 OBJECTIVE, RUNG_STEP = "objective", "rung_step"
@@ -93,7 +93,7 @@ class TrialDriver(tune.Trainable):
         loaded = plan.trial(trial["name"], trial["params"], trial["seed"])
         self._total_steps = plan.steps(loaded.job)
         tags = {**self._setup.tags, "dira.trial": str(trial["number"])}
-        outcome = pretrain(loaded, console=Console(quiet=True), on_evaluation=self._evaluated, tags=tags)
+        outcome = fit(loaded, console=Console(quiet=True), on_evaluation=self._evaluated, tags=tags)
         return _Ended("finished", run_id=outcome.run_id)
 
     def _evaluated(self, label: str, step: int, metrics: dict[str, float]) -> None:

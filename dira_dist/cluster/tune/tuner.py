@@ -16,13 +16,13 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from dira_dist.cluster.ray_internals import remove_orphaned_groups
 from dira_dist.cluster.tune.controller import SearchController
-from dira_dist.cluster.tune.placement_groups import remove_orphaned_groups
 from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialSetup
 from dira_dist.config import ENV_REFERENCE, JobFailedError, without_credentials
 from dira_dist.environment import environment
 from dira_dist.jobs.search_plan import SearchPlan
-from dira_dist.search.ledger import Trial
+from dira_dist.search.trial import Trial
 
 # A trial's own process takes nothing that a worker could want, and stays where the driver is.
 TRIAL_SHARE = 0.001

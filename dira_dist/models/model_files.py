@@ -1,18 +1,19 @@
 """The folder that a registered model is: weights, the encoder as a program, the job, a card for people, checksums."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from dira_dist.config import RequestError, per_axis
-from dira_dist.models.export import Exported, Format, export, save_feature_program, save_weights, sha256_of
+from dira_dist.config import RequestError
+from dira_dist.files import sha256_of
+from dira_dist.formats import FileFormat
+from dira_dist.models.export import Exported, Format, export, save_feature_program, save_weights
 
 CHECKSUMS = "SHA256SUMS"
 FACTS = "model.json"
@@ -26,7 +27,7 @@ rights to the images it was trained on are their owner's; this card cannot know 
 
 ## Intended use
 A start for fine-tuning on medical images like those it was trained on (classification with the encoder, segmentation
-with encoder and decoder), by people who evaluate the result on their own data.
+with encoder and decoder where both were trained), by people who evaluate the result on their own data.
 
 ## Limits
 It is no medical device and gives no diagnosis. Its features reflect the hospitals, scanners and patients of the
@@ -43,7 +44,8 @@ class ModelFacts:
         name: the registered model's, or the job's.
         encoder: name in segmentation_models_pytorch.
         in_channels: of the network that was trained.
-        image_size: side in pixels of the views it was trained on, or one for each axis.
+        image_size: pixels of the views it was trained on, a side or one for each axis.
+        trained: the parts whose losses were minimised; without restoration there is no trained decoder.
         settings: what a person asks first: method, loss weights, stages, batch, precision ...
         data: address, digest, number of samples ...
         quality: measured figures.
@@ -52,12 +54,50 @@ class ModelFacts:
 
     name: str
     encoder: str
-    in_channels: Literal[1, 3]
-    image_size: int | Sequence[int]
+    in_channels: int
+    image_size: int | tuple[int, ...]
+    trained: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """``model.json``: what loading and using the weights needs to know, and what a person asks.
+
+    Attributes:
+        encoder: name in segmentation_models_pytorch.
+        in_channels: of the network that was trained.
+        image_size: pixels of the views it was trained on, a side or one for each axis.
+        trained: the parts whose losses were minimised; without restoration there is no trained decoder.
+        encoder_names: library whose names ``encoder.safetensors`` has.
+        feature_channels: of what ``features.pt2`` gives.
+        features: the expression by which the library's model gives the same features.
+    """
+
+    encoder: str
+    in_channels: int
+    image_size: int | tuple[int, ...]
+    trained: list[str]
+    encoder_names: Format
+    feature_channels: int
+    features: str
+    quality: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def _from_0_1_0(values: dict[str, Any]) -> dict[str, Any]:
+    """The stages' names alone said then what was trained, and ``dira`` was among them unless all were ``di``."""
+    stages = str(values.get("settings", {}).get("stages", "dira")).split(" -> ")
+    restored = [] if set(stages) == {"di"} else ["restorative"]
+    return {"trained": ["discriminative", *restored], **values}
+
+
+FORMAT = FileFormat(ModelFile, version=1, upgrades={None: _from_0_1_0})
 
 
 def write_model_folder(
@@ -76,10 +116,10 @@ def write_model_folder(
 
     Args:
         folder: is made; must be empty.
-        unet_state: the U-Net's weights.
+        unet_state: the U-Net's weights that were trained: of the encoder, and of the decoder where it learned.
         facts: for the card and for ``model.json``.
         job: the recorded job file's text.
-        discriminator_state: where there is one.
+        discriminator_state: where one was trained.
         pictures: name to ``(H, W, 3)`` uint8.
 
     Raises:
@@ -100,23 +140,23 @@ def write_model_folder(
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(picture).save(file)
     (folder / "job.yaml").write_text(job)
-    (folder / FACTS).write_text(json.dumps(_plain_facts(facts, library, exported, channels), indent=2, default=str))
+    (folder / FACTS).write_bytes(FORMAT.dump(_model_file(facts, library, exported, channels)))
     (folder / CARD).write_text(model_card(facts, exported))
     write_checksums(folder)
     return folder
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What ``model.json`` says: ``encoder``, ``in_channels``, ``image_size``, ``encoder_names`` and more.
+def read_facts(folder: Path) -> ModelFile:
+    """What ``model.json`` says; one that dira-dist 0.1.0 wrote is read as well.
 
     Raises:
         RequestError: if the folder is no model folder.
+        FormatError: if the file is damaged, or of another version.
     """
     file = folder / FACTS
     if not file.is_file():
         raise RequestError(f"{folder}: holds no {FACTS}; give a folder that was fetched or written as a model")
-    facts: dict[str, Any] = json.loads(file.read_text())
-    return facts
+    return FORMAT.load(file.read_bytes(), str(file))
 
 
 def write_checksums(folder: Path) -> str:
@@ -154,11 +194,11 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
     """The card in Markdown: what it is, how to load it, data, settings, quality, licence, use and limits."""
     loading = "\n".join((*exported.loading_lines("encoder.safetensors").splitlines(),))
     quality = {name: f"{value:.4g}" for name, value in facts.quality.items()}
-    size = " x ".join(map(str, per_axis(facts.image_size, 2)))
+    decoder = "and U-Net decoder" if exported_decoder(facts.trained) else "(its decoder was not trained)"
     sections = [
         f"# {facts.name}\n",
-        f"Encoder `{facts.encoder}` and U-Net decoder, pretrained without labels by DiRA on images of "
-        f"{size} px with {facts.in_channels} channel(s), values in [0, 1], "
+        f"Encoder `{facts.encoder}` {decoder}, pretrained by DiRA without labels (parts: {', '.join(facts.trained)}), "
+        f"on images of {_side_by_side(facts.image_size)} px with {facts.in_channels} channel(s), values in [0, 1], "
         "no further normalisation.\n",
         f"## Load the encoder\n```python\n{loading}\n```\n",
         *_table("Training images", facts.data),
@@ -168,6 +208,16 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
         _NOTICE,
     ]
     return "\n".join(sections)
+
+
+def exported_decoder(trained: Sequence[str]) -> bool:
+    """Whether a model of these trained parts has a decoder worth having: whatever restores trains it."""
+    return any(part != "discriminative" for part in trained)
+
+
+def _side_by_side(image_size: int | tuple[int, ...]) -> str:
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return " x ".join(map(str, sides))
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
@@ -187,16 +237,17 @@ def _best_known_names(unet_state: Mapping[str, Tensor], facts: ModelFacts) -> tu
     return "smp", export(encoder, facts.encoder, "smp", facts.in_channels)
 
 
-def _plain_facts(facts: ModelFacts, library: Format, exported: Exported, channels: int) -> dict[str, Any]:
-    return {
-        "encoder": facts.encoder,
-        "in_channels": facts.in_channels,
-        "image_size": facts.image_size,
-        "encoder_names": library,
-        "feature_channels": channels,
-        "features": exported.features,
-        "quality": dict(facts.quality),
-        "settings": dict(facts.settings),
-        "data": dict(facts.data),
-        "origin": dict(facts.origin),
-    }
+def _model_file(facts: ModelFacts, library: Format, exported: Exported, channels: int) -> ModelFile:
+    return ModelFile(
+        encoder=facts.encoder,
+        in_channels=facts.in_channels,
+        image_size=facts.image_size,
+        trained=list(facts.trained),
+        encoder_names=library,
+        feature_channels=channels,
+        features=exported.features,
+        quality=dict(facts.quality),
+        settings=dict(facts.settings),
+        data=dict(facts.data),
+        origin=dict(facts.origin),
+    )

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
+from dira_dist.cluster.ray_internals import remove_orphaned_groups
 from dira_dist.cluster.session import embedded_ray
-from dira_dist.cluster.tune.placement_groups import remove_orphaned_groups
-from dira_dist.jobs.job import ResourcesConfig
+from dira_dist.jobs.base import ResourcesConfig
 
 
 @ray.remote(num_cpus=0)

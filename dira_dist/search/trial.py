@@ -1,13 +1,9 @@
-"""What a search has tried: its trials as they stand, written down after each event so that nothing is done twice."""
+"""A trial of a search: its values, its evaluations, and how it ended."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from dira_dist.data.store import Store
-
-FILE_NAME = "search.json"
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 REFUSED = "refused: "  # how the reason begins of a trial whose values make no valid job
 SETTLED: tuple[Status, ...] = ("finished", "stopped")
@@ -25,7 +21,7 @@ class Trial:
         reason: why it stopped or failed, in words.
         history: step and figures of each evaluation, in the order of their steps.
         run_id: MLflow run; empty without tracking.
-        total_steps: optimiser steps of the whole training; None in records of versions that did not write them down.
+        total_steps: optimiser steps of the whole training; None before it begins.
     """
 
     name: str
@@ -71,48 +67,6 @@ class Trial:
         return replace(self, history=sorted([*others, (step, dict(metrics))], key=lambda each: each[0]))
 
 
-@dataclass(frozen=True)
-class SearchState:
-    """A search as it is kept in its folder.
-
-    Attributes:
-        job: the recorded job file (no secrets).
-        train_digest: digest of the training shard set.
-        run_id: parent run in MLflow; empty without tracking.
-        trials: those of the search and the repetitions of the best, in the order in which they were begun.
-        outcome: what the finished search reported; empty while it is not.
-        evaluated_on: digests of the sets that trials are evaluated on, by the names that a job's ``shard_sets`` gives
-            them; empty in the records of versions that did not write them down.
-    """
-
-    job: dict[str, Any]
-    train_digest: str
-    run_id: str = ""
-    trials: tuple[Trial, ...] = ()
-    outcome: dict[str, Any] = field(default_factory=dict)
-    evaluated_on: dict[str, str] = field(default_factory=dict)
-
-    def write(self, store: Store) -> None:
-        store.write_bytes(FILE_NAME, json.dumps(asdict(self), indent=1).encode())
-
-    def with_trial(self, trial: Trial) -> "SearchState":
-        """With this trial in the place of the one of its name, or at the end."""
-        known = {each.name: each for each in self.trials} | {trial.name: trial}
-        return replace(self, trials=tuple(known.values()))
-
-
-def read_search(store: Store) -> SearchState | None:
-    """The search in a store, or none where none was started."""
-    if store.stat(FILE_NAME) is None:
-        return None
-    found = json.loads(store.read_bytes(FILE_NAME))
-    return SearchState(**{**found, "trials": tuple(_trial(**each) for each in found["trials"])})
-
-
 def of_search(trials: Iterable[Trial]) -> list[Trial]:
     """The trials of different configurations, without repetitions."""
     return [trial for trial in trials if trial.seed is None]
-
-
-def _trial(history: list[Any], **values: Any) -> Trial:
-    return Trial(**values, history=[(step, metrics) for step, metrics in history])

@@ -23,7 +23,7 @@ class Encoder(torch.nn.Module):
 
     Attributes:
         channels: of the features.
-        image_size: side in pixels of the view, or one for each axis.
+        image_size: pixels of the view, a side or one for each axis.
 
     Args:
         folder: holds ``model.json`` and the encoder's graph, ``features.pt2``.

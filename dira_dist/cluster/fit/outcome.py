@@ -1,0 +1,106 @@
+"""How a job ends: the model registered, the best checkpoints kept, and what came out told."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from dira_dist.cluster.fit.evaluations import log_late
+from dira_dist.cluster.fit.session import FitSession
+from dira_dist.config import JobFailedError, RequestError
+from dira_dist.evaluation.pictures import LOSSES
+from dira_dist.registry.publish import publish
+from dira_dist.runs.evaluations import best, by_label, figures_of, read_evaluations
+from dira_dist.tracking.history import draw_losses
+from dira_dist.tracking.protocol import Run
+from dira_dist.tracking.run import TrackingRun
+from dira_dist.training.checkpoints import CheckpointFolder, step_of
+from dira_dist.training.state import Checkpoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished job leaves behind.
+
+    Attributes:
+        name: of the job.
+        run_id: MLflow run; empty without tracking.
+        page: the run's page, or the command that opens it.
+        steps: optimiser steps of all stages.
+        checkpoint: address of the last checkpoint.
+        best: address of the checkpoint with the highest ``checkpoint.best``; empty where nothing was evaluated.
+        model: ``models:/name/version`` of the registered model, or an empty string.
+        quality: what the networks were evaluated to be before and after each stage, by stage and figure.
+        already_done: the run was finished before; nothing was done now.
+    """
+
+    name: str
+    run_id: str = ""
+    page: str = ""
+    steps: int = 0
+    checkpoint: str = ""
+    best: str = ""
+    model: str = ""
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    already_done: bool = False
+
+    def lines(self) -> Iterator[str]:
+        """The outcome as a person reads it."""
+        yield f"{self.name}: {'was finished already' if self.already_done else 'finished'}, {self.steps:,} steps"
+        yield f"checkpoint  {self.checkpoint}"
+        if self.run_id:
+            yield f"MLflow run  {self.run_id}  ({self.page})"
+        if self.model:
+            yield f"model       {self.model}  (dira-dist pull {self.model} weights/)"
+
+
+def conclude(session: FitSession, run: Run) -> Outcome:
+    """Register what the last checkpoint holds, and say what came out."""
+    job, folder = session.job, CheckpointFolder(session.store)
+    newest = folder.newest_whole(lambda warning: None)
+    assert newest is not None, "the last stage ends with a checkpoint"
+    name, checkpoint = newest
+    if checkpoint.pending_metrics and run.run_id:  # measured while the tracking server was away
+        late = TrackingRun.attach(session.tracking, run.run_id, checkpoint.pending_metrics)
+        if not late.flush():
+            raise session.undelivered()
+    log_late(run, session.store)
+    evaluations = read_evaluations(session.store)
+    best_one = best(evaluations, job.checkpoint.best)
+    for gone in folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else []):
+        run.log_removal(step_of(gone))
+    return Outcome(
+        name=job.name,
+        run_id=run.run_id,
+        page=run.page,
+        steps=checkpoint.position.step,
+        checkpoint=folder.address(name),
+        best=folder.address(best_one.checkpoint) if best_one else "",
+        model=_published(session, run.run_id, checkpoint, figures_of(evaluations, name)),
+        quality=by_label(evaluations),
+    )
+
+
+def draw_loss_curves(session: FitSession, run: Run) -> None:
+    """The curves of the whole run as a picture, where its tracking server is there to be asked for them."""
+    boundaries = {span.first_step: span.name for span in session.facts.plan.spans}
+    try:
+        curves = draw_losses(session.tracking, run.run_id, boundaries) if run.run_id else None
+    except RequestError:
+        return  # the training is done, and its figures arrive when the server is back
+    if curves is not None:
+        run.log_picture(LOSSES, curves, session.facts.plan.steps)
+        run.flush()
+
+
+def _published(session: FitSession, run_id: str, checkpoint: Checkpoint, quality: Mapping[str, float]) -> str:
+    """The address of the newly registered model; none where nothing is to be registered."""
+    train, job = session.facts.train, session.job
+    if job.tracking.register_as is None or not run_id:
+        return ""
+    data = {"address": job.data.train, "images": train.samples, "digest": train.digest}
+    try:
+        return publish(job.tracking, run_id, checkpoint, quality, data, tags=session.tags).address
+    except RequestError as error:
+        raise JobFailedError(
+            f"{job.name} is trained, but its model was not registered: {error}\n"
+            f"its checkpoints are in {job.run_folder}; the same command registers it"
+        ) from error

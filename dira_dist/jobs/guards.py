@@ -1,0 +1,102 @@
+"""What is likely to go wrong with a job that is allowed all the same, each with its remedy. Reads, never refuses."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.jobs.pretrain import PretrainJob
+from dira_dist.training.optimizer import OptimizerConfig
+from dira_dist.training.pretrain.networks import PretrainNetworks, networks_on_meta
+from dira_dist.training.pretrain.recipe import PretrainStage
+from dira_dist.training.torch_internals import BatchNorm
+
+FEW_PER_NORM = 2
+"""Images of one batch norm whose statistics are mostly chance: the spread of a mean over two is 0.7 of the images'."""
+
+RATE_TOLERANCE = 2
+"""Factor by which a rate may be beside the published ones: searches go as far."""
+
+FEW_LANES = 8
+"""Places of the set that a batch is drawn from where its samples are still much like any others."""
+
+
+def warnings(job: PretrainJob) -> list[str]:
+    """What a person should know before the job starts; one text for each, with what was found and what to do."""
+    return [*few_per_batch_norm(job), *rate_of_another_batch(job), *all_warm_up(job), *few_lanes(job)]
+
+
+def few_per_batch_norm(job: PretrainJob) -> Iterator[str]:
+    """Stages that leave one or two images to a batch norm, at the most workers that the job may have."""
+    networks, workers = networks_on_meta(job.model, job.method, job.adversarial, job.parts()), job.resources.max_workers
+    for number, stage in enumerate(job.stages):
+        images = images_per_norm(networks, stage, workers, job.execution.sync_batchnorm)
+        if images is not None and images <= FEW_PER_NORM:
+            count = "one image" if images == 1 else f"{images} images"
+            synchronised = images_per_norm(networks, stage, workers, synchronised=True)
+            helps = synchronised is not None and synchronised > FEW_PER_NORM
+            yield (
+                f"stages.{number}.global_batch: {stage.global_batch} on {workers} workers leaves {count} to a batch "
+                "norm, whose statistics are then mostly chance; raise the batch or lower resources.workers"
+                + (", or, on GPUs, set execution.sync_batchnorm to true" if helps else "")
+            )
+
+
+def images_per_norm(networks: PretrainNetworks, stage: PretrainStage, workers: int, synchronised: bool) -> int | None:
+    """Fewest images that a batch norm of this stage sees; none where it has no batch norms.
+
+    A key encoder's norms are its worker's own, also where all others are synchronised.
+    """
+    parts = stage.parts()
+    running: list[nn.Module] = [networks.unet] if parts.restores else [networks.unet.encoder]
+    running += [networks.method] if parts.discriminates and networks.method is not None else []
+    learning = {norm for part in networks.trainable_parts() for norm in _batch_norms(part)}
+    shares = {synchronised and norm in learning for part in running for norm in _batch_norms(part)}
+    return min((stage.global_batch if shared else stage.global_batch // workers for shared in shares), default=None)
+
+
+def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
+    return (each for each in module.modules() if isinstance(each, BatchNorm))
+
+
+def rate_of_another_batch(job: PretrainJob) -> Iterator[str]:
+    """Stages with their method's optimiser at a rate that is published for other batches, and is not scaled to theirs.
+
+    What is compared is the rate for each image of the batch, which the linear rule keeps (Goyal et al. 2017, 2.1).
+    """
+    own = OptimizerConfig.model_validate(dict(job.method.own_optimizer))
+    smallest, largest = job.method.published_batches
+    for number, stage in enumerate(job.stages):
+        optimizer, batch = stage.optimizer, stage.global_batch
+        lowest, highest = own.lr / largest / RATE_TOLERANCE, own.lr / smallest * RATE_TOLERANCE
+        if optimizer.name == own.name and optimizer.lr_batch is None and not lowest <= optimizer.lr / batch <= highest:
+            batches = f"batches of {smallest}" + (f" to {largest}" if largest != smallest else "")
+            rule = own.lr * batch / (largest if batch > largest else smallest)
+            yield (
+                f"stages.{number}.optimizer.lr: {optimizer.lr:g} with a batch of {batch}; {job.method.name} has a rate "
+                f"of {own.lr:g} for {batches}, which is {rule:.2g} here: set lr so, or lr: {own.lr:g} and "
+                f"lr_batch: {largest if batch > largest else smallest}"
+            )
+
+
+def all_warm_up(job: PretrainJob) -> Iterator[str]:
+    """Stages whose rate is still rising when they end."""
+    for number, stage in enumerate(job.stages):
+        if stage.epochs is not None and 0 < stage.epochs <= stage.optimizer.warmup_epochs:
+            yield (
+                f"stages.{number}.optimizer.warmup_epochs: {stage.optimizer.warmup_epochs:g}, and the stage has "
+                f"{stage.epochs:g} epochs, so that its rate never gets to {stage.optimizer.lr:g}; set it to a tenth of "
+                "the stage, or train for longer"
+            )
+
+
+def few_lanes(job: TrainingJob) -> Iterator[str]:
+    """Batches that a few places of the set make up: neighbours in it, which may be of one patient or class."""
+    batches = sorted({stage.global_batch for stage in job.stage_configs()})
+    if job.lanes < min(FEW_LANES, *batches):
+        yield (
+            f"data.global_batch: batches of {', '.join(map(str, batches))} "
+            f"are read in {job.lanes} lanes, each shuffled over {job.data.shuffle_window} neighbours, so that one "
+            f"batch sees few places of the set; take batches with a common divisor of {FEW_LANES} at least (and leave "
+            "data.lanes out), or raise data.shuffle_window"
+        )

@@ -1,0 +1,17 @@
+"""What lies in the folder of a run or a search, ``STORAGE/NAME/``: the names of its files.
+
+run.json             the job, its MLflow run, and whether it is finished     (a run)
+evaluations.json     the figures of its evaluated checkpoints
+step-000000500-3fa9c1/
+    state.pt         networks and optimisers
+    manifest.json    written last: a checkpoint without it does not exist
+search.json          the job, its parent run in MLflow, and its trials       (a search)
+best.yaml            the winner's job file
+search.md            the table of trials
+driver.json          which process drives the run or the search; gone when it ends
+"""
+
+RUN, EVALUATIONS = "run.json", "evaluations.json"
+CHECKPOINT_PREFIX, STATE, MANIFEST = "step-", "state.pt", "manifest.json"
+SEARCH, WINNER, TABLE = "search.json", "best.yaml", "search.md"
+DRIVER = "driver.json"

@@ -1,0 +1,152 @@
+"""The settings of a pretraining, apart from where it runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dira_dist.config import RequestError, flatten
+from dira_dist.data.shards import ShardSetIndex
+from dira_dist.evaluation.config import ProbeConfig
+from dira_dist.evaluation.evaluator import reported_metrics
+from dira_dist.models.unet import UNetConfig
+from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
+from dira_dist.objectives.parts import (
+    PUBLISHED_WEIGHTS,
+    ActiveParts,
+    LossWeights,
+    Objective,
+    active_parts,
+    objectives_with,
+    together,
+)
+from dira_dist.training.execution import ExecutionConfig
+from dira_dist.training.optimizer import OptimizerConfig
+from dira_dist.training.stages import Position, StageConfig
+from dira_dist.training.step import Precision
+from dira_dist.training.task import Recipe
+from dira_dist.views import ViewsConfig
+
+if TYPE_CHECKING:
+    from dira_dist.training.pretrain.task import PretrainTask
+
+DEFAULT_STAGES = (
+    {"objective": "di", "epochs": 200},
+    {"objective": "dir", "epochs": 200},
+    {"objective": "dira", "epochs": 400},
+)
+
+
+class PretrainStage(StageConfig):
+    """One stage. What it leaves out, it takes from the job's own ``data``, ``optimizer`` and ``loss_weights``."""
+
+    objective: Objective = Field(
+        description="di: discriminative; dir: and restorative; dira: and adversarial; re, rea: without discriminative"
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss_weights: LossWeights = LossWeights()
+
+    @property
+    def label(self) -> str:
+        return self.objective
+
+    def described(self) -> str:
+        return f", rate {self.optimizer.for_batch(self.global_batch).lr:.3g}"
+
+    def effect(self) -> dict[str, Any]:
+        """Without the weights of parts that the objective does not have."""
+        values = self.model_dump()
+        weights = values.pop("loss_weights")
+        return values | {part: weight for part, weight in weights.items() if self.objective in objectives_with(part)}
+
+    def parts(self) -> ActiveParts:
+        """What the stage computes.
+
+        Raises:
+            RequestError: nothing is left to learn.
+        """
+        return active_parts(self.objective, self.loss_weights)
+
+
+class PretrainRecipe(Recipe):
+    """What a DiRA pretraining computes."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    model: UNetConfig = UNetConfig()
+    method: MethodConfig = Field(default_factory=default_method)
+    adversarial: AdversarialConfig = AdversarialConfig()
+    views: ViewsConfig = ViewsConfig()
+    loss_weights: LossWeights = LossWeights()
+    stages: tuple[PretrainStage, ...] = Field(
+        tuple(PretrainStage.model_validate(stage) for stage in DEFAULT_STAGES),
+        min_length=1,
+        description="each goes on from the last",
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Precision | None = Field(
+        None, description="left out: bf16 on GPUs that have it, else fp32 (on GPUs with convolutions in TF32)"
+    )
+    execution: ExecutionConfig = ExecutionConfig()
+    probe: ProbeConfig | None = Field(None, description="labelled shard sets the frozen encoder is evaluated on")
+
+    @model_validator(mode="after")
+    def _image_size_fits_encoder(self) -> "PretrainRecipe":
+        try:
+            self.model.check_image_size(self.data.image_size)
+        except RequestError as error:
+            raise ValueError(f"data.image_size is {self.data.image_size}: {error}") from error
+        return self
+
+    def task(self) -> "PretrainTask":
+        from dira_dist.training.pretrain.task import PretrainTask  # evaluation and pictures are slow to import
+
+        return PretrainTask(self)
+
+    def stage_configs(self) -> Sequence[PretrainStage]:
+        return self.stages
+
+    def parts(self) -> ActiveParts:
+        """What any of its stages computes."""
+        return together(stage.parts() for stage in self.stages)
+
+    def trained_parts(self, position: Position) -> ActiveParts:
+        """What has been trained where a run stands at ``position``."""
+        begun = self.stages[: position.stage + (position.step_in_stage > 0)]
+        return together(stage.parts() for stage in begun)
+
+    def check_sets(self, sets: Mapping[str, ShardSetIndex]) -> None:
+        """Refuses probe sets without the label, or with a single value of it.
+
+        Raises:
+            RequestError: says which, and the remedy.
+        """
+        for key in ("train", "val") if self.probe is not None else ():
+            _check_label(self.probe, key, sets[f"probe-{key}"])
+
+    def reported_metrics(self) -> list[str]:
+        return reported_metrics(self.data.val, self.probe)
+
+    def main_metric(self) -> str:
+        return "probe/auroc" if self.probe is not None else "val/rankme"
+
+    def ways_to_save_memory(self, *, on_gpu: bool) -> list[str]:
+        ways = ["precision: bf16"] if on_gpu and self.precision == "fp32" else []
+        return ways if self.model.gradient_checkpointing else [*ways, "model.gradient_checkpointing: true"]
+
+    def published(self) -> Mapping[str, Any]:
+        """The loss weights, of the job and of every stage."""
+        weights = flatten(PUBLISHED_WEIGHTS.model_dump())
+        places = ["loss_weights", *(f"stages.{number}.loss_weights" for number in range(len(self.stages)))]
+        return {f"{place}.{part}": value for place in places for part, value in weights.items()}
+
+
+def _check_label(probe: ProbeConfig | None, key: str, index: ShardSetIndex) -> None:
+    assert probe is not None
+    address = {"train": probe.train, "val": probe.val}[key]
+    if probe.label not in index.labels:
+        raise RequestError(
+            f"probe.label: {probe.label!r} is no label of {address} (probe.{key}); "
+            f"known: {', '.join(index.labels) or 'none'}"
+        )
+    if len(index.classes.get(probe.label, ("", ""))) < 2:
+        raise RequestError(f"probe.label: {probe.label!r} has a single value in {address}; give another label")

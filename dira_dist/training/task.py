@@ -1,0 +1,238 @@
+"""A task is what one kind of job trains: its networks, inputs, step, evaluation, and the model it leaves.
+
+The loop, the driver, checkpoints, elasticity, preemption, evaluation beside the training, tracking and the registry are
+written once, against this file. A task's settings are a :class:`Recipe`, the part of a job file that says what is
+computed, apart from where; from the recipe alone, as it stands in a checkpoint, the task is made again.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dira_dist.config import RequestError, Section
+from dira_dist.data.batch import LocalBatch
+from dira_dist.data.shards import ShardSetIndex
+from dira_dist.data.stream import DataConfig
+from dira_dist.evaluation.config import EvaluationConfig
+from dira_dist.training.networks import Networks
+from dira_dist.training.stages import Plan, Position, StageConfig, StageSpan, plan_stages
+from dira_dist.training.step import StepResult
+
+Picture = npt.NDArray[np.uint8]
+"""(H, W, 3)."""
+
+
+class Step(Protocol):
+    """The optimiser step of one stage."""
+
+    def __call__(self, inputs: Any, step_in_stage: int) -> StepResult:
+        """One step on this worker's part of a global batch; a collective of all workers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """``networks`` and ``optimizers``: tensors, numbers and text, not copies; a collective."""
+
+    def load_state_dict(self, state: Mapping[str, Any], *, optimizers: bool = True) -> None:
+        """Goes on from a state of this or another stage."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What networks start from instead of chance.
+
+    Attributes:
+        weights: as the task's ``build`` takes them.
+        report: which of them came from where, and what kept its own start, a line each.
+    """
+
+    weights: Mapping[str, Tensor]
+    report: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What networks were found to be: figures for a tracker, and what there is to look at, by name."""
+
+    metrics: dict[str, float]
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a model beside what its own task knows; for its card and ``model.json``.
+
+    Attributes:
+        name: in the registry.
+        data: of the training set: address, digest, number of samples ...
+        quality: measured figures.
+        origin: job, run, steps ...
+        job: the recorded job file's text, which holds no secrets.
+        pictures: by name.
+    """
+
+    name: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    job: str = ""
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model ready for the registry, and what runs it where this package is not installed.
+
+    Attributes:
+        folder: with ``README.md``, the card, and ``SHA256SUMS`` among its files.
+        weights: the file in it whose tensors tell one model from another, ``.safetensors``.
+        code: files that travel with it and import nothing of this package; the first is MLflow's loader module, whose
+            ``_load_pyfunc(path)`` gives what predicts.
+        model_type: what MLflow files it under.
+        description: of the registered model, when its first version is made.
+        requirements: what the code needs.
+    """
+
+    folder: Path
+    weights: str
+    code: Sequence[Path]
+    model_type: str
+    description: str
+    requirements: Sequence[str] = ("mlflow", "numpy", "torch")
+
+
+class Task(Protocol):
+    """What a kind of job trains."""
+
+    def starting_weights(self) -> Start | None:
+        """Weights that the recipe names, read once for all workers alike; None where it starts from chance.
+
+        Raises:
+            RequestError: they cannot be read, or do not fit.
+        """
+
+    def build(self, weights: Mapping[str, Tensor] | None = None) -> Networks:
+        """The networks on the CPU, with weights drawn from the recipe's seed alone, or from ``weights``."""
+
+    def inputs(self, batch: LocalBatch, span: StageSpan) -> Sized:
+        """A worker's part of a global batch, on its device, as what a step works on."""
+
+    def step(self, networks: Networks, span: StageSpan, device: torch.device) -> Step:
+        """The step of a stage, on networks that all stages share.
+
+        Raises:
+            RequestError: nothing is left to learn, or the device cannot do what is asked.
+        """
+
+    def evaluate(self, networks: Networks, device: torch.device, position: Position, *, title: str = "") -> Evaluation:
+        """What networks of this position are worth, on the sets that the recipe names; ``title`` is the pictures'."""
+
+    def package(self, tensors: Mapping[str, Any], position: Position, folder: Path, about: About) -> Package:
+        """Writes the model that a checkpoint of this position holds into an empty folder: what was trained, no more."""
+
+    def memory(self, workers: int, gpus: bool) -> dict[str, int]:
+        """Estimated bytes of one worker's device memory by purpose, from shapes alone, for the stage that needs most.
+
+        Args:
+            workers: the fewest that share a global batch.
+            gpus: whether they have GPUs.
+        """
+
+    def notes(self) -> Mapping[str, str]:
+        """What runs and models of this task are found by: tags, short names to short values."""
+
+
+class Recipe(Section):
+    """The settings of a task. A subclass names its kind: ``kind: Literal["..."] = "..."``."""
+
+    kind: str
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="the job's identity: the same name and storage resume it, and its MLflow run",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of weights, order and views")
+    data: DataConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def task(self) -> Task:
+        """The task of these settings."""
+        raise NotImplementedError
+
+    def stage_configs(self) -> Sequence[StageConfig]:
+        """The stages in their order."""
+        raise NotImplementedError
+
+    def plan(self, epoch_samples: int) -> Plan:
+        """The stages laid along a training set of so many samples per epoch."""
+        return plan_stages(self.stage_configs(), epoch_samples)
+
+    def check_sets(self, sets: Mapping[str, ShardSetIndex]) -> None:
+        """Refuses shard sets, by name, that lack what the task asks of them.
+
+        Raises:
+            RequestError: says which, and the remedy.
+        """
+
+    def reported_metrics(self) -> list[str]:
+        """Names of the figures that its evaluations give; none where there are no samples to evaluate on."""
+        return []
+
+    def main_metric(self) -> str:
+        """The figure that runs are compared by where nobody names another; only where some are reported."""
+        return self.reported_metrics()[0]
+
+    def ways_to_save_memory(self, *, on_gpu: bool) -> list[str]:
+        """Settings that this recipe does not use, each of which makes a step smaller, as ``key: value``."""
+        return []
+
+    def published(self) -> Mapping[str, Any]:
+        """Values by dotted key of the job file that were published, those that this recipe has included."""
+        return {}
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there are samples that its networks can be evaluated on."""
+        return bool(self.reported_metrics())
+
+
+def recipes() -> dict[str, type[Recipe]]:
+    """All recipes by kind, from the files and folders of this one: a further task is a further file."""
+    package = __name__.rpartition(".")[0]
+    for module in iter_modules(import_module(package).__path__):
+        import_module(f"{package}.{module.name}")
+    return {recipe.model_fields["kind"].default: recipe for recipe in _named(Recipe)}
+
+
+def recipe_of(job: Mapping[str, Any]) -> Recipe:
+    """The recipe in a recorded job, such as a checkpoint holds.
+
+    Raises:
+        RequestError: its kind is not known here, or its settings are none of this version's.
+    """
+    known, kind = recipes(), job.get("kind", "pretrain")
+    if kind not in known:
+        raise RequestError(f"the recorded job is of kind {kind!r}; this version knows {', '.join(sorted(known))}")
+    values = {name: job[name] for name in known[kind].model_fields if name in job}
+    try:
+        return known[kind].model_validate_json(json.dumps(values), strict=True)
+    except ValueError as error:
+        raise RequestError(
+            f"the recorded job {job.get('name', '')!r} is not of this version's form: {error}\n"
+            "use the version of dira-dist that made it"
+        ) from error
+
+
+def _named(section: type[Recipe]) -> Iterator[type[Recipe]]:
+    """Recipes with a kind of their own; a job made of one has its recipe's."""
+    for each in section.__subclasses__():
+        if "kind" in each.__annotations__:
+            yield each
+        yield from _named(each)

@@ -1,0 +1,105 @@
+"""Files that are written and read back: a specimen of each is read for ever, or refused with what to do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dira_dist.config import RequestError
+from dira_dist.data.store import open_store
+from dira_dist.formats import FileFormat, FormatError
+from dira_dist.models import model_files
+from dira_dist.runs import evaluations, folder, lease, run, search
+from dira_dist.training import state
+from dira_dist.training.state import BrokenCheckpointError, read_manifest
+
+SPECIMENS = Path(__file__).parent / "specimens"
+FORMATS: dict[str, FileFormat[Any]] = {
+    folder.RUN: run.FORMAT,
+    folder.EVALUATIONS: evaluations.FORMAT,
+    folder.SEARCH: search.FORMAT,
+    folder.DRIVER: lease.FORMAT,
+    folder.MANIFEST: state.FORMAT,
+    model_files.FACTS: model_files.FORMAT,
+}
+
+
+def specimen(name: str, version: str = "0.2.0") -> bytes:
+    return (SPECIMENS / version / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_specimen_is_read_and_written_as_it_is(name: str) -> None:
+    content = specimen(name)
+    assert FORMATS[name].dump(FORMATS[name].load(content, name)) == content.rstrip(b"\n")
+
+
+@pytest.mark.parametrize("name", [folder.RUN, folder.SEARCH])
+def test_runs_and_searches_of_0_1_0_are_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write_bytes(name, specimen(name, "0.1.0"))
+    read = run.read_run if name == folder.RUN else search.read_search
+    with pytest.raises(RequestError) as caught:
+        read(store)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{store.address}/{name}: format version missing; this version of dira-dist reads version 2"
+    )
+    assert "finish it with that version (pip install dira-dist==0.1.0)" in message
+    assert "under another name, with model.init its pulled weights" in message
+
+
+def test_checkpoints_and_models_of_0_1_0_are_read() -> None:
+    assert state.FORMAT.load(specimen(folder.MANIFEST, "0.1.0"), "m").position.step == 7
+    assert model_files.FORMAT.load(specimen(model_files.FACTS, "0.1.0"), "m").encoder == "resnet18"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("version", [99, "2", None, True, 1.5])
+def test_another_version_is_refused_by_name(name: str, version: object) -> None:
+    values = {**json.loads(specimen(name)), "version": version}
+    with pytest.raises(FormatError, match="format version") as caught:
+        FORMATS[name].load(json.dumps(values).encode(), "s3://runs/a/file.json")
+    assert str(caught.value).startswith("s3://runs/a/file.json: ")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"null", b"\xff", b"[" * 200_000])
+def test_what_is_no_mapping_is_damaged(name: str, content: bytes) -> None:
+    with pytest.raises(FormatError, match="damaged"):
+        FORMATS[name].load(content, name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_key_too_many_too_few_or_of_another_type_is_named(name: str) -> None:
+    values = json.loads(specimen(name))
+    key = next(key for key, value in values.items() if key != "version" and value)
+    without = {each: value for each, value in values.items() if each != key}
+    for damaged in ({**values, "surplus": 1}, {**values, key: None}, without):
+        with pytest.raises(FormatError, match=rf"{name}: (surplus|{key})"):
+            FORMATS[name].load(json.dumps(damaged).encode(), name)
+
+
+def _manifest(**changes: object) -> bytes:
+    return json.dumps({**json.loads(specimen(folder.MANIFEST)), **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{}",
+        b"[]",
+        _manifest(position=None),
+        _manifest(position={"stage": -1, "step_in_stage": 0, "step": 0, "samples": 0}),
+        _manifest(position={"stage": 0}),
+        _manifest(position={"stage": 0, "step_in_stage": 0, "step": 0, "samples": 0, "more": 1}),
+        _manifest(files={}),
+        _manifest(files={"../state.pt": {"bytes": 1, "sha256": "0" * 64}}),
+        _manifest(files={"state.pt": {"bytes": "1", "sha256": "0" * 64}}),
+        _manifest(pending_metrics="none"),
+    ],
+)
+def test_a_manifest_that_lies_makes_no_checkpoint(content: bytes) -> None:
+    with pytest.raises(BrokenCheckpointError, match=r"runs/a/step-1/manifest\.json"):
+        read_manifest(content, "runs/a/step-1")
