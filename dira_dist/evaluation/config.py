@@ -35,9 +35,9 @@ class ProbeConfig(Section):
         description="address of the labelled shard set they are evaluated on", json_schema_extra=MAY_CHANGE
     )
     label: str = Field(description="name of the label; a value like `a|b` or a list means several at once")
-    k: Annotated[int, Field(ge=1)] = Field(20, description="neighbours of the k-NN probe")
-    temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the k-NN votes")
+    k: int = Field(20, ge=1, description="neighbours of the k-NN probe")
+    temperature: float = Field(0.07, gt=0, description="of the k-NN votes")
     label_fractions: tuple[Fraction, ...] = Field(
         (0.01, 0.1, 0.25, 1.0), description="shares of the labels with which the linear probe is repeated"
     )
-    bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="resamples for the AUROC's 95 % interval; 0: none")
+    bootstrap: int = Field(1000, ge=0, description="resamples for the AUROC's 95 % interval; 0: none")

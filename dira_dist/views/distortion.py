@@ -26,22 +26,16 @@ Count = Annotated[int, Field(ge=1, le=100)]
 class DistortionConfig(Section):
     """The four distortions; what the three probabilities leave is the chance of none. Defaults as published."""
 
-    shuffle_probability: Probability = Field(default=0.30, description="of local shuffling")
-    inner_probability: Probability = Field(default=0.30, description="of inner cut-out")
-    outer_probability: Probability = Field(default=0.05, description="of outer cut-out")
-    shuffle_swaps: Count = Field(default=10, description="pairs of blocks that trade places, one pair after the other")
-    shuffle_sides_px: Sides = Field(
-        default=(10, 15), description="smallest and largest side of such a block, at 224 px"
-    )
-    inner_blocks: Count = Field(default=10, description="most blocks of an inner cut-out")
-    inner_sides_px: Sides = Field(default=(10, 70), description="smallest and largest side of such a block, at 224 px")
-    outer_windows: Count = Field(default=10, description="most windows of an outer cut-out")
-    outer_sides_px: Sides = Field(
-        default=(154, 174), description="smallest and largest side of such a window, at 224 px"
-    )
-    stop_probability: Probability = Field(
-        default=0.1, description="of no further block or window after each one of a cut-out"
-    )
+    shuffle_probability: Probability = Field(0.30, description="of local shuffling")
+    inner_probability: Probability = Field(0.30, description="of inner cut-out")
+    outer_probability: Probability = Field(0.05, description="of outer cut-out")
+    shuffle_swaps: Count = Field(10, description="pairs of blocks that trade places, one pair after the other")
+    shuffle_sides_px: Sides = Field((10, 15), description="smallest and largest side of such a block, at 224 px")
+    inner_blocks: Count = Field(10, description="most blocks of an inner cut-out")
+    inner_sides_px: Sides = Field((10, 70), description="smallest and largest side of such a block, at 224 px")
+    outer_windows: Count = Field(10, description="most windows of an outer cut-out")
+    outer_sides_px: Sides = Field((154, 174), description="smallest and largest side of such a window, at 224 px")
+    stop_probability: Probability = Field(0.1, description="of no further block or window after each one of a cut-out")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

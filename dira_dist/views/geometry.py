@@ -35,12 +35,12 @@ class CropConfig(Section):
     """Random resized crop and flip. The defaults are the published ones."""
 
     scale: tuple[Positive, Positive] = Field(
-        default=(0.2, 1.0), description="smallest and largest part of the image's area (3D: volume)"
+        (0.2, 1.0), description="smallest and largest part of the image's area (3D: volume)"
     )
     ratio: tuple[Positive, Positive] = Field(
-        default=(3 / 4, 4 / 3), description="smallest and largest width over height, before resizing"
+        (3 / 4, 4 / 3), description="smallest and largest width over height, before resizing"
     )
-    flip_probability: Probability = Field(default=0.5, description="of mirroring left and right")
+    flip_probability: Probability = Field(0.5, description="of mirroring left and right")
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
