@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 KeyPath = tuple[str | int, ...]
@@ -52,6 +52,17 @@ class JobFailedError(RuntimeError):
 MAY_CHANGE: dict[str, JsonValue] = {"may_change": ["run", "search"]}
 MAY_CHANGE_IN_RUN: dict[str, JsonValue] = {"may_change": ["run"]}
 
+
+def _ascending(bounds: tuple[Any, Any]) -> tuple[Any, Any]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"found {list(bounds)}; wanted low <= high: swap them")
+    return bounds
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NumberT = TypeVar("NumberT", int, float)
+Range = Annotated[tuple[NumberT, NumberT], AfterValidator(_ascending)]
 _Side = Annotated[int, Field(ge=16)]
 ImageSize = Annotated[int, Field(ge=32)] | tuple[_Side, _Side] | tuple[_Side, _Side, _Side]
 

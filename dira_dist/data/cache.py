@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pydantic import Field
 
@@ -37,8 +37,8 @@ _POLL_S = 0.05
 class CacheConfig(Section):
     """Shards kept on the disk of each node."""
 
-    dir: Annotated[str, Field(description="folder on a local disk; shared by the processes of a node")]
-    max_bytes: Annotated[int, Field(ge=1, description="never holds more; the least recently used shards go first")]
+    dir: str = Field(description="folder on a local disk; shared by the processes of a node")
+    max_bytes: int = Field(ge=1, description="never holds more; the least recently used shards go first")
 
 
 class ShardCache:

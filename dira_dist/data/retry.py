@@ -1,12 +1,15 @@
-"""Retries: how long failures of a store are retried, which of them can pass, and what the rest is called."""
+"""Retries: how long one waits between tries, which failures of a store can pass, and what the rest is called."""
 
 import http.client
+import math
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class StoreError(OSError):
@@ -36,16 +39,73 @@ class RetryPolicy:
     read_timeout_s: float = 30.0
 
 
+class Backoff:
+    """Delays between tries: exponential, with full jitter (Brooker, *Exponential Backoff And Jitter*, AWS, 2015).
+
+    Args:
+        first_s: bound of the first delay.
+        longest_s: bound of all of them.
+    """
+
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        self._first_s, self._longest_s = first_s, longest_s
+        self.tries = 0
+
+    def delay_s(self) -> float:
+        """The next delay, drawn between 0 and a bound that doubles with every try."""
+        bound_s = min(self._longest_s, self._first_s * 2.0 ** min(self.tries, 30))
+        self.tries += 1
+        return random.uniform(0, bound_s)
+
+    def reset(self) -> None:
+        """After a success."""
+        self.tries = 0
+
+
+def retried(
+    action: Callable[[], T],
+    is_final: Callable[[Exception], bool],
+    backoff: Backoff,
+    *,
+    timeout_s: float = math.inf,
+    attempts: float = math.inf,
+) -> T:
+    """What ``action`` returns when it succeeds at last.
+
+    Args:
+        action: to try.
+        is_final: whether another try cannot help after an error; asked after each one that is not the last.
+        backoff: between the tries.
+        timeout_s: no try begins later than that.
+        attempts: most tries.
+
+    Raises:
+        Exception: the action's own, where it is final, or time or tries are over.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            delay_s = backoff.delay_s()
+            over = backoff.tries >= attempts or time.monotonic() + delay_s > deadline_s
+            if over or is_final(error):
+                raise
+        time.sleep(delay_s)
+
+
 class Retrier:
     """Counts the failures of one piece of work and waits between its tries."""
 
     def __init__(self, what: str, retry: RetryPolicy, cancelled: threading.Event | None = None) -> None:
         self._what, self._policy = what, retry
         self._cancelled = cancelled or threading.Event()
-        self._since_s, self._tries = time.monotonic(), 0
+        self._backoff = Backoff(retry.first_delay_s, retry.longest_delay_s)
+        self._since_s = time.monotonic()
 
     def progress(self) -> None:
-        self._since_s, self._tries = time.monotonic(), 0
+        self._since_s = time.monotonic()
+        self._backoff.reset()
 
     def wait(self, error: Exception) -> None:
         """Returns when it is time for another try.
@@ -61,12 +121,10 @@ class Retrier:
         lost_s = time.monotonic() - self._since_s
         if lost_s >= self._policy.timeout_s:
             raise StoreError(
-                f"could not {self._what}: gave up after {lost_s:.0f} s and {self._tries + 1} tries; "
+                f"could not {self._what}: gave up after {lost_s:.0f} s and {self._backoff.tries + 1} tries; "
                 f"the last one failed with: {_reason(error)}"
             ) from error
-        longest_s = min(self._policy.longest_delay_s, self._policy.first_delay_s * 2.0 ** min(self._tries, 30))
-        self._tries += 1
-        if self._cancelled.wait(random.uniform(0, longest_s)):
+        if self._cancelled.wait(self._backoff.delay_s()):
             raise StoreError(f"could not {self._what}: cancelled") from error
 
 

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -43,11 +43,11 @@ EXTENSIONS: dict[Encoding, str] = {"png": "png", "jpeg": "jpg", "npy": "npy"}
 class ShardInfo(Section):
     """One tar of a set, as it was published."""
 
-    name: Annotated[str, Field(description="file name beside the index")]
-    samples: Annotated[int, Field(ge=1, description="samples in the tar")]
-    bytes: Annotated[int, Field(ge=1, description="size of the tar")]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="digest of the tar, hexadecimal")]
-    etag: Annotated[str, Field(description="the store's own version mark when it was published")] = ""
+    name: str = Field(description="file name beside the index")
+    samples: int = Field(ge=1, description="samples in the tar")
+    bytes: int = Field(ge=1, description="size of the tar")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="digest of the tar, hexadecimal")
+    etag: str = Field("", description="the store's own version mark when it was published")
 
 
 class PixelRange(Section):
@@ -105,14 +105,11 @@ class ShardSetIndex(Section):
     version: Literal[1] = 1
     shards: tuple[ShardInfo, ...]
     image: ImageInfo
-    labels: Annotated[tuple[str, ...], Field(description="names of the labels the samples may carry")] = ()
-    classes: Annotated[
-        dict[str, tuple[str, ...]],
-        Field(default_factory=dict, description="per categorical label its values over all parts of the split"),
-    ]
-    made_by: Annotated[
-        dict[str, Any], Field(default_factory=dict, description="the tool, its options, and digests of its input")
-    ]
+    labels: tuple[str, ...] = Field((), description="names of the labels the samples may carry")
+    classes: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="per categorical label its values over all parts of the split"
+    )
+    made_by: dict[str, Any] = Field(default_factory=dict, description="the tool, its options, and digests of its input")
 
     @property
     def samples(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import partial
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field
 
@@ -30,52 +30,37 @@ class DataConfig(Section):
     The addresses of sets may change between two starts of a run: the digests of what lies there are compared instead.
     """
 
-    train: Annotated[
-        str, Field(description="shard set to train on: s3://bucket/prefix or a path", json_schema_extra=MAY_CHANGE)
-    ]
-    val: Annotated[
-        str | None, Field(description="shard set to measure restoration on", json_schema_extra=MAY_CHANGE)
-    ] = None
+    train: str = Field(description="shard set to train on: s3://bucket/prefix or a path", json_schema_extra=MAY_CHANGE)
+    val: str | None = Field(None, description="shard set to measure restoration on", json_schema_extra=MAY_CHANGE)
     image_size: ImageSize = Field(224, description="side of the views in pixels, or one for each axis")
-    global_batch: Annotated[int, Field(ge=1, description="samples per optimiser step, over all workers")] = 256
-    loader_workers: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="processes per worker that read and decode; 0: threads of the worker itself",
-            json_schema_extra=MAY_CHANGE,
-        ),
-    ] = 4
-    lanes: Annotated[
-        int | None,
-        Field(ge=1, description=f"equal parts of an epoch; left out: the most, up to {MOST_LANES}, for all batches"),
-    ] = None
-    shuffle_window: Annotated[
-        int,
-        Field(
-            ge=2,
-            description="neighbouring samples of a lane that are shuffled; up to twice as many per lane are in memory",
-        ),
-    ] = 128
-    bad_sample_budget: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="different corrupt samples that a worker may meet before the job fails",
-            json_schema_extra=MAY_CHANGE,
-        ),
-    ] = 100
-    storage_timeout_s: Annotated[
-        float,
-        Field(
-            ge=1,
-            description="seconds of trouble with the storage, without progress, before the job fails",
-            json_schema_extra=MAY_CHANGE,
-        ),
-    ] = 300.0
-    cache: Annotated[
-        CacheConfig | None, Field(description="disk cache for sets in a bucket", json_schema_extra=MAY_CHANGE)
-    ] = None
+    global_batch: int = Field(256, ge=1, description="samples per optimiser step, over all workers")
+    loader_workers: int = Field(
+        4,
+        ge=0,
+        description="processes per worker that read and decode; 0: threads of the worker itself",
+        json_schema_extra=MAY_CHANGE,
+    )
+    lanes: int | None = Field(
+        None, ge=1, description=f"equal parts of an epoch; left out: the most, up to {MOST_LANES}, for all batches"
+    )
+    shuffle_window: int = Field(
+        128,
+        ge=2,
+        description="neighbouring samples of a lane that are shuffled; up to twice as many per lane are in memory",
+    )
+    bad_sample_budget: int = Field(
+        100,
+        ge=0,
+        description="different corrupt samples that a worker may meet before the job fails",
+        json_schema_extra=MAY_CHANGE,
+    )
+    storage_timeout_s: float = Field(
+        300.0,
+        ge=1,
+        description="seconds of trouble with the storage, without progress, before the job fails",
+        json_schema_extra=MAY_CHANGE,
+    )
+    cache: CacheConfig | None = Field(None, description="disk cache for sets in a bucket", json_schema_extra=MAY_CHANGE)
     sample_budget_px: int = Field(
         SAMPLE_BUDGET_PX,
         ge=32 * 32,

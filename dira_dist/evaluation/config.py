@@ -40,14 +40,12 @@ class ProbeConfig(Section):
     k: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         (5, 20, 100), description="neighbours of the k-NN probe; of several, the number that is best within probe.train"
     )
-    temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the k-NN votes")
+    temperature: float = Field(0.07, gt=0, description="of the k-NN votes")
     label_fractions: tuple[Fraction, ...] = Field(
         (0.01, 0.1, 0.25, 1.0), description="shares of the labelled patients with which the linear probe is repeated"
     )
     label_draws: Count = Field(5, description="draws of each share below 1; their mean and spread are reported")
-    bootstrap: Annotated[int, Field(ge=0)] = Field(
-        1000, description="resamples of the patients for the AUROC's 95 % interval; 0: none"
-    )
+    bootstrap: int = Field(1000, ge=0, description="resamples of the patients for the AUROC's 95 % interval; 0: none")
 
     @model_validator(mode="after")
     def _two_sets(self) -> "ProbeConfig":

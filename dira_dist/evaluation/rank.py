@@ -51,22 +51,17 @@ def feature_std(features: Tensor) -> float:
     return float(unit.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5)
 
 
-def alignment(features_1: Tensor, features_2: Tensor, alpha: float = 2.0) -> float:
-    """Mean distance to the power ``alpha`` between the normalised features of two views; 0 is perfect.
+def view_distances(features_1: Tensor, features_2: Tensor, alpha: float = 2.0) -> Tensor:
+    """Alignment: distance ``(N,)`` to the power ``alpha`` between the normalised features of two views; 0 is perfect.
 
     Wang & Isola: *Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-    Hypersphere*, ICML 2020, equation 2.
+    Hypersphere*, ICML 2020, equation 2, is its mean.
 
     Args:
         features_1: ``(N, C)``, of one view of each image.
         features_2: ``(N, C)``, of another.
         alpha: exponent.
     """
-    return float(view_distances(features_1, features_2, alpha).mean())
-
-
-def view_distances(features_1: Tensor, features_2: Tensor, alpha: float = 2.0) -> Tensor:
-    """What :func:`alignment` is the mean of: a distance ``(N,)`` for each image."""
     _check(features_1)
     unit_1, unit_2 = (functional.normalize(features.double(), dim=1) for features in (features_1, features_2))
     distances: Tensor = (unit_1 - unit_2).norm(dim=1).pow(alpha)

@@ -21,8 +21,8 @@ _NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 class DiscriminatorConfig(Section):
     """The patch discriminator."""
 
-    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = Field(
-        default=(64, 128, 256, 512), description="channels of the blocks; all but the last halve the resolution"
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (64, 128, 256, 512), min_length=1, description="channels of the blocks; all but the last halve the resolution"
     )
 
 

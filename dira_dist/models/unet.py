@@ -29,14 +29,17 @@ class UNetConfig(BackboneSection):
 
     name: Literal["unet"] = "unet"
     encoder: str = Field(
-        default="resnet50", description="any encoder of segmentation_models_pytorch; timm's are `tu-` and timm's name"
+        "resnet50", description="any encoder of segmentation_models_pytorch; timm's are `tu-` and timm's name"
     )
     zero_init_residual: bool = Field(
-        default=False,
+        False,
         description="start residual blocks as the identity, their last norms at 0, as SimSiam does; timm's always do",
     )
-    decoder_channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=5, max_length=5)] = Field(
-        default=(256, 128, 64, 32, 16), description="channels of the five decoder blocks, deepest first"
+    decoder_channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (256, 128, 64, 32, 16),
+        min_length=5,
+        max_length=5,
+        description="channels of the five decoder blocks, deepest first",
     )
 
     @field_validator("encoder")

@@ -20,11 +20,11 @@ class AdversarialConfig(Section):
     """The adversarial part: its loss, the discriminator and how that learns."""
 
     loss: AdversarialLoss = Field(
-        default="lsgan", description="lsgan: least squares; bce: binary cross-entropy; hinge: hinge loss"
+        "lsgan", description="lsgan: least squares; bce: binary cross-entropy; hinge: hinge loss"
     )
-    discriminator: DiscriminatorConfig = Field(default=DiscriminatorConfig(), description="the patch discriminator")
-    lr: float = Field(default=2e-4, gt=0, description="learning rate of the discriminator's Adam, constant")
-    betas: tuple[float, float] = Field(default=(0.5, 0.999), description="betas of the discriminator's Adam")
+    discriminator: DiscriminatorConfig = Field(DiscriminatorConfig(), description="the patch discriminator")
+    lr: float = Field(2e-4, gt=0, description="learning rate of the discriminator's Adam, constant")
+    betas: tuple[float, float] = Field((0.5, 0.999), description="betas of the discriminator's Adam")
 
 
 def adversarial_loss(restored: Tensor, kind: AdversarialLoss = "lsgan") -> Tensor:

@@ -47,8 +47,8 @@ class BarlowTwinsConfig(MethodSection):
     }
 
     name: Literal["barlow_twins"] = "barlow_twins"
-    projector_width: int = Field(default=8192, ge=1, description="width of the three layers of the projector")
-    off_diagonal: float = Field(default=0.0051, ge=0, description="weight of the correlations between features")
+    projector_width: int = Field(8192, ge=1, description="width of the three layers of the projector")
+    off_diagonal: float = Field(0.0051, ge=0, description="weight of the correlations between features")
 
     @property
     def least_batch(self) -> int:

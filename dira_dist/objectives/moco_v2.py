@@ -26,10 +26,10 @@ class MoCoV2Config(MethodSection):
     published_batches: ClassVar[tuple[int, int]] = (16, 256)
 
     name: Literal["moco_v2"] = "moco_v2"
-    queue_size: int = Field(default=65_536, ge=1, description="keys of earlier batches to tell a query's own key from")
-    momentum: float = Field(default=0.999, ge=0, le=1, description="of the key encoder's moving average")
-    temperature: float = Field(default=0.2, gt=0, description="divides the similarities")
-    outputs: int = Field(default=128, ge=1, description="length of queries and keys")
+    queue_size: int = Field(65_536, ge=1, description="keys of earlier batches to tell a query's own key from")
+    momentum: float = Field(0.999, ge=0, le=1, description="of the key encoder's moving average")
+    temperature: float = Field(0.2, gt=0, description="divides the similarities")
+    outputs: int = Field(128, ge=1, description="length of queries and keys")
 
     def build(self, encoder: nn.Module, features: int) -> "MoCoV2":
         return MoCoV2(self, encoder, features)

@@ -26,8 +26,8 @@ class SimSiamConfig(MethodSection):
     own_optimizer: ClassVar[Mapping[str, object]] = {"name": "sgd", "lr": 0.05, "lr_batch": 256}
 
     name: Literal["simsiam"] = "simsiam"
-    outputs: int = Field(default=2048, ge=1, description="length of projections and predictions")
-    bottleneck: int = Field(default=512, ge=1, description="width inside the predictor")
+    outputs: int = Field(2048, ge=1, description="length of projections and predictions")
+    bottleneck: int = Field(512, ge=1, description="width inside the predictor")
 
     @property
     def least_batch(self) -> int:

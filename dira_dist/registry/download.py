@@ -11,6 +11,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.ranges import ObjectRange
+from dira_dist.data.retry import Backoff, retried
 from dira_dist.data.store import RetryPolicy, StoreError, open_store
 from dira_dist.files import sha256_of
 from dira_dist.registry.mlflow_internals import HttpArtifactRepository, ask_artifact_server
@@ -18,6 +19,7 @@ from dira_dist.tracking.server import credentials_advice, is_unauthorised
 
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
 ATTEMPTS = 3
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 2.0
 DOWNLOAD_RETRY = RetryPolicy(timeout_s=30.0)  # somebody waits for the files, and can say the same command again
 BLOCK_BYTES = 1 << 20
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
@@ -118,18 +120,18 @@ def _append(source: Source, name: str, begun: Path, report: Callable[[int], None
 
 
 def _with_attempts(name: str, action: Callable[[], None]) -> None:
-    for attempt in range(ATTEMPTS):
-        try:
-            action()
-            return
-        except Exception as error:
-            if is_unauthorised(error):
-                raise RequestError(f"{name}: {credentials_advice(error)}") from error
-            if attempt == ATTEMPTS - 1 or isinstance(error, StoreError):  # a store has tried again itself
-                raise RequestError(
-                    f"{name} cannot be fetched: {without_credentials(str(error))[:300]}; "
-                    "the same command goes on where it broke off"
-                ) from error
+    def is_final(error: Exception) -> bool:
+        return is_unauthorised(error) or isinstance(error, StoreError)  # a store has tried again itself
+
+    try:
+        retried(action, is_final, Backoff(FIRST_WAIT_S, LONGEST_WAIT_S), attempts=ATTEMPTS)
+    except Exception as error:
+        if is_unauthorised(error):
+            raise RequestError(f"{name}: {credentials_advice(error)}") from error
+        raise RequestError(
+            f"{name} cannot be fetched: {without_credentials(str(error))[:300]}; "
+            "the same command goes on where it broke off"
+        ) from error
 
 
 class StoreSource:

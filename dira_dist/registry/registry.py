@@ -4,7 +4,6 @@ import logging
 import math
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from mlflow.models import Model
 from safetensors.torch import load_file
 
 from dira_dist.config import RequestError, without_credentials
+from dira_dist.data.retry import Backoff, retried
 from dira_dist.models.export import weights_digest
 from dira_dist.models.model_files import CARD, damaged_files
 from dira_dist.registry.fetch import FOLDER_IN_VERSION
@@ -117,16 +117,17 @@ def register(
 
 def _retried(attempt: Callable[[], Registered], timeout_s: float) -> Registered:
     """The first success; a refusal at once, and any other failure when the time is over."""
-    deadline, wait_s = time.monotonic() + timeout_s, FIRST_WAIT_S
-    while True:
-        try:
-            return attempt()
-        except Exception as error:
-            if is_refusal(error) or time.monotonic() + wait_s > deadline:
-                raise RequestError(f"the model is not registered: {without_credentials(str(error))[:400]}") from error
-            log.warning("the registry does not take the model yet: %s", without_credentials(str(error))[:300])
-        time.sleep(wait_s)
-        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def is_final(error: Exception) -> bool:
+        if is_refusal(error):
+            return True
+        log.warning("the registry does not take the model yet: %s", without_credentials(str(error))[:300])
+        return False
+
+    try:
+        return retried(attempt, is_final, Backoff(FIRST_WAIT_S, LONGEST_WAIT_S), timeout_s=timeout_s)
+    except Exception as error:
+        raise RequestError(f"the model is not registered: {without_credentials(str(error))[:400]}") from error
 
 
 def _tags(metric: Metric | None, digest: str, tags: Mapping[str, str] | None) -> dict[str, str]:

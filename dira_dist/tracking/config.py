@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator
@@ -21,11 +20,13 @@ class TrackingConfig(Section):
     uri: str | None = Field(
         None, description="address of an MLflow server or database; MLFLOW_TRACKING_URI of the environment if left out"
     )
-    experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field("dira", description="MLflow experiment")
+    experiment: str = Field("dira", min_length=1, max_length=500, description="MLflow experiment")
     register_as: str | None = Field(None, description="name in the model registry; left out, nothing is registered")
-    log_every_steps: Annotated[int, Field(ge=1)] = Field(10, description="optimiser steps between two sets of figures")
-    system_metrics_every_s: Annotated[float, Field(ge=0)] = Field(
-        10.0, description="seconds between two measurements of processor, memory, network and GPU; 0 measures none"
+    log_every_steps: int = Field(10, ge=1, description="optimiser steps between two sets of figures")
+    system_metrics_every_s: float = Field(
+        10.0,
+        ge=0,
+        description="seconds between two measurements of processor, memory, network and GPU; 0 measures none",
     )
 
     @field_validator("uri")

@@ -71,7 +71,7 @@ def newest_pictures(client: MlflowClient, run_id: str) -> dict[str, npt.NDArray[
     pictures = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, path in newest.items():
-            with Image.open(client.download_artifacts(run_id, path, scratch)) as image:
+            with Image.open(client.download_artifacts(run_id, path, scratch), formats=("PNG",)) as image:
                 pictures[name] = np.asarray(image.convert("RGB"))
     return pictures
 

@@ -1,13 +1,13 @@
 """A queue whose far end may be away for minutes: puts never block, deliveries are in order, nothing is sent twice."""
 
 import logging
-import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from dira_dist.config import without_credentials
+from dira_dist.data.retry import Backoff
 
 log = logging.getLogger(__name__)
 ItemT = TypeVar("ItemT")
@@ -58,6 +58,7 @@ class Outbox(Generic[ItemT]):
         self._flushing = 0
         self._flushes = 0
         self._failures = 0
+        self._backoff = Backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
         self._warned_of_refusal = False
         self._thread: threading.Thread | None = None
 
@@ -145,6 +146,7 @@ class Outbox(Generic[ItemT]):
             if self._failures:
                 log.info("%s: the receiver is back after %d failed attempts", self.name, self._failures)
             self._failures = 0
+            self._backoff.reset()
             self._changed.notify_all()
 
     def _wait_after(self, error: Exception) -> None:
@@ -152,7 +154,6 @@ class Outbox(Generic[ItemT]):
         if self._failures == 1:
             reason = without_credentials(f"{type(error).__name__}: {error}")
             log.warning("%s: not delivered, kept for later (%s)", self.name, reason[:300])
-        wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self._failures - 1, 10))
         with self._changed:  # whoever begins to wait for an empty queue is worth another attempt at once
             flushes = self._flushes
-            self._changed.wait_for(lambda: self._flushes != flushes, wait_s * random.uniform(0.5, 1.0))
+            self._changed.wait_for(lambda: self._flushes != flushes, self._backoff.delay_s())

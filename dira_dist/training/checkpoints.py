@@ -9,7 +9,6 @@ The training waits for one thing only: the copy of its tensors off the device. W
 a thread, and trouble with the storage is borne there for as long as the training lasts.
 """
 
-import random
 import secrets
 import tempfile
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dira_dist.data.retry import Backoff
 from dira_dist.data.store import MissingObjectError, Store
 from dira_dist.runs.folder import CHECKPOINT_PREFIX, MANIFEST
 from dira_dist.training.state import (
@@ -248,7 +248,8 @@ class CheckpointWriter:
     def _write(self, checkpoint: Checkpoint) -> None:
         """Write, upload and tell, until it is done or given up."""
         name = f"{CHECKPOINT_PREFIX}{checkpoint.position.step:09d}-{self._attempt}"
-        for delay_s in _delays_s():
+        backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
+        while True:
             try:
                 with tempfile.TemporaryDirectory() as scratch:
                     write_checkpoint(Path(scratch), checkpoint)
@@ -256,7 +257,7 @@ class CheckpointWriter:
                 break
             except (OSError, RuntimeError) as error:  # torch.save tells of a full disk with the latter
                 self._report_failure(checkpoint, error)
-            if self._given_up(checkpoint, delay_s):
+            if self._given_up(checkpoint, backoff.delay_s()):
                 self._tell_gave_way(checkpoint)
                 return
         self._tell_back(name)
@@ -302,14 +303,6 @@ def _gives_way(older: Checkpoint, newer: Checkpoint) -> bool:
 def step_of(name: str) -> int:
     """The step that a checkpoint of this name was taken at."""
     return int(name.removeprefix(CHECKPOINT_PREFIX).partition("-")[0])
-
-
-def _delays_s() -> Iterable[float]:
-    """Jittered exponential back-off without end."""
-    longest_s = _FIRST_DELAY_S
-    while True:
-        yield random.uniform(longest_s / 2, longest_s)
-        longest_s = min(2 * longest_s, _LONGEST_DELAY_S)
 
 
 def copied_to_host(value: Any) -> Any:

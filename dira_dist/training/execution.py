@@ -19,13 +19,11 @@ from dira_dist.training.networks import Networks
 class ExecutionConfig(Section):
     """How a step is computed. Only `sync_batchnorm` changes what is computed by more than rounding."""
 
-    compile: bool = Field(
-        default=False, description="compile the networks with torch.compile", json_schema_extra=MAY_CHANGE
-    )
-    channels_last: bool = Field(default=True, description="keep images and weights with channels last in memory")
-    sync_batchnorm: bool = Field(default=False, description="batch norms over the global batch; on GPUs only")
+    compile: bool = Field(False, description="compile the networks with torch.compile", json_schema_extra=MAY_CHANGE)
+    channels_last: bool = Field(True, description="keep images and weights with channels last in memory")
+    sync_batchnorm: bool = Field(False, description="batch norms over the global batch; on GPUs only")
     gradient_compression: Literal["none", "bf16"] = Field(
-        default="none", description="bf16: halve the bytes of gradients between workers"
+        "none", description="bf16: halve the bytes of gradients between workers"
     )
 
 

@@ -38,19 +38,19 @@ class OptimizerConfig(Section):
     """
 
     name: Literal["sgd", "adamw", "lars"] = Field(
-        default="sgd", description="sgd with momentum, adamw, or lars (each layer's rate follows its weights' norm)"
+        "sgd", description="sgd with momentum, adamw, or lars (each layer's rate follows its weights' norm)"
     )
-    lr: float = Field(default=0.03, gt=0, description="learning rate at its highest; of adamw and lars another default")
+    lr: float = Field(0.03, gt=0, description="learning rate at its highest; of adamw and lars another default")
     lr_batch: int | None = Field(
-        default=None,
+        None,
         ge=1,
         description="global batch that lr is stated for: a stage's rate is lr x its batch / this; null: lr as it is",
     )
-    bias_lr_factor: float = Field(default=1.0, gt=0, description="rate of biases and norms, as a factor of the others'")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd and lars; the first beta of adamw")
-    weight_decay: float = Field(default=1e-4, ge=0, description="on all weights; of lars on matrices and kernels alone")
-    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="of the rate, over the stage")
-    warmup_epochs: float = Field(default=0, ge=0, description="epochs in which the rate rises from 0, in each stage")
+    bias_lr_factor: float = Field(1.0, gt=0, description="rate of biases and norms, as a factor of the others'")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars; the first beta of adamw")
+    weight_decay: float = Field(1e-4, ge=0, description="on all weights; of lars on matrices and kernels alone")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate, over the stage")
+    warmup_epochs: float = Field(0, ge=0, description="epochs in which the rate rises from 0, in each stage")
 
     @model_validator(mode="before")
     @classmethod

@@ -18,7 +18,7 @@ class StageConfig(Section):
 
     epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="length in passes over the training set")
     steps: Annotated[int, Field(ge=1)] | None = Field(None, description="length in optimiser steps, instead of epochs")
-    global_batch: Annotated[int, Field(ge=1)] = Field(256, description="samples per optimiser step over all workers")
+    global_batch: int = Field(256, ge=1, description="samples per optimiser step over all workers")
     keep_optimizer: bool = Field(True, description="go on with the optimisers' state of the stage before")
 
     @model_validator(mode="after")

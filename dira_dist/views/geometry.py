@@ -12,14 +12,13 @@ padding among them, have no weight.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from dira_dist.config import Section, per_axis
+from dira_dist.config import Positive, Probability, Range, Section, per_axis
 from dira_dist.views.colour import to_grey
 from dira_dist.views.randomness import PerView, RandomPurpose, integers_between, uniform, uniform_between
 
@@ -27,28 +26,22 @@ _TRIES = 10
 _CPU_TABLE_BYTES = 2 << 20
 _DEVICE_TABLE_BYTES = 1 << 30
 
-Positive = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-
 
 class CropConfig(Section):
     """Random resized crop and flip. The defaults are the published ones."""
 
-    scale: tuple[Positive, Positive] = Field(
-        default=(0.2, 1.0), description="smallest and largest part of the image's area (3D: volume)"
+    scale: Range[Positive] = Field((0.2, 1.0), description="smallest and largest part of the image's area (3D: volume)")
+    ratio: Range[Positive] = Field(
+        (3 / 4, 4 / 3), description="smallest and largest width over height, before resizing"
     )
-    ratio: tuple[Positive, Positive] = Field(
-        default=(3 / 4, 4 / 3), description="smallest and largest width over height, before resizing"
-    )
-    flip_probability: Probability = Field(default=0.5, description="of mirroring left and right")
+    flip_probability: Probability = Field(0.5, description="of mirroring left and right")
 
-    @model_validator(mode="after")
-    def _ranges_ascend(self) -> Self:
-        if self.scale[0] > self.scale[1] or self.scale[1] > 1:
-            raise ValueError(f"scale {self.scale}: wanted low <= high <= 1")
-        if self.ratio[0] > self.ratio[1]:
-            raise ValueError(f"ratio {self.ratio}: wanted low <= high")
-        return self
+    @field_validator("scale")
+    @classmethod
+    def _a_part_of_the_image(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[1] > 1:
+            raise ValueError(f"found {list(scale)}; wanted low <= high <= 1")
+        return scale
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Self
+from typing import Annotated
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from dira_dist.config import Section
+from dira_dist.config import Probability, Range, Section
 from dira_dist.views.colour import LUMA, to_grey, turn_hue
 from dira_dist.views.geometry import banded_product
 from dira_dist.views.randomness import PerView, RandomPurpose, uniform, uniform_between
@@ -18,34 +18,25 @@ _HUE = 3
 _REFERENCE_PX = 224
 
 Strength = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class JitterConfig(Section):
     """Colour jitter: each factor is uniform in [max(0, 1 - s), 1 + s]. The defaults are the published ones."""
 
-    probability: Probability = Field(default=0.8, description="of jittering a view at all")
-    brightness: Strength = Field(default=0.4, description="strength s of the brightness factor")
-    contrast: Strength = Field(default=0.4, description="strength s of the contrast factor")
-    saturation: Strength = Field(default=0.4, description="strength s of the saturation factor; RGB only")
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        default=0.1, description="largest turn of the hue circle; RGB only"
-    )
+    probability: Probability = Field(0.8, description="of jittering a view at all")
+    brightness: Strength = Field(0.4, description="strength s of the brightness factor")
+    contrast: Strength = Field(0.4, description="strength s of the contrast factor")
+    saturation: Strength = Field(0.4, description="strength s of the saturation factor; RGB only")
+    hue: float = Field(0.1, ge=0, le=0.5, description="largest turn of the hue circle; RGB only")
 
 
 class BlurConfig(Section):
     """Gaussian blur. The defaults are the published ones."""
 
-    probability: Probability = Field(default=0.5, description="of blurring a view")
-    sigma_px: tuple[Strength, Strength] = Field(
-        default=(0.1, 2.0), description="smallest and largest standard deviation at 224 px; scales with image_size"
+    probability: Probability = Field(0.5, description="of blurring a view")
+    sigma_px: Range[Strength] = Field(
+        (0.1, 2.0), description="smallest and largest standard deviation at 224 px; scales with image_size"
     )
-
-    @model_validator(mode="after")
-    def _range_ascends(self) -> Self:
-        if self.sigma_px[0] > self.sigma_px[1]:
-            raise ValueError(f"sigma_px {self.sigma_px}: wanted low <= high")
-        return self
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,12 @@ _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 class ViewsConfig(Section):
     """How views are made. The defaults are those of the published 2D run."""
 
-    crop: CropConfig = Field(default=CropConfig(), description="random resized crop and flip")
-    jitter: JitterConfig = Field(default=JitterConfig(), description="brightness, contrast; saturation and hue of RGB")
-    blur: BlurConfig = Field(default=BlurConfig(), description="Gaussian blur")
-    distortion: DistortionConfig = Field(default=DistortionConfig(), description="what the network has to undo")
+    crop: CropConfig = Field(CropConfig(), description="random resized crop and flip")
+    jitter: JitterConfig = Field(JitterConfig(), description="brightness, contrast; saturation and hue of RGB")
+    blur: BlurConfig = Field(BlurConfig(), description="Gaussian blur")
+    distortion: DistortionConfig = Field(DistortionConfig(), description="what the network has to undo")
     target: Literal["crop", "view"] = Field(
-        default="crop", description="restore the crop before jitter and blur (as published), or the view after them"
+        "crop", description="restore the crop before jitter and blur (as published), or the view after them"
     )
 
 

@@ -11,6 +11,7 @@ from dira_dist.config import RequestError
 from dira_dist.data import ranges
 from dira_dist.data import store as store_module
 from dira_dist.data.ranges import ObjectRange
+from dira_dist.data.retry import Backoff, retried
 from dira_dist.data.store import (
     ChangedObjectError,
     MissingObjectError,
@@ -65,6 +66,30 @@ def test_upload(store: Store, tmp_path: Path) -> None:
 def test_missing_object_says_which(store: Store) -> None:
     with pytest.raises(MissingObjectError, match="nothing-here"):
         store.read_bytes("nothing-here")
+
+
+def test_delays_double_up_to_a_bound_and_begin_anew() -> None:
+    backoff, longest = Backoff(1.0, 8.0), [0.0] * 6
+    for _ in range(300):
+        backoff.reset()
+        longest = [max(bound, backoff.delay_s()) for bound in longest]
+    assert all(0.9 * bound < found <= bound for found, bound in zip(longest, (1, 2, 4, 8, 8, 8), strict=True))
+
+
+def test_retries_end_with_the_errors_own() -> None:
+    met: list[Exception] = []
+
+    def failing() -> int:
+        met.append(OSError(len(met)))
+        raise met[-1]
+
+    with pytest.raises(OSError, match="2"):
+        retried(failing, lambda error: False, Backoff(0.001, 0.001), attempts=3)
+    with pytest.raises(OSError, match="3"):
+        retried(failing, lambda error: True, Backoff(0.001, 0.001))
+    with pytest.raises(OSError, match="4"):
+        retried(failing, lambda error: False, Backoff(0.001, 0.001), timeout_s=0)
+    assert len(met) == 5 and retried(lambda: 7, lambda error: True, Backoff(1, 1)) == 7
 
 
 def test_reads_from_a_start(store: Store) -> None:

@@ -223,6 +223,21 @@ def test_garbage_in_place_of_a_shard_is_an_error(tmp_path: Path, make_set) -> No
         take(str(tmp_path / "set"), 5, loader_workers=1)
 
 
+def test_shapes_that_need_a_huge_canvas_together_are_bad_samples(tmp_path: Path) -> None:
+    """60,000 x 1 beside 1 x 60,000: a canvas of 3.6 billion pixels for each row."""
+    address, shapes = str(tmp_path / "set"), [(60_000, 1), (1, 60_000), *[(9, 9)] * 10]
+    with ShardWriter(address, mode="L", encoding="png") as writer:
+        for number, shape in enumerate(shapes):
+            image = _png(np.full(shape, number, dtype=np.uint8))
+            writer.add(Sample(f"k{number}", image, "png", *shape, {}))
+    (batch,) = take(address, 1, shuffle_window=12, lanes=1)
+    assert batch.images.shape[2:] == (9, 9) and batch.bad_samples == 2
+    assert all("a side may have" in bad.reason for bad in batch.bad)
+    options = ReadOptions(sample_budget_px=60_000**2)
+    with ValidationStream(address, options, batch_size=1) as stream:
+        assert next(stream).images.shape == (1, 1, 60_000, 1)
+
+
 def test_batches_move_to_a_device(shard_set: str) -> None:
     (batch,) = take(shard_set, 1)
     moved = batch.to("meta")

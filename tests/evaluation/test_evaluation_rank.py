@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dira_dist.evaluation.rank import alignment, feature_std, rankme, representation_health, uniformity
+from dira_dist.evaluation.rank import feature_std, rankme, representation_health, uniformity, view_distances
 
 
 def gaussian(count: int = 200, width: int = 16, seed: int = 0) -> Tensor:
@@ -38,9 +38,13 @@ def test_uniformity_and_alignment_are_their_formulas() -> None:
     )
     distances = [((unit[i] - unit[j]) ** 2).sum() for i in range(30) for j in range(i)]
     assert uniformity(features) == pytest.approx(np.log(np.mean(np.exp(-2 * np.array(distances)))), rel=1e-9)
-    assert alignment(features, other) == pytest.approx(((unit - unit_other) ** 2).sum(axis=1).mean(), rel=1e-9)
-    assert alignment(features, other, alpha=1) == pytest.approx(np.linalg.norm(unit - unit_other, axis=1).mean())
-    assert alignment(features, 3 * features) == pytest.approx(0, abs=1e-12)
+    assert view_distances(features, other).mean().item() == pytest.approx(
+        ((unit - unit_other) ** 2).sum(axis=1).mean(), rel=1e-9
+    )
+    assert view_distances(features, other, alpha=1).mean().item() == pytest.approx(
+        np.linalg.norm(unit - unit_other, axis=1).mean()
+    )
+    assert view_distances(features, 3 * features).mean().item() == pytest.approx(0, abs=1e-12)
 
 
 def test_feature_std_is_one_on_the_sphere_and_zero_at_a_point() -> None:
