@@ -17,7 +17,8 @@ from dira_dist.training.step import LossWeights, Objective
 
 
 class StageConfig(Section):
-    """One stage. What it leaves out, it takes from the job's own ``data``, ``optimizer`` and ``loss_weights``."""
+    """One stage. What it leaves out, it takes from the job's own ``data``, ``optimizer`` and ``loss_weights``; of an
+    optimiser of another name it takes nothing."""
 
     objective: Objective = Field(description="di: discriminative; dir: and restorative; dira: and adversarial")
     epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="length in passes over the training set")
