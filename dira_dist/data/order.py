@@ -155,6 +155,7 @@ class Order:
         self._starts: Int64s = np.cumsum(self._counts) - self._counts
         self._blocks_per_epoch = max(1, self.rows_per_epoch // window)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        self._beginning = lru_cache(maxsize=2 * lanes)(self._draw_beginning)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (self._counts, self.lanes, self.window, self.seed)
@@ -199,7 +200,7 @@ class Order:
             shuffle=self._shuffle(epoch, lane, number, len(rows)),
         )
 
-    def _beginning(self, epoch: int, lane: int) -> int:
+    def _draw_beginning(self, epoch: int, lane: int) -> int:
         """The row of the lane, as it lies on the circle, that an epoch begins with: the first of a block."""
         return self._rows_of(_drawn(self._blocks_per_epoch, self.seed, _BEGINNING, epoch, lane)).start
 

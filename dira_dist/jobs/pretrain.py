@@ -86,7 +86,8 @@ def _complete_stage(
     for section, method_own in (("optimizer", method_optimizer), ("loss_weights", nothing)):
         own, common = stage.setdefault(section, {}), values.get(section, {})
         if isinstance(own, dict) and isinstance(common, dict):
-            for key, value in (_taken_over(own, method_own) | _taken_over(own, common)).items():
+            of_its_name = _taken_over(own, method_own) if "name" in own else {}
+            for key, value in (of_its_name | _taken_over(own, common)).items():
                 own[key] = value
                 yield (section, key)
 

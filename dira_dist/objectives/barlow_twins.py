@@ -33,7 +33,9 @@ class BarlowTwinsConfig(MethodSection):
     Biases and norms, which LARS does not adapt, have the paper's 0.0048 *divided by 32*. The paper's figure belongs to
     its code's gradient: there the cross-correlation is summed over the W = 32 workers without a gradient, so that each
     worker has the gradient through its own samples alone; these add up to the gradient of the loss, and DDP takes
-    their mean, 1/W of it. Here it is the whole (see :func:`sum_over_workers`). The adapted weights feel no difference.
+    their mean, 1/W of it. Here it is the whole (see :func:`sum_over_workers`): with the paper's figure the first step
+    of a batch of 64 at the full rate moves a weight of a norm, which is 1, by 0.45. Weights that LARS adapts feel no
+    difference but for their decay, which is next to nothing beside these gradients either way.
     """
 
     min_local_batch: ClassVar[int] = 2

@@ -74,6 +74,7 @@ def test_a_stage_with_another_optimiser_takes_over_nothing_of_the_jobs() -> None
     assert stage({"name": "adamw"}, rate) == OptimizerConfig(name="adamw")
     assert stage({"name": "sgd"}, rate).lr == stage({}, rate).lr == 0.07, "the same, named or not"
     assert stage({"name": "sgd"}, barlow) == OptimizerConfig()
+    assert stage({}, barlow, "optimizer={name: sgd, lr: 0.07}") == OptimizerConfig(lr=0.07)
     published = load_job(SHORTEST, [barlow]).job.optimizer
     assert stage({"name": "lars"}, barlow, "optimizer={name: sgd, lr: 0.07}") == published, "the method's own is known"
     assert stage({"name": "lars"}, rate) == OptimizerConfig(name="lars")

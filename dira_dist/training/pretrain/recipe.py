@@ -40,7 +40,8 @@ DEFAULT_STAGES = (
 
 
 class PretrainStage(StageConfig):
-    """One stage. What it leaves out, it takes from the job's own ``data``, ``optimizer`` and ``loss_weights``."""
+    """One stage. What it leaves out, it takes from the job's own ``data``, ``optimizer`` and ``loss_weights``; of an
+    optimiser of another name it takes nothing."""
 
     objective: Objective = Field(
         description="di: discriminative; dir: and restorative; dira: and adversarial; re, rea: without discriminative"
