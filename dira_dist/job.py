@@ -28,9 +28,10 @@ from dira_dist.search.config import SearchConfig
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.loop import GuardConfig
 from dira_dist.training.optimizer import OptimizerConfig
+from dira_dist.training.precision import Precision
 from dira_dist.training.stages import Plan, StageConfig, plan_stages
 from dira_dist.training.state import CheckpointConfig
-from dira_dist.training.step import ExecutionConfig, LossWeights, Precision
+from dira_dist.training.step import ExecutionConfig, LossWeights
 from dira_dist.views import ViewsConfig
 
 DEFAULT_STAGES = (

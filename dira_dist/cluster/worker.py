@@ -24,9 +24,10 @@ from dira_dist.tracking.provenance import host_row
 from dira_dist.tracking.run import NullRun, TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
+from dira_dist.training.precision import Precision, native_bf16
 from dira_dist.training.stages import Plan, Position, StageSpan
 from dira_dist.training.state import Checkpoint
-from dira_dist.training.step import Networks, Precision, TrainStep, build_networks
+from dira_dist.training.step import Networks, TrainStep, build_networks
 from dira_dist.views import Views, make_views
 
 # The writer of checkpoints has a patience of its own, without end, and tells of trouble as soon as it knows.
@@ -202,4 +203,4 @@ def _make_step(job: PretrainJob, networks: Networks, span: StageSpan, device: to
 
 
 def _precision_of(device: torch.device) -> Precision:
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cuda" and native_bf16(device) else "fp32"

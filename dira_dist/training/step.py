@@ -20,6 +20,7 @@ from dira_dist.objectives.collectives import is_distributed, mean_over_workers
 from dira_dist.training.execution import ExecutionConfig, distribute, laid_out, prepare
 from dira_dist.training.networks import Networks, build_networks
 from dira_dist.training.optimizer import NamedOptimizer, OptimizerConfig, build_optimizer, learning_rate
+from dira_dist.training.precision import Precision
 from dira_dist.views import Views
 
 __all__ = [
@@ -27,14 +28,12 @@ __all__ = [
     "LossWeights",
     "Networks",
     "Objective",
-    "Precision",
     "StepResult",
     "TrainStep",
     "build_networks",
 ]
 
 Objective = Literal["di", "dir", "dira"]
-Precision = Literal["bf16", "fp32"]
 
 
 class LossWeights(Section):
