@@ -28,7 +28,7 @@ from dira_dist.search.config import SearchConfig
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.loop import GuardConfig
 from dira_dist.training.optimizer import OptimizerConfig
-from dira_dist.training.precision import Precision
+from dira_dist.training.precision import PrecisionChoice
 from dira_dist.training.stages import Plan, StageConfig, plan_stages
 from dira_dist.training.state import CheckpointConfig
 from dira_dist.training.step import ExecutionConfig, LossWeights
@@ -99,8 +99,10 @@ class PretrainJob(Section):
         description="each goes on from the last",
     )
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Precision | None = Field(
-        None, description="left out: bf16 on GPUs that have it, else fp32 (on GPUs with convolutions in TF32)"
+    precision: PrecisionChoice | None = Field(
+        None,
+        description="auto: bf16 if every worker of the run's first start has instructions for it, else fp32, and kept "
+        "from then on; left out: bf16 on GPUs that have it, else fp32 (on GPUs with convolutions in TF32)",
     )
     execution: ExecutionConfig = ExecutionConfig()
     guards: GuardConfig = GuardConfig()

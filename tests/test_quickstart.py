@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 
 import dira_dist
 from dira_dist.cluster.quickstart import QuickstartReport, quickstart
+from dira_dist.cluster.record import read_record
 from dira_dist.config import RequestError
+from dira_dist.data.store import open_store
 from dira_dist.job import load_job
+from dira_dist.training.precision import native_bf16, settle
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -77,6 +80,16 @@ def test_steps_have_neither_gaps_nor_doubles(client: MlflowClient, report: Quick
     assert steps == sorted(set(steps))
     assert steps[-1] == report.outcome.steps
     assert max(later - earlier for earlier, later in zip([0, *steps], steps, strict=False)) <= 10
+
+
+def test_the_precision_is_settled_by_what_the_workers_have(
+    client: MlflowClient, folder: Path, report: QuickstartReport
+) -> None:
+    record = read_record(open_store(str(folder / "runs" / "quickstart")))
+    assert record is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert record.precision == settle([native_bf16(device)])
+    assert client.get_run(report.outcome.run_id).data.tags["dira.precision"] == record.precision
 
 
 def test_pictures_of_every_stage(report: QuickstartReport) -> None:

@@ -19,7 +19,7 @@ from dira_dist.cluster.folders import check_shared
 from dira_dist.cluster.judging import JudgeSetup, Judging, OnJudgement, tell_late
 from dira_dist.cluster.lease import sole_driver
 from dira_dist.cluster.progress import ProgressView
-from dira_dist.cluster.record import RunRecord, claim
+from dira_dist.cluster.record import RunRecord, claim, read_record
 from dira_dist.cluster.session import gpus_per_worker, ray_session
 from dira_dist.cluster.stopping import JobStoppedError, fit_until_stopped, signals_interrupt
 from dira_dist.cluster.trouble import COLLATERAL_ERRORS, advice_on_memory
@@ -164,6 +164,7 @@ def _pretrain(session: _Session, record: RunRecord, console: Console) -> Outcome
         outcome = _outcome(session, run)
         if not run.finish("FINISHED"):
             raise _undelivered(session.job)
+        record = read_record(session.store) or record  # the workers have added their precision
         record.finished(asdict(outcome)).write(session.store)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | JobStoppedError)

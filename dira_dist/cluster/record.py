@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dira_dist.config import RequestError, flatten
 from dira_dist.data.store import Store
+from dira_dist.training.precision import Precision
 
 FILE_NAME = "run.json"
 
@@ -40,6 +41,7 @@ class RunRecord:
         run_id: MLflow run, or an empty string without tracking.
         status: ``finished`` only when every stage is done and its model registered.
         outcome: what the finished run reported.
+        precision: what `precision: auto` was settled on by the first workers; empty before, and of other jobs.
     """
 
     job: dict[str, Any]
@@ -47,6 +49,7 @@ class RunRecord:
     run_id: str = ""
     status: Literal["started", "finished"] = "started"
     outcome: dict[str, Any] = field(default_factory=dict)
+    precision: Precision | Literal[""] = ""
 
     def write(self, store: Store) -> None:
         store.write_bytes(FILE_NAME, json.dumps(asdict(self), indent=1).encode())
@@ -60,6 +63,19 @@ def read_record(store: Store) -> RunRecord | None:
     if store.stat(FILE_NAME) is None:
         return None
     return RunRecord(**json.loads(store.read_bytes(FILE_NAME)))
+
+
+def keep_precision(store: Store, found: Precision) -> Precision:
+    """The precision that a run keeps: the recorded one, or ``found``, which is recorded where there is none yet.
+
+    For the first of the workers, whose driver has recorded the run and writes no more until they have ended.
+    """
+    record = read_record(store)
+    assert record is not None, "the driver records a run before it starts workers"
+    if record.precision:
+        return record.precision
+    replace(record, precision=found).write(store)
+    return found
 
 
 def claim(store: Store, wanted: RunRecord, stages_passed: int = 0) -> RunRecord:

@@ -11,6 +11,7 @@ from torch import distributed
 
 from dira_dist.cluster.journal import Journal, Silence
 from dira_dist.cluster.lifeline import Lifeline
+from dira_dist.cluster.record import keep_precision
 from dira_dist.cluster.trouble import LASTING_ERRORS, MovedError, advice_on_memory, is_out_of_memory, is_timeout
 from dira_dist.data.batch import Batch
 from dira_dist.data.shards import ShardSetIndex
@@ -24,7 +25,7 @@ from dira_dist.tracking.provenance import host_row
 from dira_dist.tracking.run import NullRun, TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
-from dira_dist.training.precision import Precision, native_bf16
+from dira_dist.training.precision import Precision, native_bf16, settle
 from dira_dist.training.stages import Plan, Position, StageSpan
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.step import Networks, TrainStep, build_networks
@@ -90,7 +91,8 @@ def _train(setup: WorkerSetup, device: torch.device, lifeline: Lifeline) -> None
     weights = start.weights if start else None
     model = job.model.model_copy(update={"init": None})
     networks = build_networks(model, job.method, job.adversarial, seed=job.seed, weights=weights).to(device)
-    journal = _open_journal(setup, resumed, device)
+    precision = _precision(setup, device)
+    journal = _open_journal(setup, resumed, device, precision)
     if start:
         journal.started_from(start.report)
     training = Training(
@@ -98,7 +100,7 @@ def _train(setup: WorkerSetup, device: torch.device, lifeline: Lifeline) -> None
         device=device,
         open_stream=lambda span, position: lifeline.watched(_open_stream(setup, span, position), position.step),
         make_views=lambda batch, span: _make_views(job, batch, span, device),
-        make_step=lambda span: _make_step(job, networks, span, device),
+        make_step=lambda span: _make_step(job, networks, span, device, precision),
         tracker=journal,
         checkpointer=journal,
         interruption=lifeline,
@@ -119,7 +121,9 @@ def _train(setup: WorkerSetup, device: torch.device, lifeline: Lifeline) -> None
         journal.close()
 
 
-def _open_journal(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> Journal | Silence:
+def _open_journal(
+    setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device, precision: Precision
+) -> Journal | Silence:
     """The journal of the run on the first worker, silence on all others; a collective."""
     context = ray.train.get_context()
     hosts = gather(host_row(context.get_world_rank(), device))
@@ -130,6 +134,7 @@ def _open_journal(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.
         run = TrackingRun.attach(setup.tracking, setup.run_id, pending if first else [])
     if not first:
         return Silence(setup.loaded, run)
+    run.set_tags({"dira.precision": precision})
     run.log_table(hosts, f"hosts/step-{start.step}.json")
     store = open_store(setup.loaded.job.run_folder, SHORT_PATIENCE)
     return Journal(setup.loaded, store, run, setup.board, start)
@@ -186,7 +191,9 @@ def _make_views(job: PretrainJob, batch: Batch, span: StageSpan, device: torch.d
     )
 
 
-def _make_step(job: PretrainJob, networks: Networks, span: StageSpan, device: torch.device) -> TrainStep:
+def _make_step(
+    job: PretrainJob, networks: Networks, span: StageSpan, device: torch.device, precision: Precision
+) -> TrainStep:
     stage = span.config
     return TrainStep(
         networks,
@@ -195,12 +202,27 @@ def _make_step(job: PretrainJob, networks: Networks, span: StageSpan, device: to
         optimizer=stage.optimizer,
         adversarial=job.adversarial,
         execution=job.execution,
-        precision=job.precision or _precision_of(device),
+        precision=precision,
         device=device,
         total_steps=span.steps,
         steps_per_epoch=span.steps_per_epoch,
     )
 
 
-def _precision_of(device: torch.device) -> Precision:
-    return "bf16" if device.type == "cuda" and native_bf16(device) else "fp32"
+def _precision(setup: WorkerSetup, device: torch.device) -> Precision:
+    """What to compute in; with ``auto`` a collective, settled at the run's first start and read at all later ones."""
+    asked = setup.loaded.job.precision
+    if asked is None:
+        return "bf16" if device.type == "cuda" and native_bf16(device) else "fp32"
+    if asked != "auto":
+        return asked
+    native, kept = gather(native_bf16(device)), None
+    if ray.train.get_context().get_world_rank() == 0:
+        kept = keep_precision(open_store(setup.loaded.job.run_folder), settle(native))
+        if kept == "bf16" and not all(native):
+            slow = f"{native.count(False)} of {len(native)} workers"
+            setup.board.warn.remote(
+                f"this run computes in bf16 since its first start, which {slow} only emulate: slowly"
+            )
+    settled: Precision = gather(kept)[0]
+    return settled

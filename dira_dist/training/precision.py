@@ -1,5 +1,6 @@
 """In which precision a run computes: as asked for, or settled by what all of its workers have."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -31,16 +32,12 @@ def every_core_has_bf16(cpuinfo: str) -> bool:
     return bool(cores) and all(core & _CPU_FLAGS for core in cores)
 
 
-def settle(choice: PrecisionChoice, everywhere: bool) -> Precision:
-    """What a run computes in from its first start on.
+def settle(native: Iterable[bool]) -> Precision:
+    """What ``auto`` is at a run's first start: bf16 where :func:`native_bf16` holds on every worker.
 
-    Args:
-        choice: what the job asks for.
-        everywhere: whether :func:`native_bf16` holds on every worker: the slowest one sets the pace of all.
+    One that emulates it would keep all others waiting.
     """
-    if choice != "auto":
-        return choice
-    return "bf16" if everywhere else "fp32"
+    return "bf16" if all(native) else "fp32"
 
 
 def _cpuinfo() -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dira_dist.cluster.record import RunRecord, claim, differing_keys, read_record
+from dira_dist.cluster.record import RunRecord, claim, differing_keys, keep_precision, read_record
 from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 
@@ -58,3 +58,12 @@ def test_claim_refuses_another_configuration_and_other_images(tmp_path: Path) ->
         claim(store, RunRecord(changed("seed", 7), {"train": "c", "val": "b"}))
     with pytest.raises(RequestError, match="the images of val: digest b there, c here"):
         claim(store, RunRecord(JOB, {"train": "a", "val": "c"}))
+
+
+def test_the_first_precision_is_kept_by_all_later_starts(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    RunRecord(JOB, {"train": "a"}, "run-1").write(store)
+    assert keep_precision(store, "bf16") == "bf16"
+    assert keep_precision(store, "fp32") == "bf16", "other machines, the same run"
+    assert read_record(store) == RunRecord(JOB, {"train": "a"}, "run-1", precision="bf16")
+    assert claim(store, RunRecord(JOB, {"train": "a"})).precision == "bf16"
