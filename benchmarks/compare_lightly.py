@@ -5,8 +5,8 @@
 
 The job file says which images, views and probe; its shards must be there. For each method and seed both sides begin
 with one set of weights (and one queue), see the same views, one step after the other, and go on by SGD with the same
-rates, on the CPU. What is found is appended to `--results`, and what is there already is not done again; the table at
-the end is of the whole file. A curve is the mean loss of each tenth of the steps.
+rates, on the CPU. What is found is appended to `--results`, and what is there already is not done again. The table at
+the end shows the mean loss of each tenth of the steps, and the probes.
 
 At these rates a training magnifies rounding up to a hundredfold at each step, and the two sides do not add up in the
 same order. Whether they compute the same is therefore asked for in float64 (`--double`), or at rates so low that
@@ -231,6 +231,12 @@ def compare(asked: argparse.Namespace, job: PretrainJob, method: str, seed: int,
     return {"method": method, "seed": seed, **trained, "untrained": probe(job, networks, untrained)}
 
 
+def setup_of(asked: argparse.Namespace, job: PretrainJob) -> dict[str, Any]:
+    """What makes results comparable."""
+    sizes = {"image_size": job.data.image_size, "global_batch": job.data.global_batch}
+    return {"job": job.name, **sizes, "steps": asked.steps, "double": asked.double, "rate_share": asked.rate_share}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path, help="a job file with a probe")
@@ -245,7 +251,9 @@ def main() -> None:
     asked = parser.parse_args()
     job = load_job(asked.job, asked.set).job
     assert isinstance(job, PretrainJob), "kind: pretrain"
-    rows = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    setup = setup_of(asked, job)
+    kept = map(json.loads, asked.results.read_text().splitlines()) if asked.results.exists() else ()
+    rows = [row for row in kept if row["setup"] == setup]
     done = {(row["method"], row["seed"]) for row in rows}
     for seed in asked.seeds:
         missing = [method for method in asked.methods if (method, seed) not in done]
@@ -255,7 +263,7 @@ def main() -> None:
             views = Path(folder) / "views"
             save_file(draw_views(job, seed, asked.steps), views)
             for method in missing:
-                rows.append(compare(asked, job, method, seed, views))
+                rows.append({"setup": setup, **compare(asked, job, method, seed, views)})
                 with asked.results.open("a") as results:
                     results.write(json.dumps(rows[-1]) + "\n")
     print("\n".join(table(rows)))
