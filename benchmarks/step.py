@@ -26,9 +26,9 @@ from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.memory import LiveTensors
+from dira_dist.training.precision import Precision
 from dira_dist.training.pretrain.networks import build_networks
 from dira_dist.training.pretrain.task import pretrain_step
-from dira_dist.training.step import Precision
 from dira_dist.views import Views
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

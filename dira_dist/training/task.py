@@ -25,6 +25,7 @@ from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
 from dira_dist.evaluation.config import EvaluationConfig
 from dira_dist.training.networks import Networks
+from dira_dist.training.precision import PrecisionChoice
 from dira_dist.training.running_guards import RunningGuards
 from dira_dist.training.stages import Plan, Position, StageConfig, StageSpan, plan_stages
 from dira_dist.training.step import StepResult
@@ -168,6 +169,11 @@ class Recipe(Section):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of weights, order and views")
     data: DataConfig
+    precision: PrecisionChoice | None = Field(
+        None,
+        description="auto: bf16 if every worker of the run's first start has instructions for it, else fp32, and kept "
+        "from then on; left out: bf16 on GPUs that have it, else fp32 (on GPUs with convolutions in TF32)",
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def task(self) -> Task:

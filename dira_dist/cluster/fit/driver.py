@@ -20,7 +20,7 @@ from dira_dist.jobs.load import LoadedJob, dump_job
 from dira_dist.jobs.preflight import preflight
 from dira_dist.runs.evaluations import read_evaluations
 from dira_dist.runs.lease import sole_driver
-from dira_dist.runs.run import RunState, claim
+from dira_dist.runs.run import RunState, claim, read_run
 from dira_dist.tracking.protocol import Run
 from dira_dist.tracking.run import open_run
 from dira_dist.training.checkpoints import CheckpointFolder
@@ -97,6 +97,7 @@ def _run(session: FitSession, state: RunState, console: Console) -> Outcome:
         outcome = conclude(session, run)
         if not run.finish("FINISHED"):
             raise session.undelivered()
+        state = read_run(session.store) or state  # the workers have added their precision
         state.finished(asdict(outcome)).write(session.store)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | JobStoppedError)

@@ -25,7 +25,6 @@ from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.running_guards import RunningGuards
 from dira_dist.training.stages import Position, StageConfig
-from dira_dist.training.step import Precision
 from dira_dist.training.task import Recipe
 from dira_dist.views import ViewsConfig
 
@@ -86,9 +85,6 @@ class PretrainRecipe(Recipe):
         description="each goes on from the last",
     )
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Precision | None = Field(
-        None, description="left out: bf16 on GPUs that have it, else fp32 (on GPUs with convolutions in TF32)"
-    )
     execution: ExecutionConfig = ExecutionConfig()
     probe: ProbeConfig | None = Field(None, description="labelled shard sets the frozen encoder is evaluated on")
 

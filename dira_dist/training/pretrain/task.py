@@ -28,12 +28,13 @@ from dira_dist.training.optimizer import (
     build_optimizer,
     learning_rate,
 )
+from dira_dist.training.precision import Precision, resolve
 from dira_dist.training.pretrain.losses import PretrainLosses
 from dira_dist.training.pretrain.memory import estimate_memory
 from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
 from dira_dist.training.pretrain.recipe import PretrainRecipe
 from dira_dist.training.stages import Position, StageSpan
-from dira_dist.training.step import MAIN, Precision, TrainStep
+from dira_dist.training.step import MAIN, TrainStep
 from dira_dist.training.task import About, Evaluation, Package, Start
 from dira_dist.views import Views, make_views
 
@@ -91,7 +92,7 @@ class PretrainTask:
             optimizer=stage.optimizer,
             adversarial=recipe.adversarial,
             execution=recipe.execution,
-            precision=recipe.precision or native_precision(device),
+            precision=resolve(recipe.precision, device),
             device=device,
             global_batch=stage.global_batch,
             total_steps=span.steps,
@@ -212,11 +213,6 @@ def packaged(folder: Path) -> Package:
         model_type="dira-encoder",
         description="Encoders and decoders pretrained with DiRA by dira_dist.",
     )
-
-
-def native_precision(device: torch.device) -> Precision:
-    """bf16 where the device computes in it, not only emulates it."""
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def state_of(tensors: Mapping[str, Any], network: str) -> dict[str, Tensor]:
