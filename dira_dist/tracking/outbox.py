@@ -153,6 +153,6 @@ class Outbox(Generic[ItemT]):
             reason = without_credentials(f"{type(error).__name__}: {error}")
             log.warning("%s: not delivered, kept for later (%s)", self.name, reason[:300])
         wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self._failures - 1, 10))
-        with self._changed:  # whoever begins to wait for an empty queue is worth another attempt at once
+        with self._changed:  # a new flush is worth another attempt at once
             flushes = self._flushes
             self._changed.wait_for(lambda: self._flushes != flushes, wait_s * random.uniform(0.5, 1.0))
