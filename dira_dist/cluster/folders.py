@@ -17,7 +17,7 @@ _SQLITE = "sqlite:///"
 
 
 def check_shared(job: TrainingJob) -> None:
-    """Look for the job's files on every machine that may get a worker. Call it once run and record are there.
+    """Look for the job's files on every machine that may get a worker. Call it once ``run.json`` is there.
 
     Machines that an autoscaler adds later are not asked.
 

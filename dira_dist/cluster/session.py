@@ -20,7 +20,7 @@ from dira_dist.search.fitting import ResourceRequest, trials_that_fit
 
 OBJECT_STORE_BYTES = 128 * 2**20
 
-# Ray's own defaults wait for ever, or half an hour, where a training wants to hear of trouble.
+# Ray's own defaults wait for ever, or half an hour, where a training should report a failure.
 _RAY_SETTINGS = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a spot machine's notice is short
@@ -169,7 +169,7 @@ def check_capacity(resources: ResourcesConfig, gpus_per_worker: float) -> None:
 
 
 def cluster_grows() -> bool:
-    """Whether an autoscaler adds nodes, as told on the head, where drivers run.
+    """Whether an autoscaler adds nodes, as is known on the head, where drivers run.
 
     KubeRay starts the head of an autoscaled cluster without Ray's own monitor, for its autoscaler runs beside it;
     ``ray up`` leaves its configuration in the head's home.

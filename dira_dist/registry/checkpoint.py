@@ -15,11 +15,11 @@ from dira_dist.training.state import BrokenCheckpointError, Checkpoint, read_che
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """A checkpoint and what was said of it.
+    """A checkpoint and its evaluation.
 
     Attributes:
         address: where it lies.
-        quality: what its networks were evaluated to be; empty where nobody evaluated them.
+        quality: the figures of its networks; empty where they were not evaluated.
     """
 
     address: str

@@ -20,7 +20,7 @@ from dira_dist.tracking.server import credentials_advice, is_unauthorised
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
 ATTEMPTS = 3
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 2.0
-DOWNLOAD_RETRY = RetryPolicy(timeout_s=30.0)  # somebody waits for the files, and can say the same command again
+DOWNLOAD_RETRY = RetryPolicy(timeout_s=30.0)  # a person waits for the files, and can run the same command again
 BLOCK_BYTES = 1 << 20
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
@@ -40,7 +40,7 @@ def source_of(address: str, tracking_uri: str | None = None) -> Source:
     repository = get_artifact_repository(address, tracking_uri=tracking_uri)
     if isinstance(repository, HttpArtifactRepository):
         return _ServerSource(repository)
-    # An endpoint that only MLflow is told of is left to MLflow's own client.
+    # An endpoint that is set for MLflow alone is left to MLflow's own client.
     if address.startswith(("s3://", "file://", "/")) and "MLFLOW_S3_ENDPOINT_URL" not in os.environ:
         return StoreSource(address)
     return _RepositorySource(repository)

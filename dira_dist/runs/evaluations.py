@@ -70,7 +70,7 @@ def figures_of(evaluations: list[EvaluationEntry], checkpoint: str) -> dict[str,
 
 
 def best(evaluations: list[EvaluationEntry], metric: str | None = None) -> EvaluationEntry | None:
-    """The evaluation of a trained network with the highest value, the latest of equal ones; none where nobody has it.
+    """The evaluation of a trained network with the highest value, the latest of equal ones; none where none has it.
 
     Args:
         evaluations: of one run.

@@ -94,7 +94,7 @@ class Lease(Background):
 
     Args:
         store: of the run's folder.
-        say: takes a line for a person, where a silent driver is waited for.
+        say: shows a line, while another driver is watched for heartbeats.
         lost: called in a thread, with who it is, if another driver took the run over while this one stood still.
 
     Raises:
@@ -155,7 +155,7 @@ class Lease(Background):
                 self._own = replace(self._own, beats=self._own.beats + 1)
                 self._write()
             except (OSError, FormatError):
-                continue  # whoever would take over meets the same storage
+                continue  # a driver that would take over meets the same storage
 
     def _is_own(self, found: Driver | None) -> bool:
         return found is not None and found.token == self._own.token

@@ -15,7 +15,7 @@ def describe(trials: Sequence[Trial], planned: int, goal: Goal, left_s: float | 
         trials: all that were begun.
         planned: trials and repetitions that there will be in all.
         goal: by what is evaluated.
-        left_s: seconds, where it can be told.
+        left_s: seconds, where it is known.
     """
     counts = Counter(trial.status for trial in trials)
     parts = [f"{counts['running']} running", f"{counts['finished']} done", f"{counts['stopped']} stopped early"]

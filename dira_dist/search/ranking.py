@@ -173,7 +173,7 @@ class Ranking:
             yield f"{what}: {trial.not_evaluated_at_end}; it is not ranked"
 
     def verdict(self) -> str:
-        """In one sentence, what the search is worth."""
+        """The result of the search in one sentence."""
         metric, name = self.goal.metrics[0], self.winner.name
         if self.winner.number == 0:
             return f"nothing that was tried beats the published weights by {metric}"

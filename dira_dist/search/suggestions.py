@@ -42,7 +42,7 @@ def _distribution(dimension: Dimension, now: Any) -> BaseDistribution:
 
 
 class Suggestions:
-    """Optuna's sampler, asked for one configuration at a time and tells it what came of it.
+    """Optuna's sampler: it is asked for one configuration at a time, and given the result of each.
 
     A trial that was stopped early, or not evaluated at its end, is reported as pruned at its last step, not as one that
     ended with that value. Trials of an earlier start of the search are reported first, so that nothing learned is lost.
@@ -72,7 +72,9 @@ class Suggestions:
     def ask(self, name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A configuration for the trial of this name; ``params`` where it is known already."""
         if params is not None and not self._contains(params):
-            return dict(params)  # the published weights may lie outside the space: a yardstick, not a suggestion
+            return dict(
+                params
+            )  # the published weights may lie outside the space: they are a baseline, not a suggestion
         if params is not None:
             self._study.enqueue_trial(dict(params))
         self._open[name] = self._study.ask(self._space)

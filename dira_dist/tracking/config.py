@@ -13,7 +13,7 @@ DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 class TrackingConfig(Section):
-    """Where the run is recorded. Without ``uri`` and without ``MLFLOW_TRACKING_URI`` nothing is."""
+    """Where runs are logged. Without ``uri`` and without ``MLFLOW_TRACKING_URI`` nothing is."""
 
     model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
@@ -59,7 +59,7 @@ class TrackingConfig(Section):
 
 
 def tracking_at(uri: str | None, register_as: str | None = None) -> TrackingConfig:
-    """What a person gave by hand, in place of a job file's section.
+    """The settings given on the command line, in place of a job file's section.
 
     Raises:
         RequestError: for an address or a name that cannot be.
@@ -76,7 +76,7 @@ def absolute(uri: str) -> str:
 
 
 def page_command(config: TrackingConfig) -> str:
-    """What a person does to see the runs: a shell command for a database, the page's address for a server."""
+    """How the runs are shown: a shell command for a database, the page's address for a server."""
     uri = config.resolve_paths().uri
     if uri is None:
         return "(tracking is off: give tracking.uri)"

@@ -154,6 +154,6 @@ class Outbox(Generic[ItemT]):
         if self._failures == 1:
             reason = without_credentials(f"{type(error).__name__}: {error}")
             log.warning("%s: not delivered, kept for later (%s)", self.name, reason[:300])
-        with self._changed:  # whoever begins to wait for an empty queue is worth another attempt at once
+        with self._changed:  # a new flush is worth another attempt at once
             flushes = self._flushes
             self._changed.wait_for(lambda: self._flushes != flushes, self._backoff.delay_s())

@@ -39,7 +39,7 @@ def source_tags() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> tuple[str, bool] | None:
-    """The commit that the source in a folder is of, and whether it was changed since; none where nobody can tell.
+    """The commit that the source in a folder is of, and whether it was changed since; none where that is unknown.
 
     A folder that merely lies inside of somebody's repository, as a virtual environment does, is not that repository's.
     """

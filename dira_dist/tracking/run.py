@@ -93,7 +93,7 @@ class TrackingRun:
             params: the resolved job, nested as it is, no secrets in it (:func:`dira_dist.config.public_values`).
                 Flattened into parameters; kept whole in the artifact ``parameters.json``.
             tags: strings to find the run by, beside those of the source: git commit and versions.
-            folder: address of the folder whose record is going to name the run, with :meth:`claimed` told when it does.
+            folder: address of the folder whose ``run.json`` is going to name the run; call :meth:`claimed` then.
                 A run that an earlier driver created for it and did not come to claim is deleted.
 
         Raises:
@@ -198,7 +198,7 @@ class TrackingRun:
         self._do(f"table {path}", lambda: self._send_table(json.dumps(table, default=str), path))
 
     def claimed(self) -> None:
-        """Say that the run is named in a record, by which the next start finds it."""
+        """Record that ``run.json`` names this run, by which the next start finds it."""
         self.set_tags({CLAIMED_TAG: "yes"})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -207,7 +207,7 @@ class TrackingRun:
         self._do("tags", lambda: self._client.log_batch(self.run_id, tags=entries))
 
     def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
-        """Record which data went in, from a shard set's index: its digest, address, and what a person wants to know.
+        """Record which data went in, from a shard set's index: its digest, address, and facts about it.
 
         Args:
             name: what the page calls it.
@@ -295,7 +295,7 @@ class TrackingRun:
             self._sent(delivery.act)
 
     def _sent(self, call: Callable[[], Any]) -> Any:
-        """The call's result; what can never succeed is told apart from what may succeed later."""
+        """The call's result; what can never succeed raises another error than what may succeed later."""
         try:
             return call()
         except Exception as error:

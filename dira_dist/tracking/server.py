@@ -42,7 +42,7 @@ def is_unauthorised(error: Exception) -> bool:
 
 
 def credentials_advice(error: Exception) -> str:
-    """What a person does about it."""
+    """The remedy, as a clause for a message."""
     return (
         f"the server refuses the credentials ({without_credentials(str(error))[:200]}); set MLFLOW_TRACKING_TOKEN, or "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"

@@ -12,25 +12,25 @@ from dira_dist.background import Background
 from dira_dist.metrics import MACHINE
 
 log = logging.getLogger(__name__)
-Record = Callable[[Mapping[str, float], int], None]
+LogMetrics = Callable[[Mapping[str, float], int], None]
 Probe = Callable[[], dict[str, float]]
 
 
 class SystemMonitor(Background):
-    """Measures this machine every so many seconds and hands the numbers to ``record``.
+    """Measures this machine every so many seconds and hands the numbers to ``log_metrics``.
 
     Names are MLflow's own, with the node's in between: ``system/NODE/cpu_utilization_percentage``. The step is the
     time in whole seconds since 1970, which rises over restarts and means the same on every node.
 
     Args:
-        record: takes the numbers and the step.
+        log_metrics: takes the numbers and the step.
         every_s: seconds between two measurements; 0 measures nothing.
         node: the node's name; the host's where left out.
     """
 
-    def __init__(self, record: Record, every_s: float, node: str | None = None) -> None:
+    def __init__(self, log_metrics: LogMetrics, every_s: float, node: str | None = None) -> None:
         super().__init__("system-monitor", join_timeout_s=0)
-        self._record = record
+        self._log_metrics = log_metrics
         self._every_s = every_s
         self._node = node or socket.gethostname()
         self._failing: set[Probe] = set()
@@ -45,7 +45,9 @@ class SystemMonitor(Background):
             probes = [probe for probe in (_processor_probe(), _gpu_probe()) if probe is not None]
             while probes and not self._ended.wait(self._every_s):
                 numbers = [item for probe in probes for item in self._read(probe).items()]
-                self._record({MACHINE.of(f"{self._node}/{name}"): value for name, value in numbers}, int(time.time()))
+                self._log_metrics(
+                    {MACHINE.of(f"{self._node}/{name}"): value for name, value in numbers}, int(time.time())
+                )
         except Exception as error:
             log.warning("system metrics end here: %s", error)
 

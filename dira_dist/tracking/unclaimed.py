@@ -1,4 +1,4 @@
-"""Runs whose driver was lost between creating them and writing down whose they are."""
+"""Runs whose driver was lost after it had created them and before ``run.json`` named them."""
 
 import logging
 
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def unclaimed(folder: str) -> dict[str, str]:
-    """Tags of a new run, until the record in ``folder`` names it."""
+    """Tags of a new run, until ``run.json`` in ``folder`` names it."""
     return {FOLDER_TAG: folder, CLAIMED_TAG: "no"}
 
 
 def delete_unclaimed(client: MlflowClient, experiment_id: str, folder: str) -> None:
     """Moves empty runs that were created for ``folder``, and that nothing names, to MLflow's trash.
 
-    Call it when no run is recorded in the folder.
+    Call it when no ``run.json`` is in the folder.
 
     Raises:
         MlflowException: the server does not do it.

@@ -115,19 +115,19 @@ def _log(run: Run, job: TrainingJob, request: EvaluationRequest, evaluation: Eva
 class EvaluationRunner(Background):
     """Has the labelled checkpoints of a run evaluated one after another while a ``with`` block runs.
 
-    What earlier sessions left not evaluated comes first. The record of all evaluations is this object's to write.
+    What earlier sessions left not evaluated comes first. Only this object writes ``evaluations.json``.
 
     Args:
         setup: for the tasks.
         coordinator: the job's, where workers request evaluations.
-        heard: called in a thread after each evaluation with its label, step and figures.
+        on_evaluation: called in a thread after each evaluation with its label, step and figures.
     """
 
     def __init__(
-        self, setup: EvaluationSetup, coordinator: CoordinatorClient, heard: OnEvaluation | None = None
+        self, setup: EvaluationSetup, coordinator: CoordinatorClient, on_evaluation: OnEvaluation | None = None
     ) -> None:
         super().__init__("evaluations")
-        self._setup, self._coordinator, self._heard = setup, coordinator, heard
+        self._setup, self._coordinator, self._on_evaluation = setup, coordinator, on_evaluation
         self._store = open_store(setup.job.run_folder)
         self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(evaluate_checkpoint)
         self._queue: deque[EvaluationRequest] = deque()
@@ -148,7 +148,7 @@ class EvaluationRunner(Background):
             self._cancelled.set()
         try:
             self.stop()
-        except BaseException:  # a signal: nobody waits for the evaluations any more
+        except BaseException:  # a signal: the driver ends without the evaluations
             self._cancelled.set()
             raise
 
@@ -197,8 +197,8 @@ class EvaluationRunner(Background):
             if warning not in self._warned:  # the next evaluation finds the same
                 self._warned.add(warning)
                 self._warn(warning)
-        if self._heard is not None:
-            self._heard(request.label, request.step, answer.metrics)
+        if self._on_evaluation is not None:
+            self._on_evaluation(request.label, request.step, answer.metrics)
 
     def _warn(self, warning: str) -> None:
         self._coordinator.send(Coordinator.warn, warning)

@@ -41,9 +41,9 @@ class Heartbeat(Background):
         """Whether any worker knows of a request to stop: the same answer on all of them; a collective."""
         if not distributed.is_initialized() or distributed.get_world_size() == 1:
             return self._request != ""
-        heard = torch.tensor([float(self._request != "")], device=self._device)
-        distributed.all_reduce(heard, op=distributed.ReduceOp.MAX)
-        return bool(heard.item())
+        requested_anywhere = torch.tensor([float(self._request != "")], device=self._device)
+        distributed.all_reduce(requested_anywhere, op=distributed.ReduceOp.MAX)
+        return bool(requested_anywhere.item())
 
     @contextmanager
     def watched(self, stream: AbstractContextManager[Iterator[T]], step: int) -> Iterator[Iterator[T]]:

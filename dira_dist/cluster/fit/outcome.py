@@ -36,7 +36,7 @@ class Outcome(JobOutcome):
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
-        """The outcome as a person reads it."""
+        """The outcome as text, line by line."""
         yield self.headline(f", {self.steps:,} steps")
         yield f"checkpoint  {self.checkpoint}"
         yield from self.run_lines()

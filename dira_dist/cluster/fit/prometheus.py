@@ -23,7 +23,7 @@ class JobMetrics:
         self._series: dict[str, Gauge | Counter] = {}
 
     def update(self, figures: Mapping[str, float], step: int) -> None:
-        """Take over the figures of a report; those that nobody exports are passed over.
+        """Export the figures of a report; those without a name for Prometheus are left out.
 
         Args:
             figures: as the training loop names them (``train/images_per_s``, ``train/loss/total``, ...).

@@ -92,7 +92,7 @@ class Reporter:
 
     def save(self, position: Position, tensors: Mapping[str, Any], label: str = "") -> None:
         if not self._job.is_evaluated:
-            label = ""  # nobody waits for it, so it gives way to newer ones like any other
+            label = ""  # it is not evaluated, so it gives way to newer ones like any other
         elif not label and _every(self._job.evaluation.every_steps, position):
             label = f"step-{position.step}"
         pending = self._run.pending()
@@ -125,7 +125,7 @@ class Reporter:
             self._coordinator.call(Coordinator.request_evaluation, request)
 
     def _spared(self) -> Iterable[str]:
-        """The best checkpoint so far, and those that nobody has evaluated yet."""
+        """The best checkpoint so far, and those that are not evaluated yet."""
         evaluations = read_evaluations(self._store)
         found = best(evaluations, self._job.checkpoint.best)
         evaluated = {each.label for each in evaluations}

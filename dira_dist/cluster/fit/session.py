@@ -20,7 +20,7 @@ class FitSession:
         loaded: the job, its paths resolved.
         facts: what is known of it before anything starts.
         store: of the run's folder.
-        on_evaluation: hears of each evaluation.
+        on_evaluation: called after each evaluation.
         tags: of the MLflow run, besides its own.
     """
 

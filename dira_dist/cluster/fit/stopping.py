@@ -51,7 +51,7 @@ def fit_until_stopped(fit: Callable[[], object], coordinator: CoordinatorClient,
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
-    with _heard_signals() as signals:
+    with _received_signals() as signals:
         while thread.is_alive() and not signals:
             thread.join(_POLL_S)
             waited_s = coordinator.call(Coordinator.without_workers_s)
@@ -100,19 +100,19 @@ def signals_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _heard_signals() -> Iterator[list[int]]:
+def _received_signals() -> Iterator[list[int]]:
     """The signals that have come so far, in a list that grows. Only a main thread can hear them."""
-    heard: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield heard
+        yield received
         return
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
 
-    before = {number: signal.signal(number, hear) for number in SIGNALS}
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
-        yield heard
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

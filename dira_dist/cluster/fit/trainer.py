@@ -95,7 +95,7 @@ def _run_config(job: TrainingJob, scratch: str, coordinator: CoordinatorClient) 
 
 
 def _cause(job: TrainingJob, error: ray.train.TrainingFailedError) -> str:
-    """What failed first, as far as can be told: not a worker that only lost its connection to the one that did."""
+    """The first failure, as far as it is known: not that of a worker which only lost its connection to a failed one."""
     failures = worker_failures(error)
     if not failures:
         return str(error)

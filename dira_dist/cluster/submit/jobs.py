@@ -103,7 +103,7 @@ def describe(details: JobDetails) -> str:
 
 @contextmanager
 def talking_to(address: str | None) -> Iterator[JobSubmissionClient]:
-    """A client of the cluster; what goes wrong with it is told as what a person can mend."""
+    """A client of the cluster; its errors become a ``RequestError`` with the remedy."""
     place = address or next(filter(None, map(os.environ.get, _ADDRESS_VARIABLES)), None) or "the default address"
     try:
         if address is not None:
@@ -135,7 +135,7 @@ def _answering(place: str) -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Fail in seconds where Ray would wait for minutes: at an address where nobody is."""
+    """Fail in seconds where Ray would wait for minutes: at an address where nothing answers."""
     try:
         location = urlsplit(address if "://" in address else f"http://{address}")
         port = location.port or {"http": 80, "https": 443, "ray": 10001}.get(location.scheme, 8265)

@@ -23,7 +23,7 @@ from dira_dist.jobs.load import Driver, LoadedJob, LoadedSearch, load_job
 from dira_dist.version import __version__
 
 DEFAULT_IMAGE = f"dira-dist:{__version__}"
-# Ray marks a node as draining when its pod is told to go, and waits so long for the last checkpoint; the pod's grace
+# Ray marks a node as draining when its pod is asked to end, and waits so long for the last checkpoint; the pod's grace
 # period covers that and the end of Ray's own processes, and the two minutes that spot machines are given cover all.
 DRAIN_TIMEOUT_S = 90
 GRACE_PERIOD_S = 110
@@ -40,7 +40,7 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class PodSize:
-    """What one Ray pod has; Ray is told the same figures that Kubernetes enforces.
+    """What one Ray pod has; Ray gets the same figures that Kubernetes enforces.
 
     A quarter of the memory is ``/dev/shm``, which counts as the pod's memory; half of that is Ray's object store, the
     rest is left to the loaders.
@@ -107,8 +107,8 @@ def fleet(loaded: LoadedJob | LoadedSearch, *, workers_per_pod: int = 1, memory_
         memory_gib: of one pod; 4 GiB per CPU where left out. ``/dev/shm`` is part of it.
 
     Raises:
-        RequestError: if the workers do not fill whole pods, a search's base is elastic, or nobody said how many trials
-            run side by side.
+        RequestError: if the workers do not fill whole pods, a search's base is elastic, or the job does not say how
+            many trials run side by side.
     """
     resources = loaded.job.resources
     trials = loaded.side_by_side()
@@ -311,7 +311,7 @@ def _worker(name: str, image: str, size: PodSize) -> Manifest:
 
 
 def _pod_spec(container: Manifest, volumes: list[Manifest], *, needs_kubernetes: bool) -> Manifest:
-    """``needs_kubernetes``: the autoscaler beside the head talks to the API server; nobody else does."""
+    """``needs_kubernetes``: only the autoscaler beside the head talks to the API server."""
     return {
         "serviceAccountName": "dira-ray",
         "automountServiceAccountToken": needs_kubernetes,

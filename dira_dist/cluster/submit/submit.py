@@ -35,7 +35,7 @@ def submit(
         overrides: ``key.path=value`` each.
         address: the cluster's dashboard (``http://host:8265``); ``RAY_API_SERVER_ADDRESS`` or ``RAY_ADDRESS`` if none.
         env: names of environment variables that the job gets with the values they have here. They stand in the job's
-            runtime environment, where whoever holds the cluster's token can read them.
+            runtime environment, where everyone with the cluster's token can read them.
         working_dir: what is uploaded, but for shard sets in it that the job does not name.
 
     Raises:

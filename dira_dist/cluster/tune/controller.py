@@ -206,7 +206,7 @@ class SearchController:
         self._state.write(self._store)
 
     def line(self) -> str:
-        """How far it is, for a person."""
+        """The progress of the search, in one line."""
         trials, total = self.trials, self.plan.facts.plan.steps
         done = sum(max(0, trial.step - self._steps_before.get(trial.name, 0)) for trial in trials)
         left_s = seconds_left(time.monotonic() - self._began_s, done, trials, self.planned, total)

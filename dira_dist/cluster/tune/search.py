@@ -54,7 +54,7 @@ class SearchOutcome(JobOutcome):
     counts: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
-        """The outcome as a person reads it."""
+        """The outcome as text, line by line."""
         yield from self.table
         yield from self.notes
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
@@ -183,7 +183,8 @@ def trials_at_once(plan: SearchPlan) -> int:
     """How many trials run at once.
 
     Raises:
-        RequestError: if the cluster does not hold one, or not as many as asked for, or grows and nobody said how far.
+        RequestError: if the cluster does not hold one, or not as many as asked for, or if it is autoscaled and the job
+            gives no number.
     """
     if cluster_grows():
         return _asked_of_a_growing_cluster(plan)

@@ -52,7 +52,7 @@ class _Ended:
 class TrialDriver(tune.Trainable):
     """Hands out the evaluations of a pretraining job one by one, and at last how it ended.
 
-    When Tune stops the trial, its process ends, and with it everything that it owns: workers, evaluates, controller.
+    When Tune stops the trial, its process ends, and with it what it owns: workers, evaluations, Train's controller.
     """
 
     def setup(self, config: dict[str, Any], setup: TrialSetup) -> None:
@@ -85,7 +85,7 @@ class TrialDriver(tune.Trainable):
             self._events.put(_Ended("failed", str(error)))
         except ray.exceptions.RayError as error:  # an actor beside the workers was lost
             self._events.put(error)
-        except BaseException as error:  # told in the search's table, not lost in a log
+        except BaseException as error:  # shown in the search's table, not lost in a log
             self._events.put(_Ended("failed", f"{type(error).__name__}: {error}"))
 
     def _train(self) -> _Ended:

@@ -1,4 +1,4 @@
-"""Ray Tune at work: it runs what lies on a search's controller, and tells the controller what comes of it."""
+"""Ray Tune, driven by a search's controller: it runs the controller's trials and reports their results to it."""
 
 import gc
 import logging
@@ -62,7 +62,7 @@ class _Asha(ASHAScheduler):
     """Knows trials by their own names, and stops no published weights.
 
     Tune calls a trial that is begun again by another id, and its evaluations come once more: they must not count beside
-    the first ones. The published weights count at the rungs, but a yardstick that was cut off measures nothing.
+    the first ones. The published weights count at the rungs and are never stopped: all others are compared with them.
     """
 
     def seen_earlier(self, name: str, result: dict[str, Any]) -> None:
@@ -113,9 +113,11 @@ def run_trials(controller: SearchController, scheduler: TrialScheduler, side_by_
 
 
 def _tune_once(controller: SearchController, scheduler: TrialScheduler, side_by_side: int) -> None:
-    """What Tune writes by itself is not needed again: the search's record is the controller's."""
+    """What Tune writes by itself is not read again: the state of the search is the controller's."""
     trainable = tune.with_parameters(TrialDriver, setup=_setup(controller))
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses its own result files, which nobody needs
+    logging.getLogger("ray.tune").setLevel(
+        logging.ERROR
+    )  # it warns of missing result files of its own, which are not needed
     with (
         environment(**_TUNE_SETTINGS),
         tempfile.TemporaryDirectory(prefix="dira-tune-", ignore_cleanup_errors=True) as folder,
@@ -154,7 +156,7 @@ def _wait_for_trials_to_end() -> None:
 
 
 class _NextTrial(Searcher):
-    """Hands out what lies on the controller. Nothing is learned here: the controller hears of results first."""
+    """Gives Tune the controller's next trial. It learns nothing itself, for results go to the controller."""
 
     def __init__(self, controller: SearchController) -> None:
         super().__init__()
@@ -173,11 +175,11 @@ class _NextTrial(Searcher):
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the search's record is the controller's; Tune only wants the file to be there."""
+        """Nothing is kept, for the state is the controller's; Tune requires that the file exists."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        raise AssertionError("a search goes on from its own record")
+        raise AssertionError("a search goes on from its own state")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
