@@ -21,8 +21,8 @@ COLLAPSED_SHARE = 0.5
 """Of the highest rank or spread so far: below it dimensions are being lost."""
 LOSS_FALL = 0.01
 """Share of its highest value by which a loss counts as fallen."""
-LEAST_PROBE_FALL = 0.02
-"""Fall of an AUROC that is told where the evaluation has no interval, and the least that is told at all."""
+PROBE_FALL = 0.05
+"""Fall of an AUROC that is told where the evaluations have no intervals."""
 
 _LOSSES = (LOSS.of("discriminative"), LOSS.of("restorative"))
 _HEALTH = {RANKME.name: "effective rank", FEATURE_STD.name: "spread per dimension"}
@@ -111,7 +111,7 @@ class RunningGuards:
                 continue
             best = max(found, key=lambda at: found[at])
             before = self._evaluations[best]
-            if figures[name] < before[name] - _margin(name, before) and self._loss_fell(best, step):
+            if _is_below(name, figures, before) and self._loss_fell(best, step):
                 return (
                     f"at {label} the probe has fallen while the loss fell: {name} is {figures[name]:.3f}, and was "
                     f"{before[name]:.3f}; what is learned does not help to tell these classes apart: lower "
@@ -145,7 +145,12 @@ def _is_probe(name: str) -> bool:
     return PROBE_AUROC.covers(name) and not name.endswith(("_low", "_high", "_spread"))
 
 
-def _margin(name: str, before: Mapping[str, float]) -> float:
-    """How far below its best an AUROC has to fall: out of its interval over patients, and its spread over draws."""
-    interval = before[name] - before.get(f"{name}_low", before[name])
-    return max(LEAST_PROBE_FALL, interval, before.get(f"{name}_spread", 0.0))
+def _is_below(name: str, now: Mapping[str, float], before: Mapping[str, float]) -> bool:
+    """Whether an AUROC has fallen for sure: beyond both intervals over patients and the spread over draws of labels.
+
+    Several figures are compared at every evaluation, each with its best so far: less would be told by chance.
+    """
+    if f"{name}_high" not in now or f"{name}_low" not in before:
+        return now[name] < before[name] - PROBE_FALL
+    spread = max(each.get(f"{name}_spread", 0.0) for each in (now, before))
+    return now[f"{name}_high"] < before[f"{name}_low"] and now[name] < before[name] - spread

@@ -17,8 +17,10 @@ def probed(auroc: float, low: float = 0.02, few: float = 0.7) -> dict[str, float
         **HEALTHY,
         "probe/auroc": auroc,
         "probe/auroc_low": auroc - low,
+        "probe/auroc_high": auroc + low,
         "probe/auroc_1pct": few,
         "probe/auroc_1pct_low": few - low,
+        "probe/auroc_1pct_high": few + low,
         "probe/auroc_1pct_spread": 0.04,
     }
 
@@ -44,8 +46,8 @@ def test_a_probe_that_falls_while_the_loss_falls() -> None:
     guards = RunningGuards("lsgan")
     guards.evaluated("untrained", 0, probed(0.866))
     assert losses(guards, 3.0, 6.2, 5.6) == []
-    (text,) = guards.evaluated("1-di", 3, probed(0.83))
-    assert "at 1-di the probe has fallen while the loss fell: probe/auroc is 0.830, and was 0.866" in text
+    (text,) = guards.evaluated("1-di", 3, probed(0.82))
+    assert "at 1-di the probe has fallen while the loss fell: probe/auroc is 0.820, and was 0.866" in text
     assert "optimizer.lr" in text
     assert guards.evaluated("2-dir", 4, probed(0.8)) == [], "once"
 
@@ -61,11 +63,11 @@ def test_few_labels_show_it_first() -> None:
 @pytest.mark.parametrize(
     ("now", "reports"),
     [
-        (probed(0.83), [5.0, 6.0]),  # the loss rises too, which everybody sees
-        (probed(0.83), [6.0, 5.99]),  # it stands
-        (probed(0.83), []),  # nothing is known of it
-        (probed(0.85), [6.0, 5.0]),  # within the interval over patients
-        (probed(0.866, few=0.665), [6.0, 5.0]),  # within the spread over draws
+        (probed(0.8), [5.0, 6.0]),  # the loss rises too, which everybody sees
+        (probed(0.8), [6.0, 5.99]),  # it stands
+        (probed(0.8), []),  # nothing is known of it
+        (probed(0.83), [6.0, 5.0]),  # the intervals over patients overlap
+        (probed(0.866, low=0.001, few=0.665), [6.0, 5.0]),  # within the spread over draws
         ({**HEALTHY}, [6.0, 5.0]),  # no probe
     ],
 )
@@ -81,8 +83,8 @@ def test_an_evaluation_is_held_against_the_reports_before_its_checkpoint() -> No
     guards = RunningGuards("lsgan")
     losses(guards, 6.0, 6.0, 6.0, 5.0)
     guards.evaluated("untrained", 0, probed(0.866))
-    assert guards.evaluated("step-3", 3, probed(0.83)) == [], "the loss fell after it"
-    assert len(guards.evaluated("1-di", 4, probed(0.83))) == 1
+    assert guards.evaluated("step-3", 3, probed(0.8)) == [], "the loss fell after it"
+    assert len(guards.evaluated("1-di", 4, probed(0.8))) == 1
 
 
 def test_a_loss_below_zero_falls_too() -> None:
@@ -96,8 +98,9 @@ def test_where_only_restoration_is_trained_its_loss_counts() -> None:
     guards = RunningGuards("lsgan")
     guards.evaluated("untrained", 0, {"probe/auroc": 0.9})
     losses(guards, 0.1, 0.05, name="restorative")
-    (text,) = guards.evaluated("1-re", 2, {"probe/auroc": 0.87})
-    assert "0.870, and was 0.900" in text
+    assert guards.evaluated("step-1", 1, {"probe/auroc": 0.86}) == [], "without intervals a small fall may be chance"
+    (text,) = guards.evaluated("1-re", 2, {"probe/auroc": 0.84})
+    assert "0.840, and was 0.900" in text
 
 
 @pytest.mark.parametrize(("name", "words"), [("val/rankme", "effective rank"), ("val/feature_std", "spread")])
