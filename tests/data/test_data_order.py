@@ -138,7 +138,7 @@ def test_samples_are_left_out_in_turn(order: Order, first: int, epochs: int) -> 
     """Over any run of epochs no sample is left out more than once more often than any other."""
     seen = np.zeros(order.samples, dtype=np.int64)
     for epoch in range(first, first + epochs):
-        seen[order.share_ids(range(order.lanes), epoch * order.samples_per_epoch, order.samples_per_epoch)] += 1
+        seen[order.local_ids(range(order.lanes), epoch * order.samples_per_epoch, order.samples_per_epoch)] += 1
     assert seen.max() - seen.min() <= 1
 
 
@@ -152,7 +152,7 @@ def test_few_shards_and_equal_ones_give_a_sample_other_neighbours_in_each_epoch(
     order, batch, epochs = Order(counts, lanes=16, window=16, seed=0), 32, 24
     met = np.zeros((order.samples, order.samples), dtype=bool)
     for start in range(0, epochs * order.samples_per_epoch, batch):
-        ids = order.share_ids(range(order.lanes), start, batch)
+        ids = order.local_ids(range(order.lanes), start, batch)
         met[np.ix_(ids, ids)] = True
     share_met = (met.sum() - order.samples) / (order.samples * (order.samples - 1))
     at_random = 1 - (1 - (batch - 1) / (order.samples - 1)) ** epochs
