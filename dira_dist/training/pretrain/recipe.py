@@ -25,7 +25,7 @@ from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.stages import Position, StageConfig
 from dira_dist.training.step import Precision
 from dira_dist.training.task import Recipe
-from dira_dist.views import ViewsConfig
+from dira_dist.views import ViewsConfig, check_viewable
 
 if TYPE_CHECKING:
     from dira_dist.training.pretrain.task import PretrainTask
@@ -115,11 +115,16 @@ class PretrainRecipe(Recipe):
         return together(stage.parts() for stage in begun)
 
     def check_sets(self, sets: Mapping[str, ShardSetIndex]) -> None:
-        """Refuses probe sets without the label, or with a single value of it.
+        """Refuses sets of which no views can be made, and probe sets without the label, or with a single value of it.
 
         Raises:
             RequestError: says which, and the remedy.
         """
+        for name, index in sets.items():
+            try:
+                check_viewable(index.image, self.model.dims, self.model.in_channels)
+            except RequestError as error:
+                raise RequestError(f"the {name} set has {error}") from None
         for key in ("train", "val") if self.probe is not None else ():
             _check_label(self.probe, key, sets[f"probe-{key}"])
 
