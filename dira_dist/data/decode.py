@@ -19,7 +19,6 @@ Pixels = npt.NDArray[Any]
 Labels = npt.NDArray[np.int16]
 Box = Mapping[str, Any]
 PixelMode = Literal["L", "I;16", "RGB"]
-CHANNELS: Mapping[PixelMode, int] = {"L": 1, "I;16": 1, "RGB": 3}
 
 NO_SAMPLE = -1
 NO_LABEL = -1  # of pixels that nobody has labelled, and of the padding around a mask

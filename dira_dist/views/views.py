@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dira_dist.config import RequestError, Section, per_axis
+from dira_dist.data.shards import ImageInfo
 from dira_dist.views.colour import to_grey
 from dira_dist.views.distortion import Distortion, DistortionConfig, distort, draw_distortion
 from dira_dist.views.geometry import CropConfig, Crops, draw_crops, resample
@@ -121,7 +122,8 @@ def make_views(
     Raises:
         RequestError: the images' type or channels are not supported, or the size has another number of axes.
     """
-    _check(images, in_channels)
+    assert images.ndim in (4, 5)
+    _check(images.dtype, images.shape[1], in_channels)
     if images.device.type == "cpu":
         _keep_pages()
     sides_px = per_axis(image_size, images.ndim - 2)
@@ -192,15 +194,31 @@ def _parts(views: Tensor) -> list[slice]:
     return [slice(first, min(first + step, batch)) for first in range(0, batch, step)]
 
 
-def _check(images: Tensor, in_channels: int) -> None:
-    if images.dtype not in _WHITE:
+def check_viewable(image: ImageInfo, axes: int, in_channels: int) -> None:
+    """Refuses a set of whose images no views can be made. Needs what its index says of them alone.
+
+    Args:
+        image: of the set's index.
+        axes: spatial ones that the network takes.
+        in_channels: that it takes.
+
+    Raises:
+        RequestError: with what was found and what is allowed.
+    """
+    if image.axes != axes:
         raise RequestError(
-            f"images of type {images.dtype}: views are made of uint8 or uint16; convert them when sharding"
+            f"samples with {image.axes} spatial axes, and the model takes {axes}: choose another model.name, or a set "
+            f"of {'images' if axes == 2 else 'volumes or cubes'}"
         )
-    channels = images.shape[1]
+    assert image.dtype is not None, "see check_set"
+    _check(getattr(torch, image.dtype), image.channels, in_channels)
+
+
+def _check(dtype: torch.dtype, channels: int, in_channels: int) -> None:
+    if dtype not in _WHITE:
+        raise RequestError(f"images of type {dtype}: views are made of uint8 or uint16; convert them when sharding")
     if channels not in (1, in_channels) and (channels, in_channels) != (3, 1):
         raise RequestError(
             f"images with {channels} channels, and the model takes {in_channels}: it takes 1 (repeated), 3 (RGB, "
             f"of which a model of 1 takes the luma) or as many as its own; set model.in_channels to {channels}"
         )
-    assert images.ndim in (4, 5)

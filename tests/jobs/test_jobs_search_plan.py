@@ -1,12 +1,16 @@
 """What is known of a search before anything starts: figures, keys, published weights, rungs."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from shard_sets import ShardWriter
 
 import dira_dist
 from dira_dist.config import RequestError
+from dira_dist.data.shards import Sample
 from dira_dist.jobs.load import LoadedSearch, load_job
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.quickstart.phantom import write_archive
@@ -70,6 +74,17 @@ def test_a_figure_that_nobody_reports_is_refused(folder: Path) -> None:
     assert "nobody reports 'probe/auroc'" in refusal(folder, {"metric": "probe/auroc"}, probe=None)
     blind = {"train": str(folder / "shards"), "image_size": 32, "global_batch": 8}
     assert "nothing compares the trials" in refusal(folder, None, data=blind, probe=None)
+
+
+def test_sets_that_the_network_cannot_be_fed_are_refused_before_anything_starts(folder: Path, tmp_path: Path) -> None:
+    cube = io.BytesIO()
+    np.save(cube, np.zeros((32, 32, 32), np.uint16))
+    with ShardWriter(str(tmp_path), mode="volume", encoding="npy") as writer:
+        for number in range(8):
+            writer.add(Sample(f"k{number}", cube.getvalue(), "npy", 32, 32))
+    data = {"train": str(tmp_path), "val": str(folder / "shards"), "image_size": [32, 64], "global_batch": 8}
+    assert "the train set has samples with 3 spatial axes, and the model takes 2" in refusal(folder, None, data=data)
+    assert "has 3 axes, the images have 2" in refusal(folder, None, data=data | {"image_size": [32, 32, 32]})
 
 
 def test_a_probe_set_with_one_class_is_refused(folder: Path) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dira_dist.config import RequestError
-from dira_dist.views import Views, ViewsConfig, make_views
+from dira_dist.data.shards import ImageInfo, PixelRange
+from dira_dist.views import Views, ViewsConfig, check_viewable, make_views
 from dira_dist.views.distortion import NONE, OUTER, draw_distortion
 from dira_dist.views.geometry import draw_crops
 from dira_dist.views.randomness import view_keys
@@ -416,3 +417,27 @@ def test_each_sequence_of_a_sample_is_changed_as_grey_is(canvas: tuple[int, ...]
         assert torch.equal(getattr(together, view), torch.cat([getattr(each, view) for each in singly], 1))
     wanted = torch.stack([each.target for each in singly if each.target is not None]).mean(0)
     torch.testing.assert_close(together.target, wanted)
+
+
+@pytest.mark.parametrize(
+    ("image", "axes", "in_channels", "message"),
+    [
+        ({"mode": "volume", "array_type": "uint16"}, 2, 1, "3 spatial axes, and the model takes 2"),
+        ({"mode": "L"}, 3, 1, "2 spatial axes, and the model takes 3"),
+        ({"mode": "volume", "array_type": "int16"}, 3, 1, "int16.*uint8 or uint16"),
+        ({"mode": "planes", "array_type": "uint8", "array_channels": 4}, 2, 3, "4 channels, and the model takes 3"),
+        ({"mode": "planes", "array_type": "uint8", "array_channels": 4}, 2, 4, ""),
+        ({"mode": "volume", "array_type": "uint8"}, 3, 4, ""),
+        ({"mode": "RGB"}, 2, 1, ""),
+    ],
+)
+def test_a_set_of_which_no_views_can_be_made_is_known_by_its_index(
+    image: dict[str, Any], axes: int, in_channels: int, message: str
+) -> None:
+    some = PixelRange(min=8, median=8, max=8)
+    info = ImageInfo(encoding="npy", height_px=some, width_px=some, **image)
+    if not message:
+        check_viewable(info, axes, in_channels)
+        return
+    with pytest.raises(RequestError, match=message):
+        check_viewable(info, axes, in_channels)

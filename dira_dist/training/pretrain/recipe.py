@@ -26,7 +26,7 @@ from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.running_guards import RunningGuards
 from dira_dist.training.stages import Position, StageConfig
 from dira_dist.training.task import Recipe
-from dira_dist.views import ViewsConfig
+from dira_dist.views import ViewsConfig, check_viewable
 
 if TYPE_CHECKING:
     from dira_dist.training.pretrain.task import PretrainTask
@@ -114,11 +114,18 @@ class PretrainRecipe(Recipe):
         return together(stage.parts() for stage in begun)
 
     def check_sets(self, sets: Mapping[str, ShardSetIndex]) -> None:
-        """Refuses probe sets without the label, or with a single value of it, or of which one holds the other's shards.
+        """Refuses sets of which no views can be made, and probe sets that cannot be a probe's.
+
+        Those lack the label, or have a single value of it, or one of them holds the other's shards.
 
         Raises:
             RequestError: says which, and the remedy.
         """
+        for name, index in sets.items():
+            try:
+                check_viewable(index.image, self.model.dims, self.model.in_channels)
+            except RequestError as error:
+                raise RequestError(f"the {name} set has {error}") from None
         for key in ("train", "val") if self.probe is not None else ():
             _check_label(self.probe, key, sets[f"probe-{key}"])
         if self.probe is not None:
