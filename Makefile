@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CHECKOV := 3.3.30
+LIGHTLY := 1.6.0
 TEST_PROCESSES ?= 2
 
-.PHONY: quickstart test lint docs install clean image-test lint-k8s
+.PHONY: quickstart test lint docs install lightly clean image-test lint-k8s
 
 quickstart: install  ## the whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, pulled weights
 	$(BIN)/dira-dist quickstart
 
-test: install  ## every test; those on real images skip themselves where the images are absent
+test: install lightly  ## every test; those on real images skip themselves where the images are absent
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=25
 
 lint: install  ## style, types, and the floors of the house
@@ -31,6 +32,17 @@ lint-k8s: install  ## checkov over images and rendered manifests, in an environm
 	rm -rf $(VENV)/rendered && mkdir $(VENV)/rendered && cp docker/Dockerfile docker/mlflow.Dockerfile $(VENV)/rendered
 	$(BIN)/python k8s/lint.py $(VENV)/rendered
 	$(VENV)/checkov/bin/checkov --directory $(VENV)/rendered --config-file k8s/checkov.yaml
+
+lightly: $(VENV)/lightly/.$(LIGHTLY)  ## a public library that the methods are held against, in an environment of its own
+
+# Its pins clash with ours (antlr4), and what it needs of them for its losses and heads is there: torch, torchvision,
+# numpy, tqdm. So it is installed alone, and reads our environment after its own.
+$(VENV)/lightly/.$(LIGHTLY): $(VENV)/.installed
+	$(BIN)/python -m venv --clear $(VENV)/lightly
+	$(VENV)/lightly/bin/pip install --quiet --disable-pip-version-check --no-deps lightly==$(LIGHTLY)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(VENV)/lightly/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	@touch $@
 
 image-test:  ## the images really built and used, as root with buildah and debootstrap; half an hour, outside the CI
 	docker/image-test.sh

@@ -40,7 +40,7 @@ from dira_dist.data import store as store_module
 from dira_dist.data.cache import CacheConfig
 from dira_dist.data.lanes import LaneReader, ReadOptions, ShardSet
 from dira_dist.data.order import Order
-from dira_dist.data.shards import Sample, publish_index, publish_shard, read_index, shard_name
+from dira_dist.data.shards import Encoding, PublishedShard, Sample, publish_index, publish_shard, read_index, shard_name
 from dira_dist.data.store import open_store
 from dira_dist.data.stream import ShardStream
 
@@ -91,8 +91,8 @@ def full_size_images(folder: Path | None, count: int = 64) -> list[Image.Image]:
 
 def write_set(address: str, images: list[Image.Image], form: str, samples: int, per_shard: int) -> None:
     stored = [coded(image.resize((STORED_PX, STORED_PX)), form) for image in images]
-    encoding = "png" if form == "PNG" else "jpeg"
-    store, published = open_store(address), []
+    encoding: Encoding = "png" if form == "PNG" else "jpeg"
+    store, published = open_store(address), list[PublishedShard | None]()
     for first in range(0, samples, per_shard):
         shard = (
             Sample(f"k{n:06d}", stored[n % len(stored)], encoding, STORED_PX, STORED_PX, {"labels": {"number": n}})
@@ -253,14 +253,14 @@ def downloaded(order: Order, lane: int, row: int) -> int:
             total += len(data)
             return data
 
-    original, store_module.RangeReader = store_module.RangeReader, Counting
+    vars(store_module)["RangeReader"] = Counting
     with ThreadPoolExecutor(1) as pool:
         reader = LaneReader(
             ShardSet("s3://bench/PNG", read_index("s3://bench/PNG")), order, lane, pool, threading.Event()
         )
         reader.load(row)
         reader.close()
-    store_module.RangeReader = original
+    vars(store_module)["RangeReader"] = ranges.RangeReader
     return total
 
 

@@ -50,7 +50,7 @@ class PublishedStep:
         losses = {"discriminative": self._tell_apart(queries, view_2), "restorative": F.mse_loss(restored, target)}
         if self.plays:
             losses["adversarial"] = (self.discriminator(restored) - 1).square().mean()
-        total = sum(WEIGHTS[name] * loss for name, loss in losses.items())
+        total = sum((WEIGHTS[name] * loss for name, loss in losses.items()), start=restored.new_zeros(()))
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
@@ -71,7 +71,7 @@ class PublishedStep:
     def _play(self, target: Tensor, restored: Tensor) -> Tensor:
         self.player.zero_grad()
         real = (self.discriminator(target) - 1).square().mean()
-        loss = 0.5 * (real + self.discriminator(restored).square().mean())
+        loss: Tensor = 0.5 * (real + self.discriminator(restored).square().mean())
         loss.backward()
         self.player.step()
         return loss

@@ -27,8 +27,9 @@ import torch
 from ray.cluster_utils import Cluster
 
 import dira_dist
-import dira_dist.cluster.fit.driver as pretrain_module
-from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
+from dira_dist.cluster.fit import trainer
+from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, start_coordinator
+from dira_dist.cluster.fit.preemption import ControllerWatch
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.data.store import open_store
 from dira_dist.jobs.base import ResourcesConfig
@@ -168,12 +169,11 @@ class Watch:
 
 def run(folder: Path, name: str, workers: str, act: Callable[[], object], steps: int) -> tuple[int, float]:
     watch = Watch(INTERVAL_STEPS + 35, act)
-    real = pretrain_module.start_coordinator
-    pretrain_module.start_coordinator = lambda stall_s: watch.follow(real(stall_s))
+    vars(trainer)["start_coordinator"] = lambda stall_s: watch.follow(start_coordinator(stall_s))
     try:
         dira_dist.run(load_job(job_in(folder, name, steps, workers)))
     finally:
-        pretrain_module.start_coordinator = real
+        vars(trainer)["start_coordinator"] = start_coordinator
         watch.end()
     return watch.lost()
 
@@ -223,21 +223,20 @@ def note(trial: Trial, lost: tuple[int, float]) -> None:
 
 
 def preempted(folder: Path, name: str, plain: bool) -> tuple[int, float]:
-    real = pretrain_module.ControllerWatch
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": NODE_STORE_BYTES})
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=NODE_STORE_BYTES) for _ in range(3)]
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         if plain:
-            pretrain_module.ControllerWatch = BlindWatch
+            vars(trainer)["ControllerWatch"] = BlindWatch
         return run(folder, name, "2", lambda: drain_a_busy_node(cluster, nodes), 800 if plain else 140)
     finally:
-        pretrain_module.ControllerWatch = real
+        vars(trainer)["ControllerWatch"] = ControllerWatch
         ray.shutdown()
         cluster.shutdown()
 
 
-class BlindWatch(pretrain_module.ControllerWatch):
+class BlindWatch(ControllerWatch):
     """Tells the workers nothing."""
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None: ...

@@ -20,14 +20,15 @@ from dataclasses import dataclass
 
 import torch
 from published import PublishedStep
+from torch import Tensor
 
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.memory import LiveTensors
+from dira_dist.training.precision import Precision
 from dira_dist.training.pretrain.networks import build_networks
 from dira_dist.training.pretrain.task import pretrain_step
-from dira_dist.training.step import Precision
 from dira_dist.views import Views
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -50,12 +51,17 @@ class Setting:
     clock: str
 
 
+def _drawn(view: Tensor | None) -> Tensor:
+    assert view is not None, "the benchmark draws both views and the target"
+    return view
+
+
 def build(variant: str, setting: Setting) -> Step:
     """The step of one variant: `published`, `project` or `checkpointing`."""
     torch.manual_seed(0)
     if variant == "published":
         published = PublishedStep(setting.encoder, setting.in_channels, setting.device)
-        return lambda views, step_in_stage: published(views.view_1, views.view_2, views.target)
+        return lambda views, step_in_stage: published(views.view_1, _drawn(views.view_2), _drawn(views.target))
     model = UNetConfig(
         encoder=setting.encoder,
         in_channels=3 if setting.in_channels == 3 else 1,
@@ -118,7 +124,7 @@ def peak_bytes(variant: str, setting: Setting) -> int:
         step = build(variant, setting)
         for number in range(2):  # the second has the optimiser's state from its start
             step(batch, number)
-    return live.peak_bytes
+    return int(live.peak_bytes)
 
 
 def arguments() -> argparse.Namespace:

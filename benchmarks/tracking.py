@@ -73,8 +73,8 @@ def mlflow_server(folder: Path) -> Iterator[int]:
         "--artifacts-destination",
         str(folder / "files"),
     ]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen(command, cwd=folder, start_new_session=True, **silent)
+    silent = subprocess.DEVNULL
+    server = subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=silent, stderr=silent)
     try:
         while True:
             with suppress(OSError):

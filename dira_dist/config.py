@@ -23,6 +23,11 @@ KeyPath = tuple[str | int, ...]
 SectionT = TypeVar("SectionT", bound="Section")
 
 ENV_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
+# Keys of job files by their names in 0.1.0, with those of now; below `base`, too. CHANGELOG.md has the same list.
+RENAMED_KEYS = {
+    "checkpoint.patience_s": "checkpoint.storage_timeout_s",
+    "data.storage_patience_s": "data.storage_timeout_s",
+}
 # What MLflow, SQLAlchemy and stores take as a secret behind the ?; its value goes as far as the next &.
 _SECRET_PARAMETER = re.compile(
     r"(?i:.*(?:password|passwd|passphrase|token|secret|signature|credentials?|api_?key)|pass|pwd|sig|user(?:name)?|uid"
@@ -338,6 +343,8 @@ def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Sectio
     place, first = document.place(path), errors[0]
     siblings = sorted({name for owner in _chosen(section, path[:-1], document) for name in owner.model_fields})
     if first["type"] == "extra_forbidden":
+        if new := _renamed(path):
+            return f"{place}: this key is called {new} now, and means the same; rename it"
         near = difflib.get_close_matches(str(path[-1]), siblings, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{place}: unknown key; {hint}known here: {', '.join(siblings)}"
@@ -348,6 +355,12 @@ def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Sectio
     allowed = " or ".join(dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in errors))
     found = _as_written(document, path, first["input"])
     return f"{place}: found {found!r}; allowed: {allowed}{_description(section, path)}"
+
+
+def _renamed(path: KeyPath) -> str | None:
+    """The present name of a key that had another one."""
+    old = dotted(path).removeprefix("base.")
+    return f"{dotted(path).removesuffix(old)}{RENAMED_KEYS[old]}" if old in RENAMED_KEYS else None
 
 
 def _as_written(document: Document, path: KeyPath, found: Any) -> Any:

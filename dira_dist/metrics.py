@@ -108,11 +108,15 @@ COLLAPSED = Metric(f"{VAL}collapsed", "1 where the encoder hardly tells its inpu
 ALIGNMENT = Metric(f"{VAL}alignment", "distance between two views' features", better="min", of_views=True)
 
 # Of the frozen encoder, on the labelled sets of the job's probe.
-# They come with other fractions of the labels and with the ends of their interval, too.
+# They come with other fractions of the labels, the ends of their interval and the spread over draws of the labels, too.
 PROBE_AUROC = Metric(f"{PROBE}auroc", "AUROC of the linear probe", better="max", family=True)
 PROBE_ACCURACY = Metric(f"{PROBE}accuracy", "accuracy of the linear probe", better="max", family=True)
-KNN_AUROC = Metric(f"{PROBE}knn_auroc", "AUROC of the k-NN probe", better="max")
+KNN_AUROC = Metric(f"{PROBE}knn_auroc", "AUROC of the k-NN probe", better="max", family=True)
 KNN_ACCURACY = Metric(f"{PROBE}knn_accuracy", "accuracy of the k-NN probe", better="max")
+KNN_K = Metric(f"{PROBE}knn_k", "neighbours of the k-NN probe, chosen on what it learns from")
+COMMON_GROUPS = Metric(
+    f"{PROBE}common_groups", "share of the probe's val set whose patients its train set has, too", better="min"
+)
 
 # Of a search's parent run, by the number of trials that have ended.
 TRIALS = Metric(SEARCH, "trials that ended in this way", "trials", family=True)

@@ -86,10 +86,21 @@ def test_check_prints_the_resolved_job_and_its_plan_and_touches_nothing(
     assert dira_dist(monkeypatch, "check", job, "--set", "stages=[{objective: dira, epochs: 8}]") == 0
     printed = capsys.readouterr().out
     # 11 images in 4 lanes are 8 samples per epoch, 2 batches of 4
-    assert "16 steps of 4 images (4 per worker), 8 epochs" in printed
+    assert "16 steps of 4 images (4 per worker), 8 epochs, rate 0.03" in printed
+    assert "warning  stages.0.optimizer.lr: 0.03 with a batch of 4" in printed
     assert "queue_size: 65536" in printed
     assert "memory   about" in printed
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_run_warns_before_it_starts(
+    archive: Path, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dira_dist(monkeypatch, "shard", archive, tmp_path / "shards", "--processes", "1") == 0
+    monkeypatch.setenv("RAY_ADDRESS", "no-address")
+    storage = f"checkpoint.storage={tmp_path / 'runs'}"
+    message = refusal(monkeypatch, capsys, "run", job, "--set", storage, "--set", "tracking.uri=null")
+    assert message.index("warning: stages.0.optimizer.lr: 0.03 with a batch of 4") < message.index("RAY_ADDRESS")
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])

@@ -62,10 +62,10 @@ def remove_orphaned_groups() -> int:
     job = ray.get_runtime_context().get_job_id()
     table = state._connect_and_get_accessor().get_placement_group_table()
     groups = [gcs_pb2.PlacementGroupTableData.FromString(group) for group in table]
-    orphans = [group for group in groups if _is_orphan(group) and group.creator_job_id.hex() == job]
-    for group in orphans:
+    orphaned = [group for group in groups if _is_orphan(group) and group.creator_job_id.hex() == job]
+    for group in orphaned:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-    return len(orphans)
+    return len(orphaned)
 
 
 def _is_orphan(group: gcs_pb2.PlacementGroupTableData) -> bool:

@@ -18,7 +18,7 @@ Memory grows with the shards, never with the samples; any row is found without g
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,7 +29,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.splitmix import GOLDEN_GAMMA, Int64s, mix, shift_right, signed
 
 MOST_LANES = 64
-_SHARDS, _ROWS, _ENTRY, _BEGINNING = 1, 2, 3, 4  # what is drawn: keeps the kinds apart under one seed
+_SHARDS, _ROWS, _ENTRY, _BEGINNING, _DRAWN = 1, 2, 3, 4, 5  # what is drawn: keeps the kinds apart under one seed
 
 
 def choose_lanes(batches: Iterable[int], most: int = MOST_LANES) -> int:
@@ -155,6 +155,7 @@ class Order:
         self._starts: Int64s = np.cumsum(self._counts) - self._counts
         self._blocks_per_epoch = max(1, self.rows_per_epoch // window)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        self._beginning = lru_cache(maxsize=2 * lanes)(self._draw_beginning)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (self._counts, self.lanes, self.window, self.seed)
@@ -199,7 +200,7 @@ class Order:
             shuffle=self._shuffle(epoch, lane, number, len(rows)),
         )
 
-    def _beginning(self, epoch: int, lane: int) -> int:
+    def _draw_beginning(self, epoch: int, lane: int) -> int:
         """The row of the lane, as it lies on the circle, that an epoch begins with: the first of a block."""
         return self._rows_of(_drawn(self._blocks_per_epoch, self.seed, _BEGINNING, epoch, lane)).start
 
@@ -293,3 +294,60 @@ def fingerprint(sample_ids: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]
         epochs: ``(B,)``.
     """
     return int(shift_right(mix(sample_ids + epochs * GOLDEN_GAMMA), 33).sum())
+
+
+_DRAWN_SHARDS = 256
+_READ_PER_DRAWN = 16
+
+
+def draw_spread(shard_samples: Sequence[int], most: int, seed: int) -> Sequence[int]:
+    """Some samples of a set, drawn over all of it, at a bounded cost of reading.
+
+    A shard can only be read from its beginning, so that a sample costs those before it. Therefore a draw from a set of
+    more than 16 times as many samples as are wanted takes those of a shard out of its first part, at random, of 16
+    times as many as it has to give; and it opens no more than 256 shards, at even distances, where they hold enough.
+    From a smaller set it is a random draw from each shard, in proportion to its samples.
+
+    Args:
+        shard_samples: samples of each shard, in the order of the index.
+        most: how many are wanted.
+        seed: of the draw.
+
+    Returns:
+        Ids in the set, rising; all of them where there are not more than ``most``.
+    """
+    counts: Int64s = np.asarray(shard_samples, dtype=np.int64)
+    if counts.sum() <= most:
+        return range(int(counts.sum()))
+    starts = np.cumsum(counts) - counts
+    opened = _opened_shards(counts, most)
+    shares = np.diff(np.cumsum(counts[opened]) * most // counts[opened].sum(), prepend=0)
+    drawn: list[int] = []
+    for shard, share in zip(opened.tolist(), shares.tolist(), strict=True):
+        readable = min(int(counts[shard]), _READ_PER_DRAWN * share)
+        places = np.sort(_permutation(readable, seed, _DRAWN, shard)[:share])
+        drawn.extend((starts[shard] + places).tolist())
+    return drawn
+
+
+def _opened_shards(counts: Int64s, most: int) -> Int64s:
+    """Shards at even distances, as few as may be, that hold ``most`` samples; rising."""
+    wanted = _DRAWN_SHARDS
+    while wanted < len(counts):
+        opened: Int64s = (np.arange(wanted) * len(counts) + len(counts) // 2) // wanted
+        if counts[opened].sum() >= most:
+            return opened
+        wanted *= 2
+    return np.arange(len(counts))
+
+
+def runs(ids: Sequence[int]) -> Iterator[range]:
+    """Rising ids as runs of neighbours."""
+    if isinstance(ids, range):
+        yield ids
+        return
+    first = 0
+    for place in range(1, len(ids) + 1):
+        if place == len(ids) or ids[place] != ids[place - 1] + 1:
+            yield range(ids[first], ids[place - 1] + 1)
+            first = place

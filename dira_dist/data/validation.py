@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from dira_dist.data.batch import BatchIterator, LocalBatch, stack
 from dira_dist.data.decode import BadSample, CorruptSampleError, EncodedSample, Row
 from dira_dist.data.lanes import ReadOptions, ShardSet, SpanReader, check_set
 from dira_dist.data.loading import batches_here, decode_threads, mapper
-from dira_dist.data.order import part_of
+from dira_dist.data.order import part_of, runs
 from dira_dist.data.shards import ShardSetIndex, read_index
 
 
@@ -20,7 +20,7 @@ class _Pass:
     """What one worker reads: ``steps`` batches over the samples ``ids``."""
 
     shards: ShardSet
-    ids: range
+    ids: Sequence[int]
     batch_size: int
     steps: int
 
@@ -36,7 +36,7 @@ class _Pass:
 
     def _encoded(self, spans: SpanReader, step: int) -> list[EncodedSample]:
         ids = self.ids[step * self.batch_size : (step + 1) * self.batch_size]
-        return [sample for span in self.shards.spans_of(ids) for sample in spans.read(span)]
+        return [sample for run in runs(ids) for span in self.shards.spans_of(run) for sample in spans.read(span)]
 
     def _decode(self, sample: EncodedSample) -> Row:
         try:
@@ -46,7 +46,7 @@ class _Pass:
 
 
 class ValidationStream(BatchIterator):
-    """One pass over a shard set in the order of its index; the same number of batches on every worker.
+    """One pass over a shard set, or some of it, in the order of its index; as many batches on every worker.
 
     Worker ``r`` reads a contiguous part of the samples. Its batches are of equal length; where its part ends early,
     rows are padded with black images of ``sample_id`` ``NO_SAMPLE`` (``LocalBatch.valid`` is false), and so are the
@@ -58,6 +58,7 @@ class ValidationStream(BatchIterator):
         batch_size: rows per batch on this worker.
         rank: of this worker.
         world_size: number of workers.
+        ids: which samples to read, rising, such as those of :func:`dira_dist.data.order.draw_spread`; all if none.
         index: of the set, where it has been read already.
 
     Raises:
@@ -72,16 +73,18 @@ class ValidationStream(BatchIterator):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        ids: Sequence[int] | None = None,
         index: ShardSetIndex | None = None,
     ) -> None:
         options, index = options or ReadOptions(), index or read_index(address)
         check_set(address, index)
         assert 0 <= rank < world_size and batch_size >= 1, (rank, world_size, batch_size)
         self.index = index
-        longest_part = math.ceil(index.samples / world_size)
+        chosen = range(index.samples) if ids is None else ids
+        part, longest_part = part_of(world_size, rank, range(len(chosen))), math.ceil(len(chosen) / world_size)
         self._pass = _Pass(
             shards=ShardSet(address, index, options),
-            ids=part_of(world_size, rank, range(index.samples)),
+            ids=chosen[part.start : part.stop],
             batch_size=batch_size,
             steps=math.ceil(longest_part / batch_size),
         )

@@ -1,12 +1,14 @@
 """The sections of a job that say when and on what networks are evaluated; what does it is imported where it is done."""
 
+import posixpath
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dira_dist.config import MAY_CHANGE, MAY_CHANGE_IN_RUN, Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class EvaluationConfig(Section):
@@ -35,9 +37,32 @@ class ProbeConfig(Section):
         description="address of the labelled shard set they are evaluated on", json_schema_extra=MAY_CHANGE
     )
     label: str = Field(description="name of the label; a value like `a|b` or a list means several at once")
-    k: int = Field(20, ge=1, description="neighbours of the k-NN probe")
+    k: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        (5, 20, 100), description="neighbours of the k-NN probe; of several, the number that is best within probe.train"
+    )
     temperature: float = Field(0.07, gt=0, description="of the k-NN votes")
     label_fractions: tuple[Fraction, ...] = Field(
-        (0.01, 0.1, 0.25, 1.0), description="shares of the labels with which the linear probe is repeated"
+        (0.01, 0.1, 0.25, 1.0), description="shares of the labelled patients with which the linear probe is repeated"
     )
-    bootstrap: int = Field(1000, ge=0, description="resamples for the AUROC's 95 % interval; 0: none")
+    label_draws: Count = Field(5, description="draws of each share below 1; their mean and spread are reported")
+    bootstrap: int = Field(1000, ge=0, description="resamples of the patients for the AUROC's 95 % interval; 0: none")
+
+    @model_validator(mode="after")
+    def _two_sets(self) -> "ProbeConfig":
+        if _normal(self.train) == _normal(self.val):
+            raise ValueError(
+                f"train and val are both {self.val}, so that a probe would be judged on what it has learned from; give "
+                "two parts of a set that is split by patient: dira-dist shard ... --split train=0.8,val=0.2 "
+                "--group-by patient"
+            )
+        return self
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The numbers that ``k`` names."""
+        return (self.k,) if isinstance(self.k, int) else self.k
+
+
+def _normal(address: str) -> str:
+    scheme, mark, path = address.rpartition("://")
+    return f"{scheme}{mark}{posixpath.normpath(path)}"

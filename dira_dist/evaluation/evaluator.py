@@ -1,22 +1,25 @@
 """What the networks are worth at a moment: restoration, health of the representation, and a probe."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dira_dist.data.batch import LocalBatch
 from dira_dist.data.lanes import ReadOptions
+from dira_dist.data.order import draw_spread
+from dira_dist.data.shards import read_index
 from dira_dist.data.validation import ValidationStream
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.features import extract_features, frozen
-from dira_dist.evaluation.probes import class_names, probe_metric_names, probe_metrics
+from dira_dist.evaluation.probes import LabelledSet, class_names, probe_metric_names, probe_metrics
 from dira_dist.evaluation.rank import representation_health, view_distances
 from dira_dist.evaluation.restoration import psnr, ssim
-from dira_dist.metrics import ALIGNMENT, COLLAPSED, FEATURE_STD, PSNR, RANKME, SSIM, UNIFORMITY
+from dira_dist.metrics import ALIGNMENT, COLLAPSED, COMMON_GROUPS, FEATURE_STD, PSNR, RANKME, SSIM, UNIFORMITY
 from dira_dist.models.backbone import Backbone
 from dira_dist.views import ViewsConfig, make_views
 
@@ -59,12 +62,14 @@ class Evaluation:
         restorations: where there is a validation set.
         scores: where a discriminator was given as well.
         features: where there is a probe.
+        warnings: what a person should know of these figures.
     """
 
     metrics: dict[str, float]
     restorations: Restorations | None = None
     scores: PatchScores | None = None
     features: LabelledFeatures | None = None
+    warnings: tuple[str, ...] = ()
 
 
 VAL_METRICS = tuple(metric.name for metric in (PSNR, SSIM, RANKME, FEATURE_STD, UNIFORMITY, COLLAPSED, ALIGNMENT))
@@ -80,7 +85,7 @@ class Evaluator:
     """Evaluates a U-Net on a validation set and, where given, labelled probe sets. Trains nothing, keeps nothing.
 
     Validation views are those of epoch 0 under the job's seed, so that all evaluations of a job see the same ones. At
-    most 2,048 validation images and 4,096 of each probe set are looked at, the first of each set.
+    most 2,048 validation images and 4,096 of each probe set are looked at, drawn over the whole set under that seed.
 
     Attributes:
         val: address of the validation set, or none.
@@ -108,10 +113,11 @@ class Evaluator:
         """
         metrics: dict[str, float] = {}
         restorations, scores, labelled = None, None, None
+        warnings: tuple[str, ...] = ()
         with frozen(unet):
             if self.val is not None:
                 figures, restorations, agreement = self._restoration(unet, self.val, device)
-                features, _ = self._features(unet, self.val, device, MOST_IMAGES)
+                features = self._features(unet, self.val, device, MOST_IMAGES).features
                 metrics |= figures | representation_health(features).as_metrics() | {ALIGNMENT.name: agreement}
                 if discriminator is not None:
                     target, restored = restorations.target.to(device), restorations.restored.to(device)
@@ -119,11 +125,14 @@ class Evaluator:
             if self.probe is not None:
                 figures, labelled = self._probe(unet, self.probe, device)
                 metrics |= figures
-        return Evaluation(metrics, restorations, scores, labelled)
+                warnings = _warnings(figures)
+        return Evaluation(metrics, restorations, scores, labelled, warnings)
 
     def _batches(self, address: str, most: int) -> Iterator[LocalBatch]:
-        with ValidationStream(address, ReadOptions(storage_timeout_s=self.timeout_s), batch_size=BATCH) as stream:
-            yield from islice(stream, -(-most // BATCH))
+        options, index = ReadOptions(storage_timeout_s=self.timeout_s), read_index(address)
+        ids = draw_spread([shard.samples for shard in index.shards], most, self.seed)
+        with ValidationStream(address, options, batch_size=BATCH, ids=ids, index=index) as stream:
+            yield from stream
 
     def _restoration(
         self, unet: Backbone, address: str, device: torch.device
@@ -153,34 +162,45 @@ class Evaluator:
         figures = {PSNR.name: float(torch.cat(signal).mean()), SSIM.name: float(torch.cat(similarity).mean())}
         return figures, shown, float(torch.cat(distances).mean())
 
-    def _features(self, unet: Backbone, address: str, device: torch.device, most: int) -> tuple[Tensor, list[Any]]:
-        """Features ``(N, C)`` of the samples that can be decoded, and their labels by name."""
+    def _features(self, unet: Backbone, address: str, device: torch.device, most: int) -> LabelledSet:
+        """Features of the samples that can be decoded, and all their labels by name."""
         labels: list[Any] = []
+        groups: list[str] = []
         valid: list[Tensor] = []
 
         def images() -> Iterator[tuple[Tensor, Tensor]]:
             for batch in self._batches(address, most):
                 valid.append(batch.valid)
-                labels.extend(label for label, good in zip(batch.labels, batch.valid.tolist(), strict=True) if good)
+                labels.extend(compress(batch.labels, batch.valid.tolist()))
+                groups.extend(compress(batch.groups, batch.valid.tolist()))
                 yield batch.images, batch.sizes_px
 
         features = extract_features(
             unet.encoder, images(), image_size=self.image_size, in_channels=unet.config.in_channels, device=device
         )
-        return features[torch.cat(valid)], labels
+        return LabelledSet(features[torch.cat(valid)], labels, groups)
 
     def _probe(
         self, unet: Backbone, probe: ProbeConfig, device: torch.device
     ) -> tuple[dict[str, float], LabelledFeatures]:
-        sets = [self._features(unet, address, device, MOST_PROBE_IMAGES) for address in (probe.train, probe.val)]
-        (train, train_labels), (val, val_labels) = sets
-        train, named_train = _labelled(train, train_labels, probe.label)
-        val, named_val = _labelled(val, val_labels, probe.label)
-        figures = probe_metrics(probe, train, named_train, val, named_val)
-        return figures, LabelledFeatures(val, class_names(named_val))
+        train, val = (
+            _labelled(self._features(unet, address, device, MOST_PROBE_IMAGES), probe.label)
+            for address in (probe.train, probe.val)
+        )
+        return probe_metrics(probe, train, val), LabelledFeatures(val.features, class_names(val.labels))
 
 
-def _labelled(features: Tensor, labels: list[Any], name: str) -> tuple[Tensor, list[Any]]:
+def _labelled(found: LabelledSet, name: str) -> LabelledSet:
     """Those samples that have the label: an archive's table may leave it open for some."""
-    kept = [place for place, known in enumerate(labels) if known.get(name) is not None]
-    return features[kept], [labels[place][name] for place in kept]
+    kept = found.take(np.flatnonzero([known.get(name) is not None for known in found.labels]))
+    return replace(kept, labels=[known[name] for known in kept.labels])
+
+
+def _warnings(figures: dict[str, float]) -> tuple[str, ...]:
+    common = figures[COMMON_GROUPS.name]
+    if not common:
+        return ()
+    return (
+        f"probe: {common:.1%} of the images read of probe.val are of patients (or are images) that probe.train holds, "
+        "too; the probes learned nothing from those. Split by patient: dira-dist shard ... --group-by patient",
+    )

@@ -3,23 +3,21 @@
 A picture has one name for the whole run: MLflow's page then shows it once, with a slider over the steps.
 """
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from dira_dist.drawing import Picture, drawn
 from dira_dist.evaluation.evaluator import Evaluation
 from dira_dist.objectives.adversarial import AdversarialLoss
 
 RESTORATIONS, SCORES, FEATURES, LOSSES = "restorations", "discriminator scores", "probe features", "loss curves"
 
-Picture = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.floating]
 
 CELL_PX = 192
@@ -147,7 +145,7 @@ def loss_curves(
                 color="0.4",
                 va="top",
             )
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def feature_scatter(features: FloatArray, classes: Sequence[str], title: str = "") -> Picture:
@@ -172,7 +170,7 @@ def feature_scatter(features: FloatArray, classes: Sequence[str], title: str = "
     axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def _most_frequent(classes: Sequence[str]) -> set[str]:
@@ -263,10 +261,3 @@ def _labelled_grid(
     for row, caption in enumerate(captions):
         draw.text((GAP_PX + 2, CAPTION_PX + row * row_px + cell[1] + 2), caption[:110], fill=(170,) * 3, font=font)
     return np.asarray(canvas)
-
-
-def _drawn(figure: Figure) -> Picture:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return np.asarray(Image.open(buffer, formats=("PNG",)).convert("RGB"))

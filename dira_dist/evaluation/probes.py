@@ -1,9 +1,14 @@
-"""What a frozen encoder's features are worth: weighted k-NN and a linear probe on a labelled set."""
+"""What a frozen encoder's features are worth: weighted k-NN and a linear probe on a labelled set.
+
+What a probe is free to choose, its number of neighbours and its regularisation, is chosen on the set that it learns
+from, and never on the one that it is judged on. Samples of one patient (of one *group*) are never on both sides of
+such a choice, are drawn together where labels are few, and are resampled together for the intervals.
+"""
 
 import importlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,11 +19,10 @@ from torch.nn import functional
 
 from dira_dist.config import RequestError
 from dira_dist.evaluation.config import ProbeConfig
-from dira_dist.metrics import KNN_ACCURACY, KNN_AUROC, PROBE_ACCURACY, PROBE_AUROC
+from dira_dist.evaluation.logistic import BoolArray, FloatArray, IntArray, choose_and_fit
+from dira_dist.metrics import COMMON_GROUPS, KNN_ACCURACY, KNN_AUROC, KNN_K, PROBE_ACCURACY, PROBE_AUROC, Metric
 
 Kind = Literal["binary", "multiclass", "multilabel"]
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 SEPARATOR = "|"
 BOOTSTRAP_BLOCK = 2**22
@@ -33,12 +37,16 @@ class Targets:
         classes: names, sorted; for ``binary`` the second one is the positive class.
         train: ``(N, K)``, which of the K classes each sample has.
         val: ``(M, K)``.
+        train_groups: ``(N,)``, a number for whom each sample is of, such as its patient.
+        val_groups: ``(M,)``.
     """
 
     kind: Kind
     classes: tuple[str, ...]
     train: BoolArray
     val: BoolArray
+    train_groups: IntArray
+    val_groups: IntArray
 
 
 @dataclass(frozen=True)
@@ -48,23 +56,34 @@ class Scores:
     Attributes:
         accuracy: share of samples with the right class; for ``multilabel`` the share of right yes/no answers.
         auroc: area under the ROC curve; one class against the rest, averaged over the classes, unless binary.
-        low: lower end of the AUROC's 95 % bootstrap interval; NaN where none was asked for.
+        low: lower end of the AUROC's 95 % bootstrap interval over groups; NaN where none was asked for.
         high: upper end.
+        spread: standard deviation of the AUROC over draws of the labels; NaN for fewer than two.
     """
 
     accuracy: float
     auroc: float
     low: float = math.nan
     high: float = math.nan
+    spread: float = math.nan
 
 
-def encode_labels(train: Sequence[Any], val: Sequence[Any], label: str = "label") -> Targets:
+def encode_labels(
+    train: Sequence[Any],
+    val: Sequence[Any],
+    label: str = "label",
+    *,
+    train_groups: Sequence[str] | None = None,
+    val_groups: Sequence[str] | None = None,
+) -> Targets:
     """Labels as they stand in the shards, as numbers.
 
     Args:
         train: per sample a word, number or truth value (one class), or a list of words or ``a|b`` (several).
         val: likewise.
         label: the label's name, for messages.
+        train_groups: whom each sample is of; each a group of its own if none.
+        val_groups: likewise.
 
     Raises:
         RequestError: with fewer than two classes, or where no class can be evaluated; see :func:`shared_classes`.
@@ -95,7 +114,41 @@ def encode_labels(train: Sequence[Any], val: Sequence[Any], label: str = "label"
         )
     kind: Kind = "multilabel" if several else "binary" if len(classes) == 2 else "multiclass"
     kept = [matrix[:, evaluated] for matrix in matrices]
-    return Targets(kind, tuple(classes[column] for column in evaluated), kept[0], kept[1])
+    groups = [_numbered(train_groups, len(train)), _numbered(val_groups, len(val))]
+    return Targets(kind, tuple(classes[column] for column in evaluated), kept[0], kept[1], *groups)
+
+
+def _numbered(groups: Sequence[str] | None, count: int) -> IntArray:
+    if groups is None:
+        return np.arange(count)
+    assert len(groups) == count, (len(groups), count)
+    return np.asarray(np.unique(np.array(groups), return_inverse=True)[1], dtype=np.int64)
+
+
+def apart(train_groups: Sequence[str], val_groups: Sequence[str]) -> tuple[IntArray, float]:
+    """What of ``train`` a probe may learn from: samples of those groups that ``val`` has none of.
+
+    Args:
+        train_groups: whom each of N samples is of.
+        val_groups: likewise of M.
+
+    Returns:
+        Indices of the samples that are kept, rising, and the share of the ``val`` samples whose group ``train`` has,
+        too: 0 for sets that were split by it.
+
+    Raises:
+        RequestError: nothing is left to learn from.
+    """
+    in_train, in_val = set(train_groups), set(val_groups)
+    kept = np.flatnonzero([group not in in_val for group in train_groups])
+    if train_groups and not len(kept):
+        raise RequestError(
+            f"probe.train: every sample of it, or its patient, stands in probe.val, too ({len(train_groups)} samples "
+            "compared), so that a probe would be judged on what it has learned from; split the set by patient: "
+            "dira-dist shard ... --split train=0.8,val=0.2 --group-by patient"
+        )
+    common = sum(group in in_train for group in val_groups) / max(1, len(val_groups))
+    return kept, common
 
 
 def shared_classes(
@@ -149,94 +202,151 @@ def knn_probe(
         temperature: of the votes.
         bootstrap: resamples for the interval; 0 for none.
     """
-    similarity = functional.normalize(val_x.double(), dim=1) @ functional.normalize(train_x.double(), dim=1).T
-    nearest, index = similarity.topk(min(k, len(train_x)), dim=1)
+    (votes,) = _knn_votes(_similarity(val_x, train_x), targets.train, (k,), temperature)
+    return score([votes], targets, bootstrap)
+
+
+def choose_k(train_x: Tensor, targets: Targets, ks: Sequence[int], temperature: float = 0.07) -> int:
+    """The number of neighbours of the highest AUROC on the training set itself, the smallest of equal ones.
+
+    Each training sample is judged by those of all other groups, so that no patient's image finds another of its own.
+
+    Args:
+        train_x: ``(N, C)``.
+        targets: only what is known of the training set is looked at.
+        ks: to choose from.
+        temperature: of the votes.
+    """
+    groups = torch.from_numpy(targets.train_groups)
+    if len(ks) == 1 or len(groups.unique()) == 1:
+        return min(ks)
+    similarity = _similarity(train_x, train_x)
+    similarity[groups[:, None] == groups[None]] = -math.inf
+    here = replace(targets, val=targets.train, val_groups=targets.train_groups)
+    found = _knn_votes(similarity, targets.train, sorted(ks), temperature)
+    areas = [score([votes], here).auroc for votes in found]
+    return sorted(ks)[int(np.argmax(areas))]
+
+
+def _similarity(queries: Tensor, keys: Tensor) -> Tensor:
+    """Cosines ``(M, N)`` of features ``(M, C)`` and ``(N, C)``."""
+    return functional.normalize(queries.double(), dim=1) @ functional.normalize(keys.double(), dim=1).T
+
+
+def _knn_votes(similarity: Tensor, labels: BoolArray, ks: Sequence[int], temperature: float) -> list[FloatArray]:
+    """For each k the classes' shares of the votes ``(M, K)``; of similarities ``(M, N)`` and labels ``(N, K)``."""
+    nearest, index = similarity.topk(min(max(ks), len(labels)), dim=1)
     # Relative to the nearest neighbour: the same ratios, and no overflow at small temperatures.
     weights = ((nearest - nearest[:, :1]) / temperature).exp()
-    votes = torch.from_numpy(targets.train)[index].double()
-    scores = (weights.unsqueeze(2) * votes).sum(dim=1) / weights.sum(dim=1, keepdim=True)
-    return score(scores.numpy(), targets, bootstrap)
+    votes = weights.unsqueeze(2) * torch.from_numpy(labels)[index].double()
+    return [(votes[:, :k].sum(dim=1) / weights[:, :k].sum(dim=1, keepdim=True)).numpy() for k in ks]
 
 
 def linear_probe(
-    train_x: Tensor, val_x: Tensor, targets: Targets, *, fraction: float = 1.0, bootstrap: int = 0, seed: int = 0
+    train_x: Tensor,
+    val_x: Tensor,
+    targets: Targets,
+    *,
+    fraction: float = 1.0,
+    draws: int = 1,
+    bootstrap: int = 0,
+    seed: int = 0,
 ) -> Scores:
-    """Logistic regression on standardised features, by scikit-learn.
+    """Logistic regression on standardised features, its regularisation chosen by cross-validation over groups.
+
+    The choice is made within the labels that it learns from, see
+    :func:`dira_dist.evaluation.logistic.choose_strength`.
 
     Args:
         train_x: ``(N, C)``.
         val_x: ``(M, C)``.
         targets: the labels of both.
-        fraction: share of the training samples to learn from, in (0, 1]; see :func:`label_subset`.
-        bootstrap: resamples for the interval; 0 for none.
-        seed: of the subset.
+        fraction: share of the training set's groups to learn from, in (0, 1]; see :func:`label_subset`.
+        draws: how often the share is drawn, of seeds from ``seed`` on; the scores are means over the draws.
+        bootstrap: resamples for the interval of the mean; 0 for none.
+        seed: of the first draw.
     """
-    chosen = label_subset(targets.train, fraction, seed)
-    inputs, labels = train_x.double().numpy()[chosen], targets.train[chosen]
-    outputs = val_x.double().numpy()
-    if targets.kind == "multilabel":
-        columns = [_probability(inputs, labels[:, column], outputs) for column in range(labels.shape[1])]
-        return score(np.stack(columns, axis=1), targets, bootstrap)
-    model = _classifier().fit(inputs, labels.argmax(axis=1))
-    return score(model.predict_proba(outputs), targets, bootstrap)
+    # Of two exclusive classes one is enough, as scikit-learn has it.
+    labels = targets.train[:, 1:] if targets.kind == "binary" else targets.train
+    inputs, outputs, found = train_x.float().numpy(), val_x.float().numpy(), []
+    for draw in range(draws if fraction < 1 else 1):
+        chosen = label_subset(targets.train, fraction, seed + draw, targets.train_groups)
+        model = choose_and_fit(
+            inputs[chosen], labels[chosen], targets.train_groups[chosen], exclusive=targets.kind == "multiclass"
+        )
+        scores = model.probabilities(outputs)
+        found.append(np.hstack([1 - scores, scores]) if targets.kind == "binary" else scores)
+    return score(found, targets, bootstrap)
 
 
-def label_subset(labels: BoolArray, fraction: float, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Indices of a random share of the samples, rising; at least one sample of each class is among them.
+def label_subset(labels: BoolArray, fraction: float, seed: int = 0, groups: IntArray | None = None) -> IntArray:
+    """Indices of the samples of a random share of the groups, rising; each class has at least one among them.
 
-    A smaller share is a part of a larger one of the same seed, but for those added for the sake of a class.
+    A smaller share is a part of a larger one of the same seed, but for groups added for the sake of a class.
 
     Args:
         labels: ``(N, K)``.
         fraction: in (0, 1].
         seed: of the draw.
+        groups: ``(N,)``, whom each sample is of; each a group of its own if none.
     """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    chosen = set(order[: math.ceil(fraction * len(labels))].tolist())
+    numbers = np.arange(len(labels)) if groups is None else groups
+    order = np.random.default_rng(seed).permutation(np.unique(numbers))
+    chosen = set(order[: math.ceil(fraction * len(order))].tolist())
     for column in range(labels.shape[1]):
-        holders = order[labels[order, column]]
-        if len(holders) and chosen.isdisjoint(holders.tolist()):
-            chosen.add(int(holders[0]))
-    return np.array(sorted(chosen), dtype=np.int64)
+        holders = set(numbers[labels[:, column]].tolist())
+        if holders and chosen.isdisjoint(holders):
+            chosen.add(next(group for group in order.tolist() if group in holders))
+    return np.flatnonzero(np.isin(numbers, list(chosen)))
 
 
-def score(scores: FloatArray, targets: Targets, bootstrap: int = 0, seed: int = 0) -> Scores:
-    """Accuracy and AUROC of class scores.
+def score(draws: Sequence[FloatArray], targets: Targets, bootstrap: int = 0, seed: int = 0) -> Scores:
+    """Accuracy and AUROC of class scores, averaged over draws of what they were learned from.
 
     Args:
-        scores: ``(M, K)``, higher means likelier; between 0 and 1 for ``multilabel``.
+        draws: ``(M, K)`` each, higher means likelier; between 0 and 1 for ``multilabel``.
         targets: what is true of the M samples.
-        bootstrap: resamples for the interval; 0 for none.
+        bootstrap: resamples of the M samples' groups for the interval of the mean; 0 for none.
         seed: of the resamples.
     """
-    truth = targets.val
-    if targets.kind == "multilabel":
-        accuracy = float(((scores > 0.5) == truth).mean())
-    else:
-        accuracy = float((scores.argmax(axis=1) == truth.argmax(axis=1)).mean())
-    columns = [1] if targets.kind == "binary" else list(range(truth.shape[1]))
-    area = _sklearn("metrics").roc_auc_score
-    auroc = float(np.mean([area(truth[:, column], scores[:, column]) for column in columns]))
+    columns = [1] if targets.kind == "binary" else list(range(targets.val.shape[1]))
+    truth, area = targets.val[:, columns], _sklearn("metrics").roc_auc_score
+    accuracy = float(np.mean([_accuracy(scores, targets) for scores in draws]))
+    chosen = [scores[:, columns] for scores in draws]
+    areas = [np.mean([area(*pair) for pair in zip(truth.T, scores.T, strict=True)]) for scores in chosen]
+    mean, spread = float(np.mean(areas)), float(np.std(areas, ddof=1)) if len(areas) > 1 else math.nan
     if not bootstrap:
-        return Scores(accuracy, auroc)
-    low, high = bootstrap_interval(scores[:, columns], truth[:, columns], bootstrap, seed)
-    return Scores(accuracy, auroc, low, high)
+        return Scores(accuracy, mean, spread=spread)
+    side_by_side = np.hstack(chosen), np.tile(truth, len(draws))
+    low, high = bootstrap_interval(*side_by_side, bootstrap, seed, targets.val_groups)
+    return Scores(accuracy, mean, low, high, spread)
 
 
-def bootstrap_interval(scores: FloatArray, truth: BoolArray, resamples: int, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean AUROC over the columns, the samples drawn again with replacement.
+def _accuracy(scores: FloatArray, targets: Targets) -> float:
+    if targets.kind == "multilabel":
+        return float(((scores > 0.5) == targets.val).mean())
+    return float((scores.argmax(axis=1) == targets.val.argmax(axis=1)).mean())
+
+
+def bootstrap_interval(
+    scores: FloatArray, truth: BoolArray, resamples: int, seed: int = 0, groups: IntArray | None = None
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean AUROC over the columns, the groups drawn again with replacement.
 
     Args:
         scores: ``(M, K)``.
         truth: ``(M, K)``.
         resamples: how many draws.
         seed: of the draws.
+        groups: ``(M,)``, numbers from 0 of whom each sample is of; each a group of its own if none.
     """
-    generator, count = np.random.default_rng(seed), len(truth)
-    block = max(1, BOOTSTRAP_BLOCK // count)
+    members = np.arange(len(truth)) if groups is None else groups
+    generator, count = np.random.default_rng(seed), int(members.max()) + 1
+    block = max(1, BOOTSTRAP_BLOCK // len(truth))
     means = []
     for start in range(0, resamples, block):
-        drawn = generator.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start))
+        often = generator.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start))
+        drawn = often.T.astype(np.float64)[members].T  # in memory sample by sample, as it is read
         areas = [weighted_auroc(scores[:, column], truth[:, column], drawn) for column in range(truth.shape[1])]
         with np.errstate(invalid="ignore"):
             means.append(np.nanmean(np.stack(areas), axis=0) if len(areas) > 1 else areas[0])
@@ -255,43 +365,76 @@ def weighted_auroc(scores: FloatArray, truth: BoolArray, weights: npt.NDArray[An
     Returns:
         ``(R,)``; NaN where a resample lacks one of the two classes.
     """
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
-    positive = np.add.reduceat((weights * truth)[:, order], starts, axis=1).astype(np.float64)
-    negative = np.add.reduceat((weights * ~truth)[:, order], starts, axis=1).astype(np.float64)
-    below = np.cumsum(negative, axis=1) - negative
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    wins = (positive * (below + 0.5 * negative)).sum(axis=1)
+    negatives, positives = np.flatnonzero(~truth), np.flatnonzero(truth)
+    negatives = negatives[np.argsort(scores[negatives], kind="stable")]
+    below = np.zeros((len(negatives) + 1, len(weights)))  # weight of the lowest negatives, by their number
+    np.cumsum(weights.T[negatives], axis=0, out=below[1:])
+    often, wins = weights.T[positives], np.zeros(len(weights))
+    for side in ("left", "right"):  # half for those below, and half for those not above
+        places = np.searchsorted(scores[negatives], scores[positives], side=side)
+        wins += 0.5 * (often * below[places]).sum(axis=0)
+    pairs = often.sum(axis=0) * below[-1]
     areas: FloatArray = np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
     return areas
 
 
-def probe_metrics(
-    config: ProbeConfig, train_x: Tensor, train_labels: Sequence[Any], val_x: Tensor, val_labels: Sequence[Any]
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class LabelledSet:
+    """Features and what a probe has to know of each.
+
+    Attributes:
+        features: ``(N, C)`` on the CPU.
+        labels: N labels as they stand in the shards.
+        groups: whom each of the N samples is of.
+    """
+
+    features: Tensor
+    labels: Sequence[Any]
+    groups: Sequence[str]
+
+    def take(self, kept: IntArray) -> "LabelledSet":
+        """The samples with these indices."""
+        labels, groups = [self.labels[place] for place in kept], [self.groups[place] for place in kept]
+        return LabelledSet(self.features[torch.from_numpy(kept)], labels, groups)
+
+
+def probe_metrics(config: ProbeConfig, train: LabelledSet, val: LabelledSet) -> dict[str, float]:
     """Both probes as metrics for a tracker: ``probe/auroc`` is the linear probe's with all labels.
 
+    ``_low`` and ``_high`` end the names of 95 % intervals over the patients of ``val``, ``_spread`` that of the
+    standard deviation over draws of few labels; ``probe/knn_k`` is the number of neighbours, see :func:`choose_k`, and
+    ``probe/common_groups`` the share of ``val`` whose patients ``train`` has, too, see :func:`apart`.
+
     Args:
-        config: neighbours, fractions, resamples.
-        train_x: ``(N, C)`` features.
-        train_labels: N labels as they stand in the shards.
-        val_x: ``(M, C)``.
-        val_labels: M labels.
+        config: neighbours, fractions, draws, resamples.
+        train: what the probes learn from; of a patient that ``val`` has as well, nothing is learned.
+        val: what they are judged on.
 
     Raises:
-        RequestError: see :func:`shared_classes` and :func:`encode_labels`.
+        RequestError: see :func:`apart`, :func:`shared_classes` and :func:`encode_labels`.
     """
-    train, val = shared_classes(train_labels, val_labels, config.label)
-    train_x, val_x = train_x[torch.from_numpy(train)], val_x[torch.from_numpy(val)]
-    targets = encode_labels([train_labels[i] for i in train], [val_labels[i] for i in val], config.label)
-    neighbours = knn_probe(train_x, val_x, targets, k=config.k, temperature=config.temperature)
-    metrics = {KNN_ACCURACY.name: neighbours.accuracy, KNN_AUROC.name: neighbours.auroc}
+    kept, common = apart(train.groups, val.groups)
+    train = train.take(kept)
+    learned, judged = shared_classes(train.labels, val.labels, config.label)
+    train, val = train.take(learned), val.take(judged)
+    groups = {"train_groups": train.groups, "val_groups": val.groups}
+    targets = encode_labels(train.labels, val.labels, config.label, **groups)
+    k = choose_k(train.features, targets, config.neighbours, config.temperature)
+    features, resamples = (train.features, val.features), config.bootstrap
+    nearest = knn_probe(*features, targets, k=k, temperature=config.temperature, bootstrap=resamples)
+    metrics = {COMMON_GROUPS.name: common, KNN_ACCURACY.name: nearest.accuracy, KNN_K.name: float(k)}
+    metrics |= _auroc_metrics(KNN_AUROC, "", nearest, config)
     for fraction, suffix in _fractions(config):
-        linear = linear_probe(train_x, val_x, targets, fraction=fraction, bootstrap=config.bootstrap)
-        metrics |= {PROBE_AUROC.of(suffix): linear.auroc, PROBE_ACCURACY.of(suffix): linear.accuracy}
-        if config.bootstrap:
-            metrics |= {PROBE_AUROC.of(f"{suffix}_low"): linear.low, PROBE_AUROC.of(f"{suffix}_high"): linear.high}
+        linear = linear_probe(*features, targets, fraction=fraction, draws=config.label_draws, bootstrap=resamples)
+        metrics |= {PROBE_ACCURACY.of(suffix): linear.accuracy}
+        metrics |= _auroc_metrics(PROBE_AUROC, suffix, linear, config)
     return metrics
+
+
+def _auroc_metrics(family: Metric, suffix: str, scores: Scores, config: ProbeConfig) -> dict[str, float]:
+    ends = {"": scores.auroc, "_low": scores.low, "_high": scores.high, "_spread": scores.spread}
+    found = {family.of(f"{suffix}{end}"): value for end, value in ends.items()}
+    return {name: value for name, value in found.items() if name in probe_metric_names(config)}
 
 
 def class_names(labels: Sequence[Any]) -> list[str]:
@@ -301,11 +444,13 @@ def class_names(labels: Sequence[Any]) -> list[str]:
 
 def probe_metric_names(config: ProbeConfig) -> list[str]:
     """Names of the figures that :func:`probe_metrics` gives."""
-    ends = ("_low", "_high") if config.bootstrap else ()
-    names = [KNN_ACCURACY.name, KNN_AUROC.name]
-    for _, suffix in _fractions(config):
-        names += [PROBE_AUROC.of(suffix), PROBE_ACCURACY.of(suffix)]
-        names += [PROBE_AUROC.of(f"{suffix}{end}") for end in ends]
+    interval = ("_low", "_high") if config.bootstrap else ()
+    names = [COMMON_GROUPS.name, KNN_ACCURACY.name, KNN_K.name]
+    names += [KNN_AUROC.of(end) for end in ("", *interval)]
+    for fraction, suffix in _fractions(config):
+        spread = ("_spread",) if fraction < 1 and config.label_draws > 1 else ()
+        names.append(PROBE_ACCURACY.of(suffix))
+        names += [PROBE_AUROC.of(f"{suffix}{end}") for end in ("", *interval, *spread)]
     return names
 
 
@@ -331,16 +476,3 @@ def _listed(classes: Iterable[str]) -> str:
 def _sklearn(module: str) -> Any:
     """scikit-learn takes a second to import, and a job file that names a probe is read without it."""
     return importlib.import_module(f"sklearn.{module}")
-
-
-def _classifier() -> Any:
-    regression = _sklearn("linear_model").LogisticRegression(max_iter=1000)
-    return _sklearn("pipeline").make_pipeline(_sklearn("preprocessing").StandardScaler(), regression)
-
-
-def _probability(inputs: FloatArray, labels: BoolArray, outputs: FloatArray) -> FloatArray:
-    """Probability ``(M,)`` of one label; a label that is always or never there in the subset says nothing."""
-    if labels.all() or not labels.any():
-        return np.full(len(outputs), float(labels.all()))
-    probabilities: FloatArray = np.asarray(_classifier().fit(inputs, labels).predict_proba(outputs)[:, 1])
-    return probabilities

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -12,6 +12,7 @@ from dira_dist.data.order import choose_lanes
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.loop import GuardConfig
+from dira_dist.training.precision import Precision
 from dira_dist.training.state import CheckpointConfig
 from dira_dist.training.task import Recipe
 
@@ -107,6 +108,10 @@ class TrainingJob(Recipe):
             "checkpoint": self.checkpoint.model_copy(update={"storage": storage}),
             "tracking": self.tracking.resolve_paths(),
         }
+
+    def in_precision(self, precision: Precision) -> Self:
+        """The same with the precision that was settled."""
+        return self.model_copy(update={"precision": precision})
 
     def shard_sets(self) -> Iterator[tuple[str, str, str]]:
         """Name, address and use of every shard set that the job reads."""

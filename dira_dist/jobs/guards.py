@@ -69,13 +69,14 @@ def rate_of_another_batch(job: PretrainJob) -> Iterator[str]:
     for number, stage in enumerate(job.stages):
         optimizer, batch = stage.optimizer, stage.global_batch
         lowest, highest = own.lr / largest / RATE_TOLERANCE, own.lr / smallest * RATE_TOLERANCE
-        if optimizer.name == own.name and optimizer.lr_batch is None and not lowest <= optimizer.lr / batch <= highest:
+        concerned = optimizer.name == own.name and optimizer.lr_batch is None and stage.parts().discriminates
+        if concerned and not lowest <= optimizer.lr / batch <= highest:
             batches = f"batches of {smallest}" + (f" to {largest}" if largest != smallest else "")
-            rule = own.lr * batch / (largest if batch > largest else smallest)
+            nearest = min(max(batch, smallest), largest)
+            scaled = f", or lr: {own.lr:g} and lr_batch: {nearest}" if nearest != batch else ""
             yield (
                 f"stages.{number}.optimizer.lr: {optimizer.lr:g} with a batch of {batch}; {job.method.name} has a rate "
-                f"of {own.lr:g} for {batches}, which is {rule:.2g} here: set lr so, or lr: {own.lr:g} and "
-                f"lr_batch: {largest if batch > largest else smallest}"
+                f"of {own.lr:g} for {batches}, which is {own.lr * batch / nearest:.2g} here: set lr so{scaled}"
             )
 
 

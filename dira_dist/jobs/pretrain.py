@@ -57,8 +57,9 @@ class PretrainJob(PretrainRecipe, TrainingJob):
 
     def warnings(self, train: ShardSetIndex) -> list[str]:
         from dira_dist.jobs.guards import warnings  # guards know of this kind of job
+        from dira_dist.jobs.recipe_guards import recipe_warnings
 
-        return warnings(self)
+        return [*warnings(self), *recipe_warnings(self, train)]
 
     def check_workers(self) -> None:
         super().check_workers()
@@ -85,7 +86,8 @@ def _complete_stage(
     for section, method_own in (("optimizer", method_optimizer), ("loss_weights", nothing)):
         own, common = stage.setdefault(section, {}), values.get(section, {})
         if isinstance(own, dict) and isinstance(common, dict):
-            for key, value in (_taken_over(own, method_own) | _taken_over(own, common)).items():
+            of_its_name = _taken_over(own, method_own) if "name" in own else {}
+            for key, value in (of_its_name | _taken_over(own, common)).items():
                 own[key] = value
                 yield (section, key)
 

@@ -3,6 +3,7 @@
 Zbontar et al., *Barlow Twins: Self-Supervised Learning via Redundancy Reduction* (ICML 2021).
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -32,7 +33,9 @@ class BarlowTwinsConfig(MethodSection):
     Biases and norms, which LARS does not adapt, have the paper's 0.0048 *divided by 32*. The paper's figure belongs to
     its code's gradient: there the cross-correlation is summed over the W = 32 workers without a gradient, so that each
     worker has the gradient through its own samples alone; these add up to the gradient of the loss, and DDP takes
-    their mean, 1/W of it. Here it is the whole (see :func:`sum_over_workers`). The adapted weights feel no difference.
+    their mean, 1/W of it. Here it is the whole (see :func:`sum_over_workers`): with the paper's figure the first step
+    of a batch of 64 at the full rate moves a weight of a norm, which is 1, by 0.45. Weights that LARS adapts feel no
+    difference but for their decay, which is next to nothing beside these gradients either way.
     """
 
     min_local_batch: ClassVar[int] = 2
@@ -48,6 +51,18 @@ class BarlowTwinsConfig(MethodSection):
     name: Literal["barlow_twins"] = "barlow_twins"
     projector_width: int = Field(8192, ge=1, description="width of the three layers of the projector")
     off_diagonal: float = Field(0.0051, ge=0, description="weight of the correlations between features")
+
+    @property
+    def least_batch(self) -> int:
+        """B samples of unrelated features correlate with variance 1/B, which costs D^2/B times the weight in all.
+
+        What can be gained is D, on the diagonal; from here on chance is at most half of that.
+        """
+        return max(2, math.ceil(2 * self.off_diagonal * self.projector_width))
+
+    @property
+    def why_least_batch(self) -> str:
+        return f"whose {self.projector_width} x {self.projector_width} correlations are then mostly chance"
 
     def build(self, encoder: nn.Module, features: int) -> "BarlowTwins":
         return BarlowTwins(self, features)

@@ -85,6 +85,16 @@ class MethodSection(Section):
 
     name: str
 
+    @property
+    def least_batch(self) -> int:
+        """Smallest global batch that the loss can be estimated from; a smaller one is warned of."""
+        return 1
+
+    @property
+    def why_least_batch(self) -> str:
+        """Why that is so, as a part of a sentence."""
+        return ""
+
     def build(self, encoder: nn.Module, features: int) -> Method:
         """The method for an encoder of so many pooled features; weights drawn from torch's global generator."""
         raise NotImplementedError

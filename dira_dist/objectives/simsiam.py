@@ -29,6 +29,15 @@ class SimSiamConfig(MethodSection):
     outputs: int = Field(2048, ge=1, description="length of projections and predictions")
     bottleneck: int = Field(512, ge=1, description="width inside the predictor")
 
+    @property
+    def least_batch(self) -> int:
+        """The smallest that the paper tries."""
+        return 64
+
+    @property
+    def why_least_batch(self) -> str:
+        return f"whose paper shows it to work from {self.least_batch} on"
+
     def build(self, encoder: nn.Module, features: int) -> "SimSiam":
         return SimSiam(self, features)
 

@@ -9,6 +9,8 @@ from dira_dist.data.store import Store
 from dira_dist.formats import OF_0_1_0, FileFormat
 from dira_dist.runs.folder import RUN
 
+Precision = Literal["bf16", "fp32"]
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -20,6 +22,7 @@ class RunState:
         run_id: MLflow run, or an empty string without tracking.
         status: ``finished`` only when every stage is done and its model registered.
         outcome: what the finished run reported.
+        precision: what `precision: auto` was settled on by the first workers; empty before, and of other jobs.
     """
 
     job: dict[str, Any]
@@ -27,6 +30,7 @@ class RunState:
     run_id: str = ""
     status: Literal["started", "finished"] = "started"
     outcome: dict[str, Any] = field(default_factory=dict)
+    precision: Precision | Literal[""] = ""
 
     def write(self, store: Store) -> None:
         store.write_bytes(RUN, FORMAT.dump(self))
@@ -47,6 +51,19 @@ def read_run(store: Store) -> RunState | None:
     if store.stat(RUN) is None:
         return None
     return FORMAT.load(store.read_bytes(RUN), store.join(RUN))
+
+
+def keep_precision(store: Store, found: Precision) -> Precision:
+    """The precision that a run keeps: the recorded one, or ``found``, which is recorded where there is none yet.
+
+    For the first of the workers, whose driver has recorded the run and writes no more until they have ended.
+    """
+    state = read_run(store)
+    assert state is not None, "the driver records a run before it starts workers"
+    if state.precision:
+        return state.precision
+    replace(state, precision=found).write(store)
+    return found
 
 
 def claim(store: Store, wanted: RunState, may_change: Sequence[str], stages_passed: int = 0) -> RunState:

@@ -1,24 +1,19 @@
 """A search in pictures: parallel coordinates, each figure against each key, the Pareto front."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from PIL import Image
 
+from dira_dist.drawing import Picture, drawn
 from dira_dist.search.config import Dimension
 from dira_dist.search.ranking import Goal, fronts
 from dira_dist.search.trial import Trial, of_search
-
-Picture = npt.NDArray[np.uint8]
 
 COLOURS = "viridis"
 PUBLISHED: dict[str, Any] = {"marker": "*", "s": 180, "color": "crimson", "zorder": 4, "label": "published weights"}
@@ -68,7 +63,7 @@ def parallel_coordinates(trials: Sequence[Trial], goal: Goal, space: Mapping[str
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.6)
     axes.set_title("red: published weights; dotted: not evaluated at their end", fontsize=8)
-    return _drawn(figure)
+    return drawn(figure, dpi=110)
 
 
 def against_each_key(trials: Sequence[Trial], metric: str, space: Mapping[str, Dimension]) -> Picture:
@@ -85,7 +80,7 @@ def against_each_key(trials: Sequence[Trial], metric: str, space: Mapping[str, D
         axes.set_xlabel(key, fontsize=8)
         axes.tick_params(labelsize=7)
     row[0].set_ylabel(metric, fontsize=8)
-    return _drawn(figure)
+    return drawn(figure, dpi=110)
 
 
 def pareto_front(trials: Sequence[Trial], goal: Goal) -> Picture:
@@ -102,7 +97,7 @@ def pareto_front(trials: Sequence[Trial], goal: Goal) -> Picture:
         break
     axes.set_xlabel(first, fontsize=8)
     axes.set_ylabel(second, fontsize=8)
-    return _drawn(figure)
+    return drawn(figure, dpi=110)
 
 
 def _scatter(axes: Axes, points: Sequence[tuple[Any, float, Trial]], published: bool) -> None:
@@ -134,10 +129,3 @@ def _places(values: Sequence[Any], log: bool) -> tuple[list[float], list[tuple[f
 
 def _colour(height: float) -> Any:
     return colormaps[COLOURS](0.95 * height)
-
-
-def _drawn(figure: Figure) -> Picture:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return np.asarray(Image.open(buffer, formats=("PNG",)).convert("RGB"))

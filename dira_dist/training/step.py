@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from dira_dist.objectives import GlobalBatch
 from dira_dist.objectives.collectives import is_distributed, mean_over_workers
 from dira_dist.training.networks import Networks
 from dira_dist.training.optimizer import ScheduledOptimizer
+from dira_dist.training.precision import Precision
 from dira_dist.training.torch_internals import NormBase, copy_each
 
-Precision = Literal["bf16", "fp32"]
 MAIN = "unet"
 """The optimiser whose gradients' norm and rate a step reports."""
 

@@ -25,6 +25,8 @@ from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
 from dira_dist.evaluation.config import EvaluationConfig
 from dira_dist.training.networks import Networks
+from dira_dist.training.precision import PrecisionChoice
+from dira_dist.training.running_guards import RunningGuards
 from dira_dist.training.stages import Plan, Position, StageConfig, StageSpan, plan_stages
 from dira_dist.training.step import StepResult
 
@@ -60,10 +62,17 @@ class Start:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What networks were found to be: figures for a tracker, and what there is to look at, by name."""
+    """What networks were found to be.
+
+    Attributes:
+        metrics: figures for a tracker.
+        pictures: what there is to look at, by name.
+        warnings: what a person should know of the figures.
+    """
 
     metrics: dict[str, float]
     pictures: Mapping[str, Picture] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,11 @@ class Recipe(Section):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of weights, order and views")
     data: DataConfig
+    precision: PrecisionChoice | None = Field(
+        None,
+        description="auto: bf16 if every worker of the run's first start has instructions for it, else fp32, and kept "
+        "from then on; left out: bf16 on GPUs that have it, else fp32 (on GPUs with convolutions in TF32)",
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def task(self) -> Task:
@@ -188,6 +202,10 @@ class Recipe(Section):
     def main_metric(self) -> str:
         """The figure that runs are compared by where nobody names another; only where some are reported."""
         return self.reported_metrics()[0]
+
+    def running_guards(self) -> RunningGuards:
+        """What watches its figures while it is trained."""
+        return RunningGuards()
 
     def ways_to_save_memory(self, *, on_gpu: bool) -> list[str]:
         """Settings that this recipe does not use, each of which makes a step smaller, as ``key: value``."""

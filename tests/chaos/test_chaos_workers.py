@@ -10,14 +10,19 @@ import mlflow
 import numpy as np
 import pytest
 import ray
+import torch
 from chaos import ChaosJob, different, when, worker_processes
 from line import INTERCEPT, SLOPE, LineJob
 from mlflow.pyfunc import load_model
 
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.config import JobFailedError
+from dira_dist.data.store import open_store
 from dira_dist.environment import environment
 from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.load import load_job
+from dira_dist.runs.run import RunState, read_run
+from dira_dist.training.precision import Precision, native_bf16, settle
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -43,6 +48,23 @@ def test_a_killed_worker_costs_nothing_that_can_be_seen(make_job: Callable[..., 
     broken.assert_same_end(unbroken)
     restarts, done_again = broken.setbacks()
     assert restarts == 1 and done_again < 20
+
+
+def test_a_run_goes_on_in_the_precision_that_other_machines_settled_on(make_job: Callable[..., ChaosJob]) -> None:
+    """Its first start was on machines unlike this one, and ended before the first checkpoint."""
+    job = make_job("settled", steps=12)
+    here = settle([native_bf16(torch.device("cpu"))])
+    other: Precision = "fp32" if here == "bf16" else "bf16"
+    folder = open_store(f"{job.storage}/{job.name}")
+    RunState(load_job(job.file, ["precision=auto"]).public, {}, precision=other).write(folder)
+    job.run("precision=auto")
+    state = read_run(folder)
+    assert state is not None
+    assert (state.precision, state.status) == (other, "finished")
+    assert job.mlflow_run().data.tags["dira.precision"] == other
+    asked = make_job("asked", steps=12)
+    asked.run(f"precision={other}")
+    job.assert_same_end(asked)
 
 
 def test_a_worker_that_hangs_is_named(make_job: Callable[..., ChaosJob]) -> None:

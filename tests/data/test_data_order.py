@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dira_dist.config import RequestError
-from dira_dist.data.order import Order, check_set_size, choose_lanes, part_of
+from dira_dist.data.order import Order, check_set_size, choose_lanes, draw_spread, part_of, runs
 
 sets = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 windows = st.integers(1, 50)
@@ -181,3 +181,43 @@ def test_too_small_sets_are_refused_with_the_numbers() -> None:
         check_set_size(1000, global_batch=100, lanes=64)
     with pytest.raises(RequestError, match="3 samples, too few for 4 lanes"):
         Order([3], lanes=4, window=2, seed=0)
+
+
+@given(sets, st.integers(1, 200), seeds)
+def test_a_draw_over_a_set_takes_from_each_shard_its_share(counts: list[int], most: int, seed: int) -> None:
+    drawn = list(draw_spread(counts, most, seed))
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == min(most, sum(counts))
+    ends = np.cumsum(counts)
+    assert drawn[-1] < ends[-1]
+    for end, count in zip(ends, counts, strict=True):
+        taken = sum(end - count <= sample < end for sample in drawn)
+        assert abs(taken - count * min(1, most / sum(counts))) < 1
+    assert drawn == list(draw_spread(counts, most, seed)), "the same for everybody"
+
+
+def test_a_draw_is_another_one_with_another_seed_and_no_beginning() -> None:
+    draws = [list(draw_spread([300, 100], 40, seed)) for seed in range(200)]
+    assert draws[0] != draws[1]
+    often = np.bincount(np.concatenate(draws), minlength=400)
+    assert often.min() > 0, "every sample is drawn by some seed"
+    assert often.max() < 45  # of 200 draws that each take a tenth
+
+
+def test_a_draw_from_a_large_set_reads_little_of_it_and_is_still_spread() -> None:
+    """2,000 shards of 1,000 samples: what has to be read for 4,096 is at most 16 times as much, of 256 shards."""
+    drawn = np.array(draw_spread([1000] * 2000, 4096, 0))
+    shards, places = drawn // 1000, drawn % 1000
+    assert len(set(shards)) == 256
+    assert np.diff(sorted(set(shards))).max() <= 8
+    assert places.max() < 16 * 16
+    assert places.mean() == pytest.approx(127.5, abs=5)
+    tiny = np.array(draw_spread([2] * 20_000, 4096, 0))
+    assert len(tiny) == 4096, "as many shards as it takes"
+    assert np.diff(tiny).max() <= 20
+
+
+def test_rising_ids_are_runs_of_neighbours() -> None:
+    assert list(runs([3, 4, 5, 9, 11, 12])) == [range(3, 6), range(9, 10), range(11, 13)]
+    assert list(runs(range(4, 9))) == [range(4, 9)]
+    assert list(runs([])) == []

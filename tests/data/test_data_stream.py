@@ -1,6 +1,7 @@
 """The stream over shard sets in a folder: every sample once, the same batches for everybody, from any place on."""
 
 import gc
+import io
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from shard_sets import ShardWriter
 
 from dira_dist.config import RequestError
@@ -288,3 +290,25 @@ def test_validation_passes_over_corrupt_samples(tmp_path: Path, make_set) -> Non
         ValidationStream(address, ReadOptions(bad_sample_budget=1), batch_size=8) as stream,
     ):
         list(stream)
+
+
+def test_validation_of_some_samples_gives_them_and_whom_they_are_of(tmp_path: Path) -> None:
+    address, patients = str(tmp_path / "set"), ["p0", "p0", "p1", None, "p1", None, "p0"]
+    with ShardWriter(address, mode="L", encoding="png", samples_per_shard=3) as writer:
+        for number, patient in enumerate(patients):
+            metadata = {"labels": {"number": number}} | ({"split_group": patient} if patient else {})
+            writer.add(Sample(f"k{number}", _black_png(), "png", 8, 8, metadata))
+    with ValidationStream(address, batch_size=2, ids=[0, 3, 4, 6]) as stream:
+        batches = list(stream)
+    assert ids(batches) == [[0, 3], [4, 6]]
+    assert [label["number"] for batch in batches for label in batch.labels] == [0, 3, 4, 6]
+    assert [batch.groups for batch in batches] == [("p0", "k3"), ("p1", "p0")], "of nobody known: a group of its own"
+    streamed = take(address, 1, global_batch=7, lanes=1)[0]
+    expected = {patients[number] or f"k{number}" for number in streamed.sample_ids.tolist()}
+    assert set(streamed.groups) == expected
+
+
+def _black_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Probes against scikit-learn and loops written down independently."""
+"""Probes against scikit-learn and loops written down independently; with labels by chance they score by chance."""
 
 import math
 from typing import Any
@@ -7,14 +7,20 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dira_dist.config import RequestError
 from dira_dist.evaluation.config import ProbeConfig
+from dira_dist.evaluation.logistic import STRENGTHS
 from dira_dist.evaluation.probes import (
+    LabelledSet,
+    Targets,
+    apart,
     bootstrap_interval,
+    choose_k,
     encode_labels,
     knn_probe,
     label_subset,
@@ -35,6 +41,26 @@ def labelled(names: list[str], count: int, seed: int, spread: float = 1.2) -> tu
     centres = np.random.default_rng(99).normal(size=(len(names), 8))
     features = centres[classes] + spread * generator.normal(size=(count, 8))
     return torch.from_numpy(features).float(), [names[index] for index in classes]
+
+
+def of_patients(names: list[str], patients: int, images: int, seed: int) -> tuple[Tensor, list[Any], list[str]]:
+    """Images of patients who each have a class and a look of their own that tells nothing of it."""
+    generator = np.random.default_rng(seed)
+    classes = np.repeat(generator.integers(0, len(names), patients), images)
+    looks = np.repeat(generator.normal(size=(patients, 40)), images, axis=0)
+    features = looks + 0.1 * generator.normal(size=looks.shape)
+    features[:, : len(names)] += 0.8 * np.eye(len(names))[classes]
+    groups = [f"{seed}-{place // images}" for place in range(patients * images)]
+    return torch.from_numpy(features).float(), [names[index] for index in classes], groups
+
+
+def targets_of(train: tuple[Tensor, list[Any], list[str]], val: tuple[Tensor, list[Any], list[str]]) -> Targets:
+    return encode_labels(train[1], val[1], train_groups=train[2], val_groups=val[2])
+
+
+def alone(features: Tensor, labels: list[Any], side: str) -> LabelledSet:
+    """Each sample a patient of its own."""
+    return LabelledSet(features, labels, [f"{side}{place}" for place in range(len(labels))])
 
 
 def findings(count: int, seed: int) -> tuple[Tensor, list[str]]:
@@ -93,16 +119,15 @@ def test_a_class_that_the_val_set_lacks_leaves_the_figures_of_the_others() -> No
     train = [place for place, name in enumerate(train_y) if name != "late"]
     val = [place for place, name in enumerate(val_y) if name != "rare"]
     config = ProbeConfig(train="a", val="b", label="f", label_fractions=(1.0,), bootstrap=20)
-    found = probe_metrics(config, train_x[train], [train_y[i] for i in train], val_x[val], [val_y[i] for i in val])
-    assert list(found) == probe_metric_names(config)
+    sets = alone(train_x[train], [train_y[i] for i in train], "t"), alone(val_x[val], [val_y[i] for i in val], "v")
+    found = probe_metrics(config, *sets)
+    assert sorted(found) == sorted(probe_metric_names(config))
     ours, theirs = ([i for i, name in enumerate(labels) if name in "abc"] for labels in (train_y, val_y))
-    scaler = StandardScaler().fit(train_x[ours].numpy())
-    model = LogisticRegression(max_iter=1000)
-    model.fit(scaler.transform(train_x[ours].numpy()), [train_y[i] for i in ours])
-    inputs, truth = scaler.transform(val_x[theirs].numpy()), [val_y[i] for i in theirs]
-    area = roc_auc_score(truth, model.predict_proba(inputs), multi_class="ovr", average="macro")
-    assert found["probe/auroc"] == pytest.approx(area, rel=1e-4)
-    assert found["probe/accuracy"] == pytest.approx(accuracy_score(truth, model.predict(inputs)))
+    truth = [val_y[i] for i in theirs]
+    scores = slow_linear_probe(train_x[ours].numpy(), [train_y[i] for i in ours], np.arange(len(ours)), val_x[theirs])
+    area = roc_auc_score(truth, scores, multi_class="ovr", average="macro")
+    assert found["probe/auroc"] == pytest.approx(area, rel=1e-3)
+    assert found["probe/accuracy"] == pytest.approx(accuracy_score(truth, np.array(list("abc"))[scores.argmax(1)]))
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass"])
@@ -140,15 +165,39 @@ def test_every_setting_of_knn_changes_something_and_extremes_hold() -> None:
     assert math.isfinite(knn_probe(train_x, val_x, targets, k=10_000, temperature=1e-4).auroc)
 
 
-def test_the_linear_probe_is_scikit_learns_logistic_regression() -> None:
-    train_x, train_y = labelled(SETS["multiclass"], 150, 0)
-    val_x, val_y = labelled(SETS["multiclass"], 80, 1)
-    found = linear_probe(train_x, val_x, encode_labels(train_y, val_y))
-    scaler = StandardScaler().fit(train_x.numpy())
-    model = LogisticRegression(max_iter=1000).fit(scaler.transform(train_x.numpy()), train_y)
-    scores = model.predict_proba(scaler.transform(val_x.numpy()))
-    assert found.accuracy == pytest.approx(accuracy_score(val_y, model.predict(scaler.transform(val_x.numpy()))))
-    assert found.auroc == pytest.approx(roc_auc_score(val_y, scores, multi_class="ovr"), rel=1e-4)
+def slow_linear_probe(train_x: np.ndarray, train_y: list[Any], groups: np.ndarray, val_x: Tensor) -> np.ndarray:
+    """Probabilities by scikit-learn: every strength on every fold, and the least held-out cross-entropy of them all."""
+    inputs, outputs = (StandardScaler().fit(train_x).transform(x) for x in (train_x, val_x.numpy()))
+    names = sorted(set(train_y))
+    y = np.array([names.index(name) for name in train_y])
+    losses = dict.fromkeys(STRENGTHS, 0.0)
+    for learned, held in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(inputs, y, groups):
+        for strength in STRENGTHS:
+            model = LogisticRegression(C=strength, max_iter=5000, tol=1e-6).fit(inputs[learned], y[learned])
+            found = model.predict_proba(inputs[held])
+            losses[strength] += log_loss(y[held], found, labels=range(len(names)), normalize=False)
+    best = min(losses, key=lambda strength: losses[strength])
+    assert STRENGTHS[0] < best < STRENGTHS[-1], "the test's own sets have their best inside"
+    return LogisticRegression(C=best, max_iter=5000, tol=1e-6).fit(inputs, y).predict_proba(outputs)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_the_linear_probe_is_scikit_learns_with_the_best_strength_of_a_search_by_patient(kind: str) -> None:
+    train, val = of_patients(SETS[kind], 60, 4, 0), of_patients(SETS[kind], 40, 2, 1)
+    found = linear_probe(train[0], val[0], targets_of(train, val))
+    numbers = np.unique(train[2], return_inverse=True)[1]
+    scores = slow_linear_probe(train[0].numpy(), train[1], numbers, val[0])
+    area = roc_auc_score(val[1], scores[:, 1] if kind == "binary" else scores, multi_class="ovr")
+    assert found.auroc == pytest.approx(area, rel=1e-3)
+    assert found.accuracy == pytest.approx(accuracy_score(val[1], np.array(SETS[kind])[scores.argmax(axis=1)]))
+
+
+def test_a_search_that_parts_patients_regularises_more_than_one_that_does_not() -> None:
+    """Images of one patient on both sides of a fold make learning looks by heart seem right."""
+    train, val = of_patients(SETS["binary"], 60, 6, 0), of_patients(SETS["binary"], 60, 2, 1)
+    fair = linear_probe(train[0], val[0], targets_of(train, val))
+    fooled = linear_probe(train[0], val[0], encode_labels(train[1], val[1]))
+    assert fair.auroc > fooled.auroc + 0.01
 
 
 def test_several_findings_at_once_are_evaluated_one_by_one() -> None:
@@ -162,7 +211,7 @@ def test_several_findings_at_once_are_evaluated_one_by_one() -> None:
         scores = model.predict_proba(val_x.numpy())[:, 1]
         areas.append(roc_auc_score(targets.val[:, column], scores))
         right.append(((scores > 0.5) == targets.val[:, column]).mean())
-    assert found.auroc == pytest.approx(np.mean(areas), abs=5e-3)  # standardisation regularises a little differently
+    assert found.auroc == pytest.approx(np.mean(areas), abs=5e-3)  # another regularisation, of standardised features
     assert found.accuracy == pytest.approx(np.mean(right), abs=0.02)
     assert knn_probe(train_x, val_x, targets).auroc > 0.75
 
@@ -179,6 +228,23 @@ def test_features_without_information_score_by_chance_and_perfect_ones_perfectly
     assert knn_probe(*truth, targets).accuracy == 1
 
 
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_labels_by_chance_score_by_chance(kind: str) -> None:
+    """Patients have looks, and labels that nothing tells: no choice of a probe may make something of it."""
+    generator, areas = np.random.default_rng(0), []
+    config = ProbeConfig(train="a", val="b", label="f", label_fractions=(0.1,), bootstrap=0, label_draws=3)
+    for trial in range(6):
+        sets = []
+        for side in range(2):
+            features, _, groups = of_patients(["x"], 50, 4, 2 * trial + side)
+            drawn = generator.integers(0, 3, 50)
+            words = {"binary": ["a", "b", "b"], "multiclass": ["a", "b", "c"], "multilabel": ["a|b", "b", ""]}[kind]
+            sets.append(LabelledSet(features, [words[drawn[place // 4]] for place in range(200)], groups))
+        found = probe_metrics(config, *sets)
+        areas.append([found[name] for name in ("probe/auroc", "probe/auroc_10pct", "probe/knn_auroc")])
+    assert np.mean(areas, axis=0) == pytest.approx(0.5, abs=0.06)
+
+
 def test_a_share_of_the_labels_holds_every_class_and_grows() -> None:
     labels = np.zeros((200, 3), bool)
     labels[np.arange(200), np.r_[[0, 1], np.full(198, 2)]] = True
@@ -190,11 +256,71 @@ def test_a_share_of_the_labels_holds_every_class_and_grows() -> None:
     assert np.array_equal(label_subset(labels, 1.0), np.arange(200))
 
 
-def test_fewer_labels_make_a_worse_probe() -> None:
+def test_a_share_of_the_labels_is_a_share_of_the_patients() -> None:
+    labels, groups = np.ones((60, 1), bool), np.repeat(np.arange(20), 3)
+    chosen = label_subset(labels, 0.25, groups=groups)
+    assert len(chosen) == 15
+    assert sorted(np.bincount(groups[chosen], minlength=20)) == [0] * 15 + [3] * 5
+
+
+def test_draws_of_few_labels_give_their_mean_and_spread() -> None:
     train_x, train_y = labelled(SETS["multiclass"], 400, 0, spread=1.5)
     val_x, val_y = labelled(SETS["multiclass"], 200, 1, spread=1.5)
     targets = encode_labels(train_y, val_y)
-    assert linear_probe(train_x, val_x, targets, fraction=0.02).auroc < linear_probe(train_x, val_x, targets).auroc
+    few = linear_probe(train_x, val_x, targets, fraction=0.02, draws=4, bootstrap=50)
+    each = [linear_probe(train_x, val_x, targets, fraction=0.02, seed=seed) for seed in range(4)]
+    assert few.auroc == pytest.approx(np.mean([one.auroc for one in each]))
+    assert few.accuracy == pytest.approx(np.mean([one.accuracy for one in each]))
+    assert few.spread == pytest.approx(np.std([one.auroc for one in each], ddof=1))
+    assert few.low < few.auroc < few.high
+    whole = linear_probe(train_x, val_x, targets, draws=4)
+    assert few.auroc < whole.auroc
+    assert math.isnan(whole.spread), "all labels can be drawn in one way only"
+
+
+def test_the_number_of_neighbours_is_chosen_on_other_patients_of_the_training_set() -> None:
+    train, val = of_patients(SETS["multiclass"], 40, 5, 0), of_patients(SETS["multiclass"], 20, 2, 1)
+    targets = targets_of(train, val)
+    areas, unit = {}, train[0].double().numpy() / np.linalg.norm(train[0].double().numpy(), axis=1)[:, None]
+    for k in (1, 4, 15, 60):
+        shares = []
+        for place in range(200):
+            others = [other for other in range(200) if train[2][other] != train[2][place]]
+            nearest = sorted(others, key=lambda other: -unit[place] @ unit[other])[:k]
+            votes = [
+                sum(math.exp(unit[place] @ unit[other] / 0.1) for other in nearest if train[1][other] == name)
+                for name in SETS["multiclass"]
+            ]
+            shares.append(np.array(votes) / sum(votes))
+        areas[k] = roc_auc_score(train[1], np.array(shares), multi_class="ovr", average="macro")
+    chosen = choose_k(train[0], targets, tuple(areas), 0.1)
+    assert chosen == max(areas, key=lambda k: areas[k])
+    assert choose_k(train[0], encode_labels(train[1], val[1]), tuple(areas), 0.1) < chosen, "one's own images are near"
+    relabelled = encode_labels(train[1], val[1][::-1], train_groups=train[2], val_groups=val[2])
+    assert choose_k(train[0], relabelled, tuple(areas), 0.1) == chosen, "whatever val says"
+    assert choose_k(train[0], targets, (7,), 0.1) == 7
+
+
+def test_of_patients_that_both_sets_hold_nothing_is_learned_and_that_is_told() -> None:
+    kept, common = apart(["p", "q", "q", "r"], ["q", "s", "q", "r"])
+    assert (kept.tolist(), common) == ([0], 0.75)
+    assert [apart(["p"], ["q"])[0].tolist(), apart(["p"], ["q"])[1]] == [[0], 0.0]
+    with pytest.raises(RequestError, match=r"every sample .* in probe.val, too \(2 samples.*--group-by patient"):
+        apart(["p", "q"], ["p", "q", "r"])
+
+
+def test_images_of_val_among_those_of_train_do_not_make_a_probe_better() -> None:
+    """Random labels and half of val in train: learned by heart they would score far above chance."""
+    generator = np.random.default_rng(0)
+    features = torch.from_numpy(generator.normal(size=(300, 30))).float()
+    labels = [("a", "b")[value] for value in generator.integers(0, 2, 300)]
+    keys = [str(number) for number in range(300)]
+    train, val = (LabelledSet(features[p], labels[p], keys[p]) for p in (slice(0, 250), slice(150, 300)))
+    config = ProbeConfig(train="a", val="b", label="f", label_fractions=(1.0,), bootstrap=0)
+    found = probe_metrics(config, train, val)
+    assert found["probe/common_groups"] == pytest.approx(2 / 3)
+    assert found["probe/auroc"] == pytest.approx(0.5, abs=0.12)
+    assert found["probe/knn_auroc"] == pytest.approx(0.5, abs=0.12)
 
 
 def test_the_weighted_auroc_is_scikit_learns_with_sample_weights() -> None:
@@ -223,18 +349,52 @@ def test_the_bootstrap_interval_is_that_of_explicit_resamples() -> None:
     assert bootstrap_interval(scores, truth, 50) == bootstrap_interval(scores, truth, 50)
 
 
+def test_the_interval_is_over_patients() -> None:
+    """Images of one patient say the same, so that ten of each leave the interval as wide as one of each does."""
+    generator = np.random.default_rng(0)
+    truth = generator.random((60, 1)) > 0.5
+    scores = truth + generator.normal(size=(60, 1))
+    one = bootstrap_interval(scores, truth, 2000)
+    ten = np.repeat(scores, 10, axis=0), np.repeat(truth, 10, axis=0)
+    assert bootstrap_interval(*ten, 2000, groups=np.repeat(np.arange(60), 10)) == pytest.approx(one, abs=1e-9)
+    low, high = bootstrap_interval(*ten, 2000)
+    assert high - low < 0.5 * (one[1] - one[0])
+    uneven = np.r_[np.zeros(30, int), np.arange(1, 31)]
+    areas = []
+    for _ in range(500):
+        rows = np.concatenate([np.flatnonzero(uneven == group) for group in generator.integers(0, 31, 31)])
+        if 0 < truth[rows].sum() < len(rows):
+            areas.append(roc_auc_score(truth[rows, 0], scores[rows, 0]))
+    found = bootstrap_interval(scores, truth, 2000, groups=uneven)
+    assert found == pytest.approx(tuple(np.percentile(areas, [2.5, 97.5])), abs=0.03)
+
+
 def test_the_metrics_carry_the_configured_fractions_and_interval() -> None:
-    train_x, train_y = labelled(SETS["binary"], 100, 0)
-    val_x, val_y = labelled(SETS["binary"], 60, 1)
-    config = ProbeConfig(train="a", val="b", label="finding", label_fractions=(0.1, 0.25), bootstrap=50)
-    metrics = probe_metrics(config, train_x, train_y, val_x, val_y)
-    bases = ("probe/auroc", "probe/auroc_10pct", "probe/auroc_25pct")
-    assert set(metrics) == {"probe/knn_accuracy", "probe/knn_auroc"} | {
-        name for base in bases for name in (base, f"{base}_low", f"{base}_high", base.replace("auroc", "accuracy"))
+    train, val = alone(*labelled(SETS["binary"], 100, 0), "t"), alone(*labelled(SETS["binary"], 60, 1), "v")
+    config = ProbeConfig(train="a", val="b", label="finding", label_fractions=(0.1, 0.25), bootstrap=50, k=7)
+    metrics = probe_metrics(config, train, val)
+    few = ("probe/auroc_10pct", "probe/auroc_25pct")
+    areas = ("probe/auroc", "probe/knn_auroc", *few)
+    assert set(metrics) == {
+        "probe/common_groups",
+        "probe/knn_k",
+        *areas,
+        *(name.replace("auroc", "accuracy") for name in areas),
+        *(f"{name}{end}" for name in areas for end in ("_low", "_high")),
+        *(f"{name}_spread" for name in few),
     }
-    assert all(metrics[f"{base}_low"] <= metrics[base] <= metrics[f"{base}_high"] for base in bases)
-    assert list(metrics) == probe_metric_names(config)
-    plain = ProbeConfig(train="a", val="b", label="f", bootstrap=0)
-    named = list(probe_metrics(plain, train_x, train_y, val_x, val_y))
-    assert named == probe_metric_names(plain)
-    assert {f"probe/auroc{share}" for share in ("_1pct", "_10pct", "_25pct", "")} <= set(named)
+    assert all(metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"] for name in areas)
+    assert metrics["probe/knn_k"] == 7
+    assert set(metrics) == set(probe_metric_names(config))
+    plain = ProbeConfig(train="a", val="b", label="f", bootstrap=0, label_draws=1)
+    named = set(probe_metrics(plain, train, val))
+    assert named == set(probe_metric_names(plain))
+    assert {f"probe/auroc{share}" for share in ("_1pct", "_10pct", "_25pct", "")} <= named
+    assert not [name for name in named if name.endswith(("_low", "_spread"))]
+
+
+@pytest.mark.parametrize("val", ["sets/a", "./sets/a/", "sets//a", "sets/b/../a"])
+def test_a_set_is_not_judged_on_itself(val: str) -> None:
+    with pytest.raises(ValueError, match=r"train and val are both .*split by patient"):
+        ProbeConfig(train="sets/a", val=val, label="finding")
+    assert ProbeConfig(train="s3://bucket/a", val="s3://bucket/b", label="finding").neighbours == (5, 20, 100)

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from dira_dist.config import RequestError, flatten, mutable_keys
+from dira_dist.config import RENAMED_KEYS, RequestError, flatten, mutable_keys
 from dira_dist.jobs.load import dump_job, job_schema, load_job
 from dira_dist.jobs.pretrain import PretrainJob
 from dira_dist.training.optimizer import OptimizerConfig
@@ -74,6 +74,7 @@ def test_a_stage_with_another_optimiser_takes_over_nothing_of_the_jobs() -> None
     assert stage({"name": "adamw"}, rate) == OptimizerConfig(name="adamw")
     assert stage({"name": "sgd"}, rate).lr == stage({}, rate).lr == 0.07, "the same, named or not"
     assert stage({"name": "sgd"}, barlow) == OptimizerConfig()
+    assert stage({}, barlow, "optimizer={name: sgd, lr: 0.07}") == OptimizerConfig(lr=0.07)
     published = load_job(SHORTEST, [barlow]).job.optimizer
     assert stage({"name": "lars"}, barlow, "optimizer={name: sgd, lr: 0.07}") == published, "the method's own is known"
     assert stage({"name": "lars"}, rate) == OptimizerConfig(name="lars")
@@ -156,6 +157,7 @@ CHANGES_IN_A_RUN = (
     "data.bad_sample_budget",
     "data.cache",
     "data.loader_workers",
+    "data.sample_budget_px",
     "data.storage_timeout_s",
     "data.train",
     "data.val",
@@ -183,3 +185,26 @@ def test_what_may_change_between_two_starts_of_a_run() -> None:
 def test_a_search_goes_on_with_the_same_steps_of_evaluation() -> None:
     allowed = _leaves_below(CHANGES_IN_A_RUN) - {"evaluation.every_steps"}
     assert _leaves_below(mutable_keys(PretrainJob, "search")) == allowed
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_a_key_of_old_is_refused_with_its_new_name_and_line(old: str, new: str, tmp_path: Path) -> None:
+    section, key = old.split(".")
+    file = tmp_path / "old.yaml"
+    file.write_text(f"name: a\n{section}:\n  {key}: 60.0\n")
+    with pytest.raises(RequestError) as caught:
+        load_job(file)
+    told = f"{file}:3: {old}: this key is called {new} now, and means the same; rename it"
+    assert told in str(caught.value).splitlines()
+
+
+def test_a_renamed_key_of_a_search_is_named_below_its_base() -> None:
+    search = {"space": {"optimizer.lr": {"low": 0.1, "high": 1.0}}}
+    base = {"data": {"train": "x"}, "checkpoint": {"patience_s": 9.0}}
+    told = refusal({"kind": "tune", "name": "s", "search": search, "base": base})
+    assert "base.checkpoint.patience_s: this key is called base.checkpoint.storage_timeout_s now" in told
+
+
+def test_the_changelog_names_each_renamed_key() -> None:
+    changes = (Path(__file__).parents[2] / "CHANGELOG.md").read_text()
+    assert all(f"| `{old}` | `{new}` |" in changes for old, new in RENAMED_KEYS.items())

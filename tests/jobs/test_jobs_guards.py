@@ -70,7 +70,9 @@ BARLOW = "method={name: barlow_twins}"
         (["data.global_batch=256"], []),
         (["data.global_batch=4096"], ["stages.0.optimizer.lr: 0.03", "batches of 16 to 256", "0.48 here"]),
         (["data.global_batch=4096", "optimizer.lr_batch=256"], []),
-        (["optimizer.lr=0.3"], ["0.03 here"]),
+        (["optimizer.lr=0.3"], ["0.03 here: set lr so"]),
+        (["optimizer.lr=0.3", "data.global_batch=64"], ["0.03 here: set lr so"]),
+        (["optimizer.lr=0.3", "loss_weights.discriminative=0"], []),
     ],
 )
 def test_a_rate_of_another_batch(overrides: list[str], words: list[str]) -> None:

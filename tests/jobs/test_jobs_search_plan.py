@@ -30,7 +30,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=None, labels=str(labels), label_columns=("finding", "same"), processes=1
     )
     dira_dist.shard(folder / "archive" / "images", folder / "shards", options)
+    (folder / "salt").write_text("the same split everywhere")
+    halves = options.model_copy(update={"split": {"train": 0.5, "val": 0.5}, "salt_file": str(folder / "salt")})
+    dira_dist.shard(folder / "archive" / "images", folder / "halves", halves)
     return folder
+
+
+def probe_of(folder: Path, label: str) -> dict[str, str]:
+    return {"train": str(folder / "halves" / "train"), "val": str(folder / "halves" / "val"), "label": label}
 
 
 def plan(folder: Path, search: dict[str, Any] | None = None, **base: Any) -> SearchPlan:
@@ -39,7 +46,7 @@ def plan(folder: Path, search: dict[str, Any] | None = None, **base: Any) -> Sea
         "data": {"train": shards, "val": shards, "image_size": 32, "global_batch": 8},
         "model": {"encoder": "tu-test_resnet"},
         "stages": STAGES,
-        "probe": {"train": shards, "val": shards, "label": "finding"},
+        "probe": probe_of(folder, "finding"),
     }
     found = load_job({"kind": "tune", "name": "s", "search": {"space": SPACE} | (search or {}), "base": values | base})
     assert isinstance(found, LoadedSearch)
@@ -81,8 +88,7 @@ def test_sets_that_the_network_cannot_be_fed_are_refused_before_anything_starts(
 
 
 def test_a_probe_set_with_one_class_is_refused(folder: Path) -> None:
-    shards = str(folder / "shards")
-    message = refusal(folder, None, probe={"train": shards, "val": shards, "label": "same"})
+    message = refusal(folder, None, probe=probe_of(folder, "same"))
     assert "probe.label: 'same' has a single value" in message
 
 

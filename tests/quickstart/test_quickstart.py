@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 
 import dira_dist
 from dira_dist.config import RequestError
+from dira_dist.data.store import open_store
 from dira_dist.jobs.load import load_job
 from dira_dist.metrics import find
 from dira_dist.quickstart.quickstart import QuickstartReport, run_quickstart
+from dira_dist.runs.run import read_run
+from dira_dist.training.precision import native_bf16, settle
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -79,6 +82,16 @@ def test_steps_have_neither_gaps_nor_doubles(client: MlflowClient, report: Quick
     assert steps == sorted(set(steps))
     assert steps[-1] == report.outcome.steps
     assert max(later - earlier for earlier, later in zip([0, *steps], steps, strict=False)) <= 10
+
+
+def test_the_precision_is_settled_by_what_the_workers_have(
+    client: MlflowClient, folder: Path, report: QuickstartReport
+) -> None:
+    state = read_run(open_store(str(folder / "runs" / "quickstart")))
+    assert state is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert state.precision == settle([native_bf16(device)])
+    assert client.get_run(report.outcome.run_id).data.tags["dira.precision"] == state.precision
 
 
 def test_pictures_of_every_stage(report: QuickstartReport) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
-from dira_dist.runs.run import RunState, claim, differing_keys, read_run
+from dira_dist.runs.run import RunState, claim, differing_keys, keep_precision, read_run
 
 MAY_CHANGE = ("resources", "checkpoint")
 JOB: dict[str, Any] = {
@@ -61,3 +61,12 @@ def test_claim_refuses_another_configuration_and_other_images(tmp_path: Path) ->
         claim(store, RunState(changed("seed", 7), {"train": "c", "val": "b"}), MAY_CHANGE)
     with pytest.raises(RequestError, match="the images of val: digest b there, c here"):
         claim(store, RunState(JOB, {"train": "a", "val": "c"}), MAY_CHANGE)
+
+
+def test_the_first_precision_is_kept_by_all_later_starts(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    RunState(JOB, {"train": "a"}, "run-1").write(store)
+    assert keep_precision(store, "bf16") == "bf16"
+    assert keep_precision(store, "fp32") == "bf16", "other machines, the same run"
+    assert read_run(store) == RunState(JOB, {"train": "a"}, "run-1", precision="bf16")
+    assert claim(store, RunState(JOB, {"train": "a"}), MAY_CHANGE).precision == "bf16"

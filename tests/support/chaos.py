@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import dira_dist
-from dira_dist.cluster.fit.driver import Outcome
+from dira_dist.cluster.fit.outcome import Outcome
 from dira_dist.data.order import Order, fingerprint
 from dira_dist.data.store import open_store
 from dira_dist.jobs.load import load_job
@@ -44,7 +44,9 @@ class ChaosJob:
         return self.folder / f"{self.name}.yaml"
 
     def run(self, *overrides: str) -> Outcome:
-        return dira_dist.run(load_job(self.file, overrides))
+        outcome = dira_dist.run(load_job(self.file, overrides))
+        assert isinstance(outcome, Outcome)
+        return outcome
 
     @property
     def checkpoints(self) -> CheckpointFolder:

@@ -429,7 +429,7 @@ def test_sqlite_keeps_its_artifacts_beside_the_database(tmp_path: Path, monkeypa
     run = open_run(config, "job", {"a": 1})
     run.log_text("hello", "hello.txt")
     assert run.finish("FINISHED", timeout_s=WAIT_S)
-    monkeypatch.chdir("/")  # a worker elsewhere gets the located address
+    monkeypatch.chdir("/")  # a worker elsewhere gets the resolved address
     assert [path.read_text() for path in tmp_path.glob("runs/mlflow-artifacts/**/hello.txt")] == ["hello"]
     assert not (tmp_path / "mlruns").exists()
 

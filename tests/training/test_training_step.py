@@ -76,6 +76,8 @@ def _losses(result: StepResult) -> dict[str, float]:
         ("di", {"discriminative"}),
         ("dir", {"discriminative", "restorative"}),
         ("dira", {"discriminative", "restorative", "adversarial", "discriminator"}),
+        ("re", {"restorative"}),
+        ("rea", {"restorative", "adversarial", "discriminator"}),
     ],
 )
 def test_each_method_in_each_stage(method: str, objective: str, parts: set[str]) -> None:
@@ -91,8 +93,8 @@ def test_each_method_in_each_stage(method: str, objective: str, parts: set[str])
     after = _flat(networks.state_dict())
     moved = {".".join(name.split(".")[:2]) for name in after if _moved(before, after, name)}
     assert ("unet.decoder" in moved) == (objective != "di")
-    assert ("discriminator.model" in moved) == (objective == "dira")
-    assert {"unet.encoder", "method.projector"} <= moved
+    assert ("discriminator.model" in moved) == (objective in ("dira", "rea"))
+    assert "unet.encoder" in moved and ("method.projector" in moved) == objective.startswith("di")
 
 
 def _moved(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
@@ -365,7 +367,7 @@ def test_settings_of_the_discriminator(setting: dict[str, Any]) -> None:
 def test_settings_of_the_optimizer(setting: dict[str, Any]) -> None:
     weights = []
     for optimizer in (OptimizerConfig(), OptimizerConfig.model_validate(setting)):
-        step = _step("di", optimizer=optimizer, steps_per_epoch=3)
+        step = _step("di", optimizer=optimizer, steps_per_epoch=3, global_batch=2)
         for number in range(2):
             step(_views(seed=number), number)
         weights.append(step.networks.unet.get_parameter(STEM))
@@ -444,7 +446,7 @@ def test_a_constant_rate_goes_on_from_a_state(optimizer: str) -> None:
 
 def test_the_rate_is_for_the_batch_at_hand() -> None:
     config = OptimizerConfig(lr=0.5, lr_batch=8, schedule="constant")
-    assert _step(optimizer=config)(_views(batch=2), 0).learning_rate == 0.5 * 2 / 8
+    assert _step(optimizer=config, global_batch=2)(_views(batch=2), 0).learning_rate == 0.5 * 2 / 8
     assert _step(optimizer=config.model_copy(update={"lr_batch": None}))(_views(batch=2), 0).learning_rate == 0.5
 
 

@@ -20,7 +20,7 @@ from dira_dist.jobs.load import LoadedJob, dump_job
 from dira_dist.jobs.preflight import preflight
 from dira_dist.runs.evaluations import read_evaluations
 from dira_dist.runs.lease import sole_driver
-from dira_dist.runs.run import RunState, claim
+from dira_dist.runs.run import RunState, claim, read_run
 from dira_dist.tracking.protocol import Run
 from dira_dist.tracking.run import open_run
 from dira_dist.training.checkpoints import CheckpointFolder
@@ -81,7 +81,7 @@ def _claim(session: FitSession) -> RunState:
 
 
 def _finished(state: RunState) -> Outcome | None:
-    return Outcome(**{**state.outcome, "already_done": True}) if state.status == "finished" else None
+    return Outcome.of_earlier(state.outcome) if state.status == "finished" else None
 
 
 def _run(session: FitSession, state: RunState, console: Console) -> Outcome:
@@ -92,11 +92,12 @@ def _run(session: FitSession, state: RunState, console: Console) -> Outcome:
         state.write(session.store)
         run.claimed()
         check_shared(session.job)
-        train_on_ray(session, run.run_id, console)
+        train_on_ray(session, run, console)
         draw_loss_curves(session, run)
         outcome = conclude(session, run)
         if not run.finish("FINISHED"):
             raise session.undelivered()
+        state = read_run(session.store) or state  # the workers have added their precision
         state.finished(asdict(outcome)).write(session.store)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | JobStoppedError)

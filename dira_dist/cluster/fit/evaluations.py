@@ -3,7 +3,7 @@
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -15,7 +15,6 @@ from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, Ev
 from dira_dist.config import RequestError
 from dira_dist.data.store import Store, open_store
 from dira_dist.jobs.base import TrainingJob
-from dira_dist.metrics import COLLAPSED
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation, read_evaluations
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.protocol import NullRun, Run
@@ -24,6 +23,7 @@ from dira_dist.training.checkpoints import CheckpointFolder, step_of
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.task import Evaluation
 
+EVALUATION_WARNINGS_TAG = "dira.warnings.evaluation"
 _POLL_S = 0.25
 _MAX_RETRIES = 2
 _MOST_TRIES = 3
@@ -53,11 +53,13 @@ class Answer:
         metrics: figures by name.
         refusal: in words, why there never will be any: a fault in a probe set ends no training.
         logged: whether the tracking server has taken them.
+        warnings: what a person should know of them.
     """
 
     metrics: dict[str, float]
     refusal: str = ""
     logged: bool = True
+    warnings: Sequence[str] = ()
 
 
 def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> Answer:
@@ -75,7 +77,8 @@ def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> A
         return Answer({}, f"{type(error).__name__}: {error}")
     run: Run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
     _log(run, setup.job, request, evaluation)
-    return Answer(evaluation.metrics, logged=run.flush(setup.job.checkpoint.storage_timeout_s))
+    logged = run.flush(setup.job.checkpoint.storage_timeout_s)
+    return Answer(evaluation.metrics, logged=logged, warnings=evaluation.warnings)
 
 
 def _evaluate(job: TrainingJob, request: EvaluationRequest, checkpoint: Checkpoint) -> Evaluation:
@@ -103,6 +106,8 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
 def _log(run: Run, job: TrainingJob, request: EvaluationRequest, evaluation: Evaluation) -> None:
     address = CheckpointFolder(open_store(job.run_folder)).address(request.checkpoint)
     run.log_checkpoint(address, request.step, _numbers(evaluation.metrics))
+    if evaluation.warnings:
+        run.set_tags({EVALUATION_WARNINGS_TAG: "\n".join(evaluation.warnings)})
     for name, picture in evaluation.pictures.items():
         run.log_picture(name, picture, request.step)
 
@@ -128,6 +133,7 @@ class EvaluationRunner(Background):
         self._queue: deque[EvaluationRequest] = deque()
         self._requests_known = 0
         self._tries: Counter[str] = Counter()
+        self._warned: set[str] = set()
         self._cancelled = threading.Event()
 
     def start(self) -> None:
@@ -187,8 +193,10 @@ class EvaluationRunner(Background):
         if answer.refusal:
             self._warn(f"{request.label} was not evaluated: {answer.refusal}")
             return
-        if answer.metrics.get(COLLAPSED.name) and request.step > 0:
-            self._warn(f"at {request.label} the encoder hardly tells its inputs apart: {answer.metrics}")
+        for warning in answer.warnings:
+            if warning not in self._warned:  # the next evaluation finds the same
+                self._warned.add(warning)
+                self._warn(warning)
         if self._heard is not None:
             self._heard(request.label, request.step, answer.metrics)
 

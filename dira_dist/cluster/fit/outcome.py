@@ -1,10 +1,11 @@
-"""How a job ends: the model registered, the best checkpoints kept, and what came out told."""
+"""How a training ends: the model registered, the best checkpoints kept, the outcome reported."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dira_dist.cluster.fit.evaluations import log_late
 from dira_dist.cluster.fit.session import FitSession
+from dira_dist.cluster.outcome import JobOutcome
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.evaluation.pictures import LOSSES
 from dira_dist.registry.publish import publish
@@ -17,37 +18,28 @@ from dira_dist.training.state import Checkpoint
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a finished job leaves behind.
+class Outcome(JobOutcome):
+    """What a finished training leaves behind.
 
     Attributes:
-        name: of the job.
-        run_id: MLflow run; empty without tracking.
-        page: the run's page, or the command that opens it.
         steps: optimiser steps of all stages.
         checkpoint: address of the last checkpoint.
         best: address of the checkpoint with the highest ``checkpoint.best``; empty where nothing was evaluated.
         model: ``models:/name/version`` of the registered model, or an empty string.
-        quality: what the networks were evaluated to be before and after each stage, by stage and figure.
-        already_done: the run was finished before; nothing was done now.
+        quality: the figures of the networks before and after each stage, by stage and name.
     """
 
-    name: str
-    run_id: str = ""
-    page: str = ""
     steps: int = 0
     checkpoint: str = ""
     best: str = ""
     model: str = ""
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
-    already_done: bool = False
 
     def lines(self) -> Iterator[str]:
         """The outcome as a person reads it."""
-        yield f"{self.name}: {'was finished already' if self.already_done else 'finished'}, {self.steps:,} steps"
+        yield self.headline(f", {self.steps:,} steps")
         yield f"checkpoint  {self.checkpoint}"
-        if self.run_id:
-            yield f"MLflow run  {self.run_id}  ({self.page})"
+        yield from self.run_lines()
         if self.model:
             yield f"model       {self.model}  (dira-dist pull {self.model} weights/)"
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import ray
@@ -14,6 +14,8 @@ from dira_dist.background import Background
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.metrics import DATA_WAIT_SHARE, IMAGES_PER_S, LOSS
 from dira_dist.training.stages import Plan, StageSpan
+
+OnReport = Callable[[int, Mapping[str, float]], None]
 
 _POLL_S = 0.5
 _READ_TIMEOUT_S = 5.0
@@ -49,11 +51,25 @@ class _TimeLeft(ProgressColumn):
 
 
 class ProgressView(Background):
-    """Shows a job's progress while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere."""
+    """Shows a job's progress while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere.
 
-    def __init__(self, coordinator: CoordinatorClient, plan: Plan, console: Console | None = None) -> None:
+    Args:
+        coordinator: the job's.
+        plan: of the job.
+        console: where to show it; standard error by default.
+        reported: called in a thread with step and figures, again and again, also where they are the same as before.
+    """
+
+    def __init__(
+        self,
+        coordinator: CoordinatorClient,
+        plan: Plan,
+        console: Console | None = None,
+        reported: OnReport | None = None,
+    ) -> None:
         super().__init__("progress", join_timeout_s=_READ_TIMEOUT_S)
         self._coordinator, self._plan = coordinator.within(_READ_TIMEOUT_S), plan
+        self._reported = reported
         self._console = console or Console(file=sys.stderr, soft_wrap=True)
         self._first: tuple[float, int] | None = None
 
@@ -72,6 +88,8 @@ class ProgressView(Background):
             step, figures, warnings = self._coordinator.call(Coordinator.read)
             for warning in warnings:
                 self._console.print(f"warning: {warning}", markup=False, highlight=False)
+            if self._reported is not None:
+                self._reported(step, figures)
             return step, figures
         except ray.exceptions.RayError:
             return None  # the next reading succeeds, or the job ends for this reason

@@ -11,6 +11,7 @@ from rich.console import Console
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, start_coordinator
 from dira_dist.cluster.fit.evaluations import EvaluationRunner, EvaluationSetup
 from dira_dist.cluster.fit.failures import COLLATERAL_ERRORS, advice_on_memory
+from dira_dist.cluster.fit.guarding import GuardWatch
 from dira_dist.cluster.fit.preemption import ControllerWatch
 from dira_dist.cluster.fit.progress import ProgressView
 from dira_dist.cluster.fit.session import FitSession
@@ -20,20 +21,25 @@ from dira_dist.cluster.ray_internals import LoggingConfig, worker_failures
 from dira_dist.cluster.session import gpus_per_worker
 from dira_dist.config import JobFailedError
 from dira_dist.jobs.base import ResourcesConfig, TrainingJob
+from dira_dist.runs.evaluations import read_evaluations
+from dira_dist.tracking.protocol import Run
 from dira_dist.training.checkpoints import CheckpointFolder
 
 
-def train_on_ray(session: FitSession, run_id: str, console: Console) -> None:
+def train_on_ray(session: FitSession, run: Run, console: Console) -> None:
     """Train to the end of the plan, with every labelled checkpoint evaluated.
 
     Raises:
         JobFailedError: it did not come to its end.
     """
-    job, plan = session.job, session.facts.plan
+    job, plan, run_id = session.job, session.facts.plan, run.run_id
     coordinator = start_coordinator(stall_s=job.guards.hang_timeout_s / 2)
     setup = WorkerSetup(session.loaded, session.facts.train, plan, job.tracking, run_id, coordinator)
-    evaluating = EvaluationRunner(EvaluationSetup(job, session.tracking, run_id), coordinator, session.on_evaluation)
-    with ProgressView(coordinator, plan, console), evaluating, tempfile.TemporaryDirectory() as scratch:
+    watch = GuardWatch(job.running_guards(), coordinator, run, session.facts.warnings)
+    watch.catch_up(read_evaluations(session.store))
+    heard = watch.before(session.on_evaluation)
+    evaluating = EvaluationRunner(EvaluationSetup(job, session.tracking, run_id), coordinator, heard)
+    with ProgressView(coordinator, plan, console, watch.reported), evaluating, tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             partial(train_worker, setup),
             torch_config=TorchConfig(timeout_s=job.guards.hang_timeout_s),

@@ -19,12 +19,14 @@ from dira_dist.data.store import RetryPolicy, open_store
 from dira_dist.data.stream import ShardStream
 from dira_dist.jobs.load import LoadedJob
 from dira_dist.objectives.collectives import gather
+from dira_dist.runs.run import keep_precision
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.protocol import NullRun, Run
 from dira_dist.tracking.provenance import host_row
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
+from dira_dist.training.precision import Precision, native_bf16, resolve, settle
 from dira_dist.training.stages import Plan, Position, StageSpan
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.task import Task
@@ -86,11 +88,13 @@ def train_worker(setup: WorkerSetup) -> None:
 
 def _train(setup: WorkerSetup, device: torch.device, heartbeat: Heartbeat) -> None:
     """Train from the newest whole checkpoint, or from the start."""
-    job, task = setup.loaded.job, setup.loaded.job.task()
+    precision = _precision(setup, device)
+    job = setup.loaded.job.in_precision(precision)
+    task = job.task()
     resumed = _newest_checkpoint(setup, device)
     start = task.starting_weights() if resumed is None else None
     networks = task.build(start.weights if start else None).to(device)
-    reporter = _open_reporter(setup, resumed, device)
+    reporter = _open_reporter(setup, resumed, device, precision)
     if start:
         reporter.started_from(start)
     training = Training(
@@ -119,7 +123,9 @@ def _train(setup: WorkerSetup, device: torch.device, heartbeat: Heartbeat) -> No
         reporter.close()
 
 
-def _open_reporter(setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device) -> WorkerReporter:
+def _open_reporter(
+    setup: WorkerSetup, resumed: Checkpoint | None, device: torch.device, precision: Precision
+) -> WorkerReporter:
     """The reporter of this worker; a collective, for the table of hosts is the first one's to log."""
     context = ray.train.get_context()
     hosts = gather(host_row(context.get_world_rank(), device))
@@ -130,6 +136,7 @@ def _open_reporter(setup: WorkerSetup, resumed: Checkpoint | None, device: torch
         run = TrackingRun.attach(setup.tracking, setup.run_id, pending if first else [])
     if not first:
         return NullReporter(setup.loaded, run)
+    run.set_tags({"dira.precision": precision})
     run.log_table(hosts, f"hosts/step-{start.step}.json")
     store = open_store(setup.loaded.job.run_folder, SHORT_RETRY)
     return Reporter(setup.loaded, store, run, setup.coordinator, start)
@@ -174,3 +181,20 @@ def _inputs(task: Task, batch: LocalBatch, span: StageSpan, device: torch.device
     if device.type == "cuda":
         batch = batch.pin_memory().to(device, non_blocking=True)
     return task.inputs(batch, span)
+
+
+def _precision(setup: WorkerSetup, device: torch.device) -> Precision:
+    """What to compute in; with ``auto`` a collective, settled at the run's first start and read at all later ones."""
+    asked = setup.loaded.job.precision
+    if asked != "auto":
+        return resolve(asked, device)
+    native, kept = gather(native_bf16(device)), None
+    if ray.train.get_context().get_world_rank() == 0:
+        kept = keep_precision(open_store(setup.loaded.job.run_folder), settle(native))
+        if kept == "bf16" and not all(native):
+            slow = f"{native.count(False)} of {len(native)} workers"
+            setup.coordinator.send(
+                Coordinator.warn, f"this run computes in bf16 since its first start, which {slow} only emulate: slowly"
+            )
+    settled: Precision = gather(kept)[0]
+    return settled

@@ -21,7 +21,7 @@ _CONNECT_S = 5.0
 _POLL_S = 1.0
 _POLL_MOST_S = 30.0
 _POLL_S_PER_BYTE = 1e-5  # the whole log comes each time, and that of a long run is megabytes
-_SILENCE_S = 120.0
+_GIVE_UP_AFTER_S = 120.0
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -44,9 +44,9 @@ class Submission:
                 status = self.client.get_job_status(self.job_id)
                 log = self.client.get_job_logs(self.job_id)
             except (ConnectionError, RuntimeError) as error:  # the job goes on while the dashboard is out of reach
-                if time.monotonic() - heard_at > _SILENCE_S:
+                if time.monotonic() - heard_at > _GIVE_UP_AFTER_S:
                     raise JobFailedError(
-                        f"the cluster has not answered for {_SILENCE_S:g} s ({error}); the job may go on: "
+                        f"the cluster has not answered for {_GIVE_UP_AFTER_S:g} s ({error}); the job may go on: "
                         f"dira-dist logs --follow {self.job_id}"
                     ) from error
             else:

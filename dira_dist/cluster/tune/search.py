@@ -9,6 +9,7 @@ from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
 from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
+from dira_dist.cluster.outcome import JobOutcome
 from dira_dist.cluster.session import cluster_grows, gpus_per_worker, live_nodes, ray_session
 from dira_dist.cluster.tune.controller import SearchController, SearchProgress, trial_name
 from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
@@ -33,44 +34,35 @@ MAY_CHANGE = ("max_concurrent",)
 
 
 @dataclass(frozen=True)
-class SearchOutcome:
-    """What a finished search leaves behind.
+class SearchOutcome(JobOutcome):
+    """What a finished search leaves behind; its run is the trials' parent.
 
     Attributes:
-        name: of the search.
-        run_id: parent run in MLflow; empty without tracking.
-        page: its page, or the command that opens it.
         winner: number of the trial whose values are kept.
         best: address of the winner's job file.
         verdict: by how much it beats the published weights and how sure that is, in words.
         table: rows in Markdown.
         notes: what the table leaves out, in words.
         counts: trials and repetitions by how they ended.
-        already_done: the search was finished before; nothing was done now.
     """
 
-    name: str
-    run_id: str = ""
-    page: str = ""
     winner: int = 0
     best: str = ""
     verdict: str = ""
     table: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    already_done: bool = False
 
     def lines(self) -> Iterator[str]:
         """The outcome as a person reads it."""
         yield from self.table
         yield from self.notes
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
-        yield f"{self.name}: {'was finished already' if self.already_done else 'finished'}: {counts}"
+        yield self.headline(f": {counts}")
         yield f"verdict     {self.verdict}"
         here = self.best if "://" not in self.best else f"{WINNER}, once it is fetched"
         yield f"winner      {self.best}  (dira-dist run {here})"
-        if self.run_id:
-            yield f"MLflow run  {self.run_id}  ({self.page})"
+        yield from self.run_lines()
 
 
 def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOutcome:
@@ -87,17 +79,17 @@ def search(loaded: LoadedSearch, *, console: Console | None = None) -> SearchOut
         JobFailedError: no trial could be trained to its end, or the search was stopped; the same call goes on.
     """
     plan = plan_search(loaded)
-    located = loaded.job.resolve_paths()
-    check_reachable(located.checkpoint.storage, write=True)
-    store = open_store(located.run_folder)
+    resolved = loaded.job.resolve_paths()
+    check_reachable(resolved.checkpoint.storage, write=True)
+    store = open_store(resolved.run_folder)
     console = console or Console(file=sys.stderr, soft_wrap=True)
     wanted = _wanted(loaded, plan)
     state = claim_search(store, wanted)
     if state.outcome:
-        return SearchOutcome(**{**state.outcome, "already_done": True})
+        return SearchOutcome.of_earlier(state.outcome)
     for warning in plan.facts.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False)
-    with ray_session(located.resources), signals_interrupt():
+    with ray_session(resolved.resources), signals_interrupt():
         side_by_side = trials_at_once(plan)
         with sole_driver(store, console):  # another driver may have ended only now
             return _searched(plan, store, claim_search(store, wanted), console, side_by_side)

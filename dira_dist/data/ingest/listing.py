@@ -66,7 +66,7 @@ def list_source(source: str, masks: str | None, salt: Salt) -> Listing:
     ignored = 0
     visible = (found for found in store.list() if not _is_hidden(found.key))
     candidates = (found for found in visible if not (inside and found.key.startswith(inside)))
-    for found, kind in _in_threads(lambda found: _kind_or_trouble(store, found.key), candidates):
+    for found, kind in _in_threads(lambda found: _kind_or_error(store, found.key), candidates):
         if kind is None:
             ignored += 1
         elif isinstance(kind, UnreadableError):
@@ -108,7 +108,7 @@ def one_file_of(store: Store) -> Iterator[None]:
         raise UnreadableError(f"it cannot be read: {error}") from error
 
 
-def _kind_or_trouble(store: Store, key: str) -> FileKind | UnreadableError | None:
+def _kind_or_error(store: Store, key: str) -> FileKind | UnreadableError | None:
     try:
         return kind_of(store, key)
     except UnreadableError as error:

@@ -82,7 +82,7 @@ class Part:
         if made is not None and made != self._request and not overwrite:
             raise RequestError(f"{self.address} already holds {self._difference(made)}")
 
-    def take_up(self) -> None:
+    def resume(self) -> None:
         """Finds out what is done already, and clears the place of anything else: call :meth:`check_place` before."""
         made = self._made_there()
         if made != self._request:

@@ -112,7 +112,7 @@ def shard(
     for part in parts.values():
         part.check_place(overwrite=options.overwrite)
     for part in parts.values():
-        part.take_up()
+        part.resume()
     files_before = sum(len(part.items) if part.index else part.files_done for part in parts.values())
     if any(part.index is None for part in parts.values()):
         make_parts(plan, parts, progress)

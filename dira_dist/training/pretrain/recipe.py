@@ -9,6 +9,7 @@ from dira_dist.config import RequestError, flatten
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.evaluator import reported_metrics
+from dira_dist.metrics import PROBE_AUROC, RANKME
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
 from dira_dist.objectives.parts import (
@@ -22,8 +23,8 @@ from dira_dist.objectives.parts import (
 )
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
+from dira_dist.training.running_guards import RunningGuards
 from dira_dist.training.stages import Position, StageConfig
-from dira_dist.training.step import Precision
 from dira_dist.training.task import Recipe
 from dira_dist.views import ViewsConfig, check_viewable
 
@@ -38,7 +39,8 @@ DEFAULT_STAGES = (
 
 
 class PretrainStage(StageConfig):
-    """One stage. What it leaves out, it takes from the job's own ``data``, ``optimizer`` and ``loss_weights``."""
+    """One stage. What it leaves out, it takes from the job's own ``data``, ``optimizer`` and ``loss_weights``; of an
+    optimiser of another name it takes nothing."""
 
     objective: Objective = Field(
         description="di: discriminative; dir: and restorative; dira: and adversarial; re, rea: without discriminative"
@@ -83,9 +85,6 @@ class PretrainRecipe(Recipe):
         description="each goes on from the last",
     )
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Precision | None = Field(
-        None, description="left out: bf16 on GPUs that have it, else fp32 (on GPUs with convolutions in TF32)"
-    )
     execution: ExecutionConfig = ExecutionConfig()
     probe: ProbeConfig | None = Field(None, description="labelled shard sets the frozen encoder is evaluated on")
 
@@ -115,7 +114,9 @@ class PretrainRecipe(Recipe):
         return together(stage.parts() for stage in begun)
 
     def check_sets(self, sets: Mapping[str, ShardSetIndex]) -> None:
-        """Refuses sets of which no views can be made, and probe sets without the label, or with a single value of it.
+        """Refuses sets of which no views can be made, and probe sets that are no test of one label.
+
+        A probe set needs the label with more than one value, and none of the other one's shards.
 
         Raises:
             RequestError: says which, and the remedy.
@@ -127,12 +128,17 @@ class PretrainRecipe(Recipe):
                 raise RequestError(f"the {name} set has {error}") from None
         for key in ("train", "val") if self.probe is not None else ():
             _check_label(self.probe, key, sets[f"probe-{key}"])
+        if self.probe is not None:
+            _check_apart(self.probe, sets["probe-train"], sets["probe-val"])
 
     def reported_metrics(self) -> list[str]:
         return reported_metrics(self.data.val, self.probe)
 
     def main_metric(self) -> str:
-        return "probe/auroc" if self.probe is not None else "val/rankme"
+        return PROBE_AUROC.name if self.probe is not None else RANKME.name
+
+    def running_guards(self) -> RunningGuards:
+        return RunningGuards(self.adversarial.loss)
 
     def ways_to_save_memory(self, *, on_gpu: bool) -> list[str]:
         ways = ["precision: bf16"] if on_gpu and self.precision == "fp32" else []
@@ -155,3 +161,15 @@ def _check_label(probe: ProbeConfig | None, key: str, index: ShardSetIndex) -> N
         )
     if len(index.classes.get(probe.label, ("", ""))) < 2:
         raise RequestError(f"probe.label: {probe.label!r} has a single value in {address}; give another label")
+
+
+def _check_apart(probe: ProbeConfig, train: ShardSetIndex, val: ShardSetIndex) -> None:
+    """Refuses a probe that would be evaluated on what it has learned from; told by the shards' digests."""
+    learned = {shard.sha256 for shard in train.shards}
+    common = [shard.name for shard in val.shards if shard.sha256 in learned]
+    if common:
+        raise RequestError(
+            f"probe.val: {len(common)} of the {len(val.shards)} shards of {probe.val} (first {common[0]}) stand in "
+            f"{probe.train} (probe.train), too, so that a probe would be judged on what it has learned from; give two "
+            "parts of a set that is split by patient: dira-dist shard ... --split train=0.8,val=0.2 --group-by patient"
+        )

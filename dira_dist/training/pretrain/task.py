@@ -28,12 +28,13 @@ from dira_dist.training.optimizer import (
     build_optimizer,
     learning_rate,
 )
+from dira_dist.training.precision import Precision, resolve
 from dira_dist.training.pretrain.losses import PretrainLosses
 from dira_dist.training.pretrain.memory import estimate_memory
 from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
 from dira_dist.training.pretrain.recipe import PretrainRecipe
 from dira_dist.training.stages import Position, StageSpan
-from dira_dist.training.step import MAIN, Precision, TrainStep
+from dira_dist.training.step import MAIN, TrainStep
 from dira_dist.training.task import About, Evaluation, Package, Start
 from dira_dist.views import Views, make_views
 
@@ -88,11 +89,12 @@ class PretrainTask:
             networks,
             stage.objective,
             weights=stage.loss_weights,
-            optimizer=stage.optimizer.for_batch(stage.global_batch),
+            optimizer=stage.optimizer,
             adversarial=recipe.adversarial,
             execution=recipe.execution,
-            precision=recipe.precision or native_precision(device),
+            precision=resolve(recipe.precision, device),
             device=device,
+            global_batch=stage.global_batch,
             total_steps=span.steps,
             steps_per_epoch=span.steps_per_epoch,
         )
@@ -111,7 +113,8 @@ class PretrainTask:
         )
         opponent: nn.Module | None = networks.discriminator if recipe.trained_parts(position).plays else None
         found = evaluator.evaluate(networks.unet, device, opponent and opponent.eval())
-        return Evaluation(found.metrics, evaluation_pictures(found, recipe.adversarial.loss, title))
+        pictures = evaluation_pictures(found, recipe.adversarial.loss, title)
+        return Evaluation(found.metrics, pictures, found.warnings)
 
     def package(self, tensors: Mapping[str, Any], position: Position, folder: Path, about: About) -> Package:
         """The encoder; the decoder and the discriminator only where they were trained."""
@@ -165,6 +168,7 @@ def pretrain_step(
     execution: ExecutionConfig = PLAIN_EXECUTION,
     precision: Precision = "fp32",
     device: torch.device | str = "cpu",
+    global_batch: int | None = None,
     total_steps: int,
     steps_per_epoch: float = 1.0,
 ) -> TrainStep[Views]:
@@ -174,11 +178,12 @@ def pretrain_step(
         networks: moved to ``device``, and set to learn what the stage needs.
         objective: what the stage computes.
         weights: of its losses.
-        optimizer: of U-Net and method, its rate that of the stage's batch.
+        optimizer: of U-Net and method.
         adversarial: the discriminator's loss and optimiser.
         execution: how the step is computed.
         precision: of the forward passes.
         device: of the networks.
+        global_batch: samples of a step, which the rate is scaled to; left out, the rate is as it stands.
         total_steps: length of the stage, for the schedule.
         steps_per_epoch: for the warm-up, which is given in epochs.
 
@@ -186,6 +191,7 @@ def pretrain_step(
         RequestError: nothing is left to learn, or the device cannot do what ``execution`` asks.
     """
     device, parts = torch.device(device), active_parts(objective, weights)
+    optimizer = optimizer if global_batch is None else optimizer.for_batch(global_batch)
     prepare(networks, device, execution)
     networks.set_trainable(parts)
     losses = PretrainLosses(networks, parts, adversarial, execution)
@@ -207,11 +213,6 @@ def packaged(folder: Path) -> Package:
         model_type="dira-encoder",
         description="Encoders and decoders pretrained with DiRA by dira_dist.",
     )
-
-
-def native_precision(device: torch.device) -> Precision:
-    """bf16 where the device computes in it, not only emulates it."""
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def state_of(tensors: Mapping[str, Any], network: str) -> dict[str, Tensor]:
