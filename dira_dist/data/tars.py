@@ -96,7 +96,6 @@ class PlainTar:
 
         Raises:
             ValueError: the tar is compressed, or has a member that is no plain file or larger than it can be.
-            tarfile.TarError: a header is damaged.
         """
         data = self._source.read(size)
         self._observe(data)
@@ -133,9 +132,13 @@ class PlainTar:
         if not any(header):  # the mark of the end
             self._is_looking = False
             return
-        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise ValueError(f"its member {member.name} is no plain file")
-        if not 0 <= member.size <= self._most_bytes:
-            raise ValueError(f"its member {member.name} claims {member.size} bytes, of {self._most_bytes} in all")
-        self._content_bytes = -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        name = header[:100].rstrip(b"\0").decode(errors="replace")
+        if header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ValueError(f"its member {name} is no plain file")
+        try:
+            size = int(header[124:136].rstrip(b"\0 "), 8)  # what is beyond octal digits is beyond 8 GiB
+        except ValueError:
+            size = -1
+        if not 0 <= size <= self._most_bytes:
+            raise ValueError(f"its member {name} has no size, or a larger one than the {self._most_bytes} bytes of all")
+        self._content_bytes = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
