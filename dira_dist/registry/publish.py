@@ -14,7 +14,7 @@ from dira_dist.config import RequestError, dump_yaml, without_credentials
 from dira_dist.registry.checkpoint import FoundCheckpoint, download_checkpoint, is_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.lookup import RUN_ADDRESS
-from dira_dist.registry.registry import Metric, Registered, register
+from dira_dist.registry.registry import Metric, Registered, register_version
 from dira_dist.runs.evaluations import ranked_by
 from dira_dist.tracking.config import TrackingConfig, tracking_at
 from dira_dist.tracking.history import newest_pictures
@@ -74,10 +74,10 @@ def publish(
         metric = None if figure is None else Metric(figure, quality[figure])
         notes = {**task.notes(), "train_digest": data.get("digest", "")}
         own = {f"dira.{name}": str(value) for name, value in notes.items()} | dict(tags or {})
-        return register(config, run_id, package, metric=metric, tags=own, timeout_s=timeout_s)
+        return register_version(config, run_id, package, metric=metric, tags=own, timeout_s=timeout_s)
 
 
-def register_model(
+def register(
     source: str, *, name: str | None = None, tracking_uri: str | None = None, progress: Progress | None = None
 ) -> Registered:
     """Register what a run or a checkpoint holds: also of a job that failed, was stopped, or had no tracking.

@@ -69,7 +69,7 @@ class Registered:
         return f"models:/{self.name}/{self.version}"
 
 
-def register(
+def register_version(
     config: TrackingConfig,
     run_id: str,
     package: Package,

@@ -23,9 +23,9 @@ from dira_dist.evaluation.features import extract_features
 from dira_dist.models.model_files import ModelFacts, damaged_files, read_facts, write_checksums, write_model_folder
 from dira_dist.models.unet import UNet, UNetConfig
 from dira_dist.registry.fetch import fetch
-from dira_dist.registry.publish import register_model
+from dira_dist.registry.publish import register
 from dira_dist.registry.pull import pull
-from dira_dist.registry.registry import Metric, Registered, register
+from dira_dist.registry.registry import Metric, Registered, register_version
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.pretrain.task import packaged
@@ -95,7 +95,7 @@ def test_best_moves_only_to_a_better_value_of_the_same_metric(
 ) -> None:
     def put(value: float, metric: Metric | None) -> Registered:
         folder = another(small_folder, value, tmp_path / str(value))
-        return register(server_config, run.run_id, packaged(folder), metric=metric, tags={"method": "moco_v2"})
+        return register_version(server_config, run.run_id, packaged(folder), metric=metric, tags={"method": "moco_v2"})
 
     client = MlflowClient(mlflow_server.uri)
     name = str(server_config.register_as)
@@ -128,7 +128,7 @@ def test_a_metric_of_which_less_is_better_moves_best_downwards(
     server_config: TrackingConfig, run: TrackingRun, small_folder: Path, tmp_path: Path
 ) -> None:
     moved = [
-        register(
+        register_version(
             server_config,
             run.run_id,
             another(small_folder, value, tmp_path / str(value)),
@@ -143,7 +143,8 @@ def test_the_same_weights_of_a_run_are_registered_once(
     server_config: TrackingConfig, run: TrackingRun, small_folder: Path
 ) -> None:
     versions = [
-        register(server_config, run.run_id, packaged(small_folder), metric=Metric("m", 1.0)).version for _ in range(2)
+        register_version(server_config, run.run_id, packaged(small_folder), metric=Metric("m", 1.0)).version
+        for _ in range(2)
     ]
     assert versions == [1, 1]
 
@@ -151,7 +152,7 @@ def test_the_same_weights_of_a_run_are_registered_once(
 def test_a_version_comes_back_whole_and_runs_without_this_package(
     server_config: TrackingConfig, run: TrackingRun, model_folder: Path, network: UNet, tmp_path: Path
 ) -> None:
-    done = register(server_config, run.run_id, packaged(model_folder), metric=Metric("probe/auroc", 0.7123))
+    done = register_version(server_config, run.run_id, packaged(model_folder), metric=Metric("probe/auroc", 0.7123))
     seen: list[tuple[int, int]] = []
     folder = fetch(f"models:/{done.name}@best", tmp_path / "got", server_config, lambda *step: seen.append(step))
     assert damaged_files(folder) == []
@@ -221,7 +222,7 @@ def test_the_card_says_what_a_stranger_must_know_and_its_lines_run(
 def test_a_fetch_goes_on_and_damage_is_seen(
     server_config: TrackingConfig, run: TrackingRun, small_folder: Path, tmp_path: Path, mlflow_server: Any
 ) -> None:
-    done = register(server_config, run.run_id, packaged(small_folder))
+    done = register_version(server_config, run.run_id, packaged(small_folder))
     dest = fetch(f"runs:/{run.run_id}", tmp_path / "got", server_config, only=("model.json",))
     assert not (dest / "unet.safetensors").exists()
     untouched = (dest / "model.json").stat().st_mtime_ns
@@ -244,7 +245,7 @@ def test_a_registration_outlasts_an_outage_and_is_made_once(
     cut = server_config.model_copy(update={"uri": wire.uri})
     wire.connected = False
     with pytest.raises(RequestError, match="cannot be reached"):
-        register(cut, run.run_id, packaged(small_folder), timeout_s=0)
+        register_version(cut, run.run_id, packaged(small_folder), timeout_s=0)
     wire.refused.clear()
     with ThreadPoolExecutor(1) as other:
         registering = other.submit(register, cut, run.run_id, packaged(small_folder))
@@ -259,13 +260,13 @@ def test_a_damaged_folder_is_not_registered(server_config: TrackingConfig, small
     folder = another(small_folder, 5.0, tmp_path / "five")
     (folder / "model.json").write_text("{")
     with pytest.raises(RequestError, match=r"damaged or missing: model\.json"):
-        register(server_config, "any", packaged(folder))
+        register_version(server_config, "any", packaged(folder))
 
 
 def test_unknown_addresses_name_the_nearest(
     server_config: TrackingConfig, run: TrackingRun, small_folder: Path, tmp_path: Path
 ) -> None:
-    done = register(server_config, run.run_id, packaged(small_folder))
+    done = register_version(server_config, run.run_id, packaged(small_folder))
     wrong = {
         f"models:/{done.name[:-1]}@best": done.name,
         f"models:/{done.name}@bset": "nearest: best",
@@ -305,7 +306,7 @@ def test_a_run_whose_storage_is_out_of_reach_is_told_in_seconds(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     began_s = time.monotonic()
     with pytest.raises(RequestError, match=r"s3://bucket/runs/a/000000001: .*cannot be reached|no credentials"):
-        register_model(f"runs:/{run.run_id}", name="a", tracking_uri=server_config.uri)
+        register(f"runs:/{run.run_id}", name="a", tracking_uri=server_config.uri)
     assert time.monotonic() - began_s < 60
 
 
@@ -314,7 +315,7 @@ def test_a_sqlite_registry_works_like_a_server(
 ) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", register_as="m", system_metrics_every_s=0)
     run = TrackingRun.create(config, "job", {})
-    done = register(config, run.run_id, packaged(model_folder), metric=Metric("probe/auroc", 0.5))
+    done = register_version(config, run.run_id, packaged(model_folder), metric=Metric("probe/auroc", 0.5))
     assert done.is_best
     folder = fetch("models:/m@best", tmp_path / "got", config, only=("model.json",))
     assert json.loads((folder / "model.json").read_text())["encoder"] == "resnet18"
@@ -330,6 +331,6 @@ def test_a_model_that_0_1_0_registered_is_pulled(
     del facts["version"]  # as it was written then
     (old / "model.json").write_text(json.dumps(facts, indent=2))
     write_checksums(old)
-    done = register(server_config, run.run_id, old, metric=None, tags={})
+    done = register_version(server_config, run.run_id, old, metric=None, tags={})
     pulled = pull(done.address, tmp_path / "weights", tracking_uri=server_config.uri)
     assert load_file(pulled.path).keys() == load_file(old / "encoder.safetensors").keys()

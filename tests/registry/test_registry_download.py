@@ -17,7 +17,7 @@ from dira_dist.config import RequestError
 from dira_dist.models.model_files import write_checksums
 from dira_dist.registry.download import BLOCK_BYTES, StoreSource, download, source_of
 from dira_dist.registry.fetch import fetch
-from dira_dist.registry.registry import register
+from dira_dist.registry.registry import register_version
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.pretrain.task import packaged
@@ -192,7 +192,7 @@ def test_everything_goes_through_an_authenticating_proxy(
     run.log_metrics({"loss": 1.0}, 1)
     run.log_picture("restorations", np.zeros((8, 8, 3), np.uint8), 1)
     assert run.finish("FINISHED", timeout_s=WAIT_S)
-    done = register(config, run.run_id, packaged(a_model(tmp_path / "model", content())), timeout_s=0)
+    done = register_version(config, run.run_id, packaged(a_model(tmp_path / "model", content())), timeout_s=0)
 
     gate[1].cut_after_bytes = 2_000_000  # the answer with the large file breaks
     folder = fetch(done.address, tmp_path / "got", config)
@@ -202,7 +202,7 @@ def test_everything_goes_through_an_authenticating_proxy(
     for name, value in credentials.items():
         monkeypatch.setenv(name, value + "x")
     again = [lambda: fetch(done.address, tmp_path / "b", config), lambda: TrackingRun.create(config, "job", {})]
-    again.append(lambda: register(config, run.run_id, packaged(tmp_path / "model"), timeout_s=0))
+    again.append(lambda: register_version(config, run.run_id, packaged(tmp_path / "model"), timeout_s=0))
     for refused in again:
         with pytest.raises(RequestError, match="refuses the credentials") as told:
             refused()

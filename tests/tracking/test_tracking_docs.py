@@ -11,9 +11,9 @@ from mlflow_server import MlflowServer
 
 from dira_dist.models.model_files import ModelFacts, write_model_folder
 from dira_dist.models.unet import UNet, UNetConfig
-from dira_dist.registry.registry import register
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
+from dira_dist.training.pretrain.task import packaged
 from tests.tracking.conftest import bare_python
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -44,7 +44,7 @@ def test_fine_tuning_in_five_lines_with_mlflow_and_torch_alone(
     facts = ModelFacts("dira-cxr14", "tu-test_resnet", 1, 32)
     run = TrackingRun.create(config, "job", {})
     folder = write_model_folder(tmp_path / "model", network.state_dict(), facts, job="kind: pretrain\n")
-    register(config, run.run_id, folder, timeout_s=0)
+    register_version(config, run.run_id, packaged(folder), timeout_s=0)
     assert run.finish("FINISHED")
 
     tuning, features = blocks(PAGE)

@@ -15,9 +15,10 @@ from mlflow_server import MlflowServer, Wire, free_port
 from safetensors.torch import save_file
 
 from dira_dist.models.model_files import write_checksums
-from dira_dist.registry.registry import Metric, register
+from dira_dist.registry.registry import Metric
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
+from dira_dist.training.pretrain.task import packaged
 
 WAIT_S = 60
 # PostgreSQL refuses to run as root.
@@ -86,6 +87,6 @@ def test_an_outage_a_lost_answer_and_a_registration(
     save_file({"encoder.weight": torch.ones(1)}, tmp_path / "model" / "unet.safetensors")
     write_checksums(tmp_path / "model")
     for metric in (Metric("probe/auroc", 0.7), Metric("probe/auroc", 0.9)):  # the second time it is known already
-        done = register(config, run.run_id, tmp_path / "model", metric=metric, timeout_s=0)
+        done = register_version(config, run.run_id, packaged(tmp_path / "model"), metric=metric, timeout_s=0)
         assert (done.version, done.is_best) == (1, True)
     wire.close()

@@ -18,7 +18,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.evaluation.features import extract_features
 from dira_dist.jobs.load import load_job
-from dira_dist.registry.publish import publish, register_model
+from dira_dist.registry.publish import publish, register
 from dira_dist.registry.pull import pull
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation
 from dira_dist.tracking.config import TrackingConfig
@@ -140,7 +140,7 @@ def test_from_a_restarted_run_to_features_in_bare_environments(
         next_run.log_checkpoint(address, 5)
         assert next_run.finish("FINISHED", timeout_s=WAIT_S)
         source = f"runs:/{next_run.run_id}" if number == 2 else address  # by the run, and by the checkpoint
-        assert register_model(source, tracking_uri=config.uri).version == number
+        assert register(source, tracking_uri=config.uri).version == number
         best_after.append(int(client.get_registered_model("dira-cxr14").aliases["best"]))
     assert best_after == [1, 3]
     keys = [each["Key"] for each in boto3.client("s3").list_objects_v2(Bucket=s3.bucket)["Contents"]]
@@ -225,7 +225,7 @@ def test_a_checkpoint_without_a_run_gets_one_when_it_is_registered(tmp_path: Pat
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     job = a_job("untracked", str(tmp_path / "runs"))
     address = stored(checkpoint_of(networks_of(job), job, "", 7), tmp_path / "w", {"probe/auroc": 0.6})
-    done = register_model(address, name="other", tracking_uri=uri)
+    done = register(address, name="other", tracking_uri=uri)
     assert (done.address, done.is_best) == ("models:/other/1", True)
     client = MlflowClient(uri)
     run = client.get_run(str(client.get_model_version("other", "1").run_id))
@@ -286,5 +286,5 @@ def test_what_cannot_be_registered_is_refused(tmp_path: Path, monkeypatch: pytes
     }
     for (source, where, name), words in cases.items():
         with pytest.raises(RequestError, match=words):
-            register_model(source, name=name, tracking_uri=where)
+            register(source, name=name, tracking_uri=where)
     assert MlflowClient(uri).search_registered_models() == []

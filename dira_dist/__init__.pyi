@@ -1,0 +1,25 @@
+"""The public names, each in its home; ``__init__.py`` imports them when they are first used."""
+
+from .cluster.fit.outcome import Outcome as Outcome
+from .cluster.run import run as run
+from .cluster.submit.jobs import describe as describe
+from .cluster.submit.jobs import submission as submission
+from .cluster.submit.jobs import submissions as submissions
+from .cluster.submit.kubernetes import render as render
+from .cluster.submit.submit import submit as submit
+from .cluster.tune.search import SearchOutcome as SearchOutcome
+from .config import JobFailedError as JobFailedError
+from .config import RequestError as RequestError
+from .data.ingest import ShardOptions as ShardOptions
+from .data.ingest import parse_split as parse_split
+from .data.ingest import shard as shard
+from .data.verify import verify as verify
+from .jobs.check import check as check
+from .jobs.load import job_schema as job_schema
+from .jobs.load import load_job as load_job
+from .jobs.pretrain import PretrainJob as PretrainJob
+from .quickstart.quickstart import run_quickstart as run_quickstart
+from .registry.publish import register as register
+from .registry.pull import pull as pull
+
+__version__: str
