@@ -11,6 +11,7 @@ from mlflow_server import MlflowServer
 
 from dira_dist.models.model_files import ModelFacts, write_model_folder
 from dira_dist.models.unet import UNet, UNetConfig
+from dira_dist.registry.registry import register_version
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.pretrain.task import packaged

@@ -15,7 +15,7 @@ from mlflow_server import MlflowServer, Wire, free_port
 from safetensors.torch import save_file
 
 from dira_dist.models.model_files import write_checksums
-from dira_dist.registry.registry import Metric
+from dira_dist.registry.registry import Metric, register_version
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.pretrain.task import packaged
