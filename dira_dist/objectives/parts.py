@@ -21,6 +21,12 @@ ADVERSARIAL: Part = "adversarial"
 OPPONENT = "discriminator"
 """The loss that the adversary itself minimises; it has no weight, for it is not the U-Net's."""
 
+LOSSES: tuple[str, ...] = (*get_args(Part), OPPONENT)
+"""Names of the losses that a stage may report, in DiRA's order."""
+SHORT_NAMES: Mapping[str, str] = dict(zip(LOSSES, ("di", "re", "adv", "D"), strict=True))
+"""For a line that shows them side by side."""
+OBJECTIVE_HELP = "di: discriminative; dir: and restorative; dira: and adversarial; re, rea: without discriminative"
+
 _PARTS: dict[Objective, tuple[Part, ...]] = {
     "di": (DISCRIMINATIVE,),
     "dir": (DISCRIMINATIVE, RESTORATIVE),

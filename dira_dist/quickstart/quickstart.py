@@ -16,6 +16,7 @@ from dira_dist.data.ingest import ShardOptions, ShardReport, shard
 from dira_dist.evaluation.pictures import RESTORATIONS
 from dira_dist.jobs.load import LoadedJob, load_training_job
 from dira_dist.metrics import KNN_ACCURACY, KNN_AUROC, LOSS, PSNR, RANKME, SSIM
+from dira_dist.objectives.parts import DISCRIMINATIVE, LOSSES
 from dira_dist.quickstart.embedded_s3 import embedded_s3
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.registry.pull import Pulled, pull
@@ -24,7 +25,6 @@ from dira_dist.tracking.history import metric_history, save_pictures
 IMAGES = 384
 IMAGE_SIZE_PX = 96
 BUCKET = "quickstart"
-LOSSES = ("discriminative", "restorative", "adversarial", "discriminator")
 JOB_FILE = Path(__file__).parent / "jobs" / "pretrain-quickstart.yaml"
 
 
@@ -113,7 +113,7 @@ def _first_and_last_losses(loaded: LoadedJob, run_id: str) -> dict[str, tuple[fl
     queue_full_step = loaded.public["method"]["queue_size"] // job.data.global_batch
     found = {}
     for name in LOSSES:
-        since = queue_full_step + job.tracking.log_every_steps if name == "discriminative" else 0
+        since = queue_full_step + job.tracking.log_every_steps if name == DISCRIMINATIVE else 0
         history = metric_history(job.tracking, run_id, LOSS.of(name))
         values = [value for step, value in history if step >= since]
         found[name] = (values[0], values[-1])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from dira_dist.metrics import COLLAPSED, FEATURE_STD, LOSS, PROBE_AUROC, RANKME
 from dira_dist.objectives.adversarial import AdversarialLoss
+from dira_dist.objectives.parts import DISCRIMINATIVE, RESTORATIVE
 
 UNDECIDED_LOSS: dict[AdversarialLoss, float] = {"lsgan": 0.25, "bce": math.log(2), "hinge": 1.0}
 """The discriminator's loss where it tells nothing: the best single score for real and restored patches alike."""
@@ -24,7 +25,7 @@ LOSS_FALL = 0.01
 PROBE_FALL = 0.05
 """Fall of an AUROC that is told where the evaluations have no intervals."""
 
-_LOSSES = (LOSS.of("discriminative"), LOSS.of("restorative"))
+_LOSSES = (LOSS.of(DISCRIMINATIVE), LOSS.of(RESTORATIVE))
 _HEALTH = {RANKME.name: "effective rank", FEATURE_STD.name: "spread per dimension"}
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from dira_dist.background import Background
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.metrics import DATA_WAIT_SHARE, IMAGES_PER_S, LOSS
+from dira_dist.objectives.parts import SHORT_NAMES
 from dira_dist.training.stages import Plan, StageSpan
 
 OnReport = Callable[[int, Mapping[str, float]], None]
@@ -21,15 +22,16 @@ _POLL_S = 0.5
 _READ_TIMEOUT_S = 5.0
 _LINE_EVERY_S = 15.0
 _BEFORE_THE_FIRST_STEP = "starting workers"
-_SHORT_NAMES = {"discriminative": "di", "restorative": "re", "adversarial": "adv", "discriminator": "D"}
+_TOTAL = "total"
 
 
 def describe(plan: Plan, step: int, figures: Mapping[str, float]) -> str:
     """Stage, step of steps, losses, images/s and share of time waiting for data, in one line."""
     span = _span_at(plan, step)
     parts = [f"{span.name} ({span.number + 1}/{len(plan.spans)})", f"step {step}/{plan.steps}"]
-    losses = {short: figures.get(LOSS.of(name)) for name, short in _SHORT_NAMES.items()}
-    parts += [f"{short} {loss:.4g}" for short, loss in losses.items() if loss is not None]
+    found = {LOSS.member(name): loss for name, loss in figures.items() if LOSS.covers(name)}
+    order = [*(name for name in SHORT_NAMES if name in found), *sorted(found.keys() - SHORT_NAMES.keys() - {_TOTAL})]
+    parts += [f"{SHORT_NAMES.get(name, name)} {found[name]:.4g}" for name in order]
     if (rate := figures.get(IMAGES_PER_S.name)) is not None:
         parts.append(f"{rate:.3g} images/s")
     if (wait := figures.get(DATA_WAIT_SHARE.name)) is not None:

@@ -13,6 +13,7 @@ from dira_dist.metrics import PROBE_AUROC, RANKME
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
 from dira_dist.objectives.parts import (
+    OBJECTIVE_HELP,
     PUBLISHED_WEIGHTS,
     ActiveParts,
     LossWeights,
@@ -42,9 +43,7 @@ class PretrainStage(StageConfig):
     """One stage. What it leaves out, it takes from the job's own ``data``, ``optimizer`` and ``loss_weights``; of an
     optimiser of another name it takes nothing."""
 
-    objective: Objective = Field(
-        description="di: discriminative; dir: and restorative; dira: and adversarial; re, rea: without discriminative"
-    )
+    objective: Objective = Field(description=OBJECTIVE_HELP)
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_weights: LossWeights = LossWeights()
 
