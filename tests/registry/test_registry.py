@@ -131,7 +131,7 @@ def test_a_metric_of_which_less_is_better_moves_best_downwards(
         register_version(
             server_config,
             run.run_id,
-            another(small_folder, value, tmp_path / str(value)),
+            packaged(another(small_folder, value, tmp_path / str(value))),
             metric=Metric("val/loss", value, higher_is_better=False),
         ).is_best
         for value in (2.0, 3.0, 1.0)
@@ -331,6 +331,6 @@ def test_a_model_that_0_1_0_registered_is_pulled(
     del facts["version"]  # as it was written then
     (old / "model.json").write_text(json.dumps(facts, indent=2))
     write_checksums(old)
-    done = register_version(server_config, run.run_id, old, metric=None, tags={})
+    done = register_version(server_config, run.run_id, packaged(old), metric=None, tags={})
     pulled = pull(done.address, tmp_path / "weights", tracking_uri=server_config.uri)
     assert load_file(pulled.path).keys() == load_file(old / "encoder.safetensors").keys()

@@ -62,9 +62,9 @@ def _places(arguments: Any) -> set[str]:
 @pytest.fixture(autouse=True)
 def _no_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     unused = {restore: unused_parameters(MODEL, restore) for restore in (False, True)}
-    monkeypatch.setattr("dira_dist.training.networks.unused_parameters", lambda _, restore: unused[restore])
-    monkeypatch.setattr("dira_dist.training.step.prepare", lambda *_: None)  # they are there already
-    monkeypatch.setattr("dira_dist.training.step.distribute", lambda module, _: module)
+    monkeypatch.setattr(UNetConfig, "unused_parameters", lambda _, restore: unused[restore])
+    monkeypatch.setattr("dira_dist.training.pretrain.task.prepare", lambda *_: None)  # they are there already
+    monkeypatch.setattr("dira_dist.training.pretrain.losses.distribute", lambda module, _: module)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
 

@@ -411,12 +411,11 @@ def test_a_size_for_another_number_of_axes_is_refused() -> None:
 def test_each_sequence_of_a_sample_is_changed_as_grey_is(canvas: tuple[int, ...]) -> None:
     sequences = random_images(5, 4, *canvas)
     together = make(sequences, in_channels=4)
-    assert together.target is not None and together.target.shape[1] == 1 and together.view_1.shape[1] == 4
+    assert together.target is not None and together.target.shape[1] == 4 and together.view_1.shape[1] == 4
     singly = [make(sequences[:, [k]]) for k in range(4)]
     for view in ("view_1", "view_2"):
         assert torch.equal(getattr(together, view), torch.cat([getattr(each, view) for each in singly], 1))
-    wanted = torch.stack([each.target for each in singly if each.target is not None]).mean(0)
-    torch.testing.assert_close(together.target, wanted)
+    assert torch.equal(together.target, torch.cat([each.target for each in singly if each.target is not None], 1))
 
 
 @pytest.mark.parametrize(
