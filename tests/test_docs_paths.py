@@ -44,7 +44,8 @@ def _is_bound(name: str) -> bool:
 
 def _source(module: str) -> Path | None:
     base = ROOT / Path(*module.split("."))
-    return next((each for each in (base.with_suffix(".py"), base / "__init__.py") if each.exists()), None)
+    places = (base.with_suffix(".py"), base / "__init__.pyi", base / "__init__.py")  # a stub lists what comes lazily
+    return next((each for each in places if each.exists()), None)
 
 
 def _names_in(source: Path) -> set[str]:

@@ -415,8 +415,8 @@ def probe_metrics(config: ProbeConfig, train: LabelledSet, val: LabelledSet) -> 
     """
     kept, common = apart(train.groups, val.groups)
     train = train.take(kept)
-    learned, judged = shared_classes(train.labels, val.labels, config.label)
-    train, val = train.take(learned), val.take(judged)
+    learned, evaluated = shared_classes(train.labels, val.labels, config.label)
+    train, val = train.take(learned), val.take(evaluated)
     groups = {"train_groups": train.groups, "val_groups": val.groups}
     targets = encode_labels(train.labels, val.labels, config.label, **groups)
     k = choose_k(train.features, targets, config.neighbours, config.temperature)

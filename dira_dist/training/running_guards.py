@@ -38,7 +38,7 @@ class RunningGuards:
     """
 
     adversarial: AdversarialLoss | None = None
-    _told: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
     _won_reports: int = 0
     _losses: dict[str, dict[int, float]] = field(default_factory=lambda: {name: {} for name in _LOSSES})
     _evaluations: dict[int, Mapping[str, float]] = field(default_factory=dict)
@@ -75,9 +75,9 @@ class RunningGuards:
         return found
 
     def _once(self, guard: str, text: str) -> list[str]:
-        if not text or guard in self._told:
+        if not text or guard in self._reported:
             return []
-        self._told.add(guard)
+        self._reported.add(guard)
         return [text]
 
     def _discriminator_has_won(self, figures: Mapping[str, float]) -> str:

@@ -13,7 +13,8 @@ from rich.console import Console
 
 import dira_dist
 from dira_dist.cluster.tune import controller as controller_module
-from dira_dist.cluster.tune.search import claim_search, trials_at_once, tuner
+from dira_dist.cluster.tune import tuner
+from dira_dist.cluster.tune.search import claim_search, trials_at_once
 from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP
 from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError

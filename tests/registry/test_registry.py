@@ -248,7 +248,7 @@ def test_a_registration_outlasts_an_outage_and_is_made_once(
         register_version(cut, run.run_id, packaged(small_folder), timeout_s=0)
     wire.refused.clear()
     with ThreadPoolExecutor(1) as other:
-        registering = other.submit(register, cut, run.run_id, packaged(small_folder))
+        registering = other.submit(register_version, cut, run.run_id, packaged(small_folder))
         assert wire.refused.wait(60)
         wire.connected = True
         assert registering.result(60).version == 1
