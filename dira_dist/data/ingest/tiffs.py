@@ -1,0 +1,114 @@
+"""TIFF: each page that is a picture of its own, whatever its numbers, inks, palette or compression."""
+
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dira_dist.data.ingest.failures import UnreadableError
+from dira_dist.data.ingest.greyscale import colour_of, grey_of
+from dira_dist.data.ingest.picture import Picture, Range, RasterRules, turned
+from dira_dist.data.ingest.pixels import Pixels
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_WHITE_IS_ZERO, _RGB, _PALETTE, _MASK_OF_TRANSPARENCY, _INKS, _YCBCR = 0, 2, 3, 4, 5, 6
+_UNREAD = {8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "a camera's raw pattern", 32844: "LogL", 32845: "LogLuv"}
+_JPEGS = (6, 7, 34933)
+_ORIENTATION = 274
+
+
+def read_tiff(data: bytes, rules: RasterRules) -> Iterator[Picture]:
+    """The pictures of a TIFF: its pages without masks, thumbnails and the smaller levels of a pyramid.
+
+    Raises:
+        UnreadableError: it holds what is not read, or more than the rules allow to decode.
+        Exception: of other kinds, from the decoders, for a damaged file.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        if _is_hidden_stack(file):
+            yield from _read_stack(file, rules)
+            return
+        for page in picture_pages(file):
+            _check(page, rules)
+            yield _picture(page.asarray(), page, rules)
+
+
+def picture_pages(file: "TiffFile") -> "Iterator[TiffPage]":
+    """Pages that are pictures of their own; the first one, where the file calls all of them something else."""
+    import tifffile
+
+    pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+    own = [page for page in pages if not int(page.subfiletype) & (_REDUCED | _MASK) and page.photometric != _MASK_OF_TRANSPARENCY]
+    yield from own or pages[:1]
+
+
+def _is_hidden_stack(file: "TiffFile") -> bool:
+    """ImageJ writes large stacks behind one page that describes only the first of them."""
+    return bool(file.is_imagej) and len(file.pages) == 1 and bool(file.series) and file.series[0].ndim > file.pages.first.ndim
+
+
+def _read_stack(file: "TiffFile", rules: RasterRules) -> Iterator[Picture]:
+    page = file.pages.first
+    _check(page, rules)
+    planes = file.series[0].asarray()
+    for plane in planes.reshape(-1, *page.shape):
+        yield _picture(plane, page, rules)
+
+
+def _check(page: "TiffPage", rules: RasterRules) -> None:
+    rules.check_size(page.imagelength * max(1, page.imagedepth), page.imagewidth, page.samplesperpixel)
+    if page.photometric in _UNREAD:
+        raise UnreadableError(f"its colours are {_UNREAD[int(page.photometric)]}, which is not read")
+
+
+def _picture(values: NDArray[Any], page: "TiffPage", rules: RasterRules) -> Picture:
+    if values.ndim == 3 and page.axes.startswith("S"):
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and page.imagedepth > 1):
+        raise UnreadableError(f"its shape is {values.shape}, where an image has two dimensions and channels")
+    pixels, used, lost = _pixels(values, page, rules)
+    orientation = int(page.tags.valueof(_ORIENTATION, 1))
+    pixels = turned(pixels, orientation)
+    tags = {} if used is None else {"intensity": {"low": used[0], "high": used[1]}}
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), tags, orientation, lost)
+
+
+def _pixels(values: NDArray[Any], page: "TiffPage", rules: RasterRules) -> tuple[Pixels, Range | None, bool]:
+    channels = values.shape[2] if values.ndim == 3 else 1
+    if page.photometric == _PALETTE and page.colormap is not None:
+        return *_through_palette(values, page.colormap), False
+    if page.photometric == _INKS and channels >= 4:
+        return _from_inks(values[:, :, :4]), None, False
+    if page.photometric == _YCBCR and channels == 3 and page.compression not in _JPEGS and values.dtype == np.uint8:
+        return np.asarray(Image.fromarray(values, "YCbCr").convert("RGB")), None, False
+    if channels >= 3 and page.photometric in (_RGB, _YCBCR):
+        return colour_of(values, rules)
+    first = values if values.ndim == 2 else np.ascontiguousarray(values[:, :, 0])
+    bits = page.bitspersample if isinstance(page.bitspersample, int) and values.dtype.kind == "u" else None
+    pixels, used = grey_of(first, rules, bits)
+    if page.photometric == _WHITE_IS_ZERO:
+        np.subtract(np.iinfo(pixels.dtype).max, pixels, out=pixels := pixels.copy() if not pixels.flags.writeable else pixels)
+    return pixels, used, False
+
+
+def _through_palette(indices: NDArray[Any], colours: NDArray[Any]) -> tuple[Pixels, None]:
+    """Colour maps hold 16 bits by the standard, and 8 by the habit of some writers."""
+    table = colours if colours.max() < 256 else colours >> 8
+    return np.ascontiguousarray(table.astype(np.uint8).T)[indices], None
+
+
+def _from_inks(inks: NDArray[Any]) -> Pixels:
+    if inks.dtype == np.uint16:
+        inks = (inks >> 8).astype(np.uint8)
+    if inks.dtype != np.uint8:
+        raise UnreadableError(f"its inks are numbers of the kind {inks.dtype}, which is not read")
+    return np.asarray(Image.fromarray(np.ascontiguousarray(inks), "CMYK").convert("RGB"))
