@@ -88,7 +88,7 @@ def shard(
     coding: Annotated[str, typer.Option(help="png (lossless) or jpeg")] = "png",
     jpeg_quality: Annotated[int, typer.Option(help="1 to 100")] = 95,
     content: Annotated[
-        str | None, typer.Option(help="images or volumes; volumes where there is only NIfTI if left out")
+        str | None, typer.Option(help="images, slices (of volumes) or volumes; volumes where there are only such if left out")
     ] = None,
     samples_per_shard: Annotated[
         int | None, typer.Option(help="files per tar; chosen by their number if left out")
@@ -96,7 +96,24 @@ def shard(
     mode: Annotated[
         str | None, typer.Option(help="L, I;16 or RGB; the richest of a sample of files if left out")
     ] = None,
-    intensity: Annotated[str, typer.Option(help="DICOM grey values: window or full")] = "window",
+    intensity: Annotated[
+        str,
+        typer.Option(help="values to grey: window, full, range:LOW,HIGH (HU: range:-1000,400) or percentiles:LOW,HIGH"),
+    ] = "window",
+    axis: Annotated[str, typer.Option(help="slices of volumes: axial, coronal or sagittal")] = "axial",
+    every: Annotated[int, typer.Option(help="takes every so many slices of a volume")] = 1,
+    include: Annotated[
+        str | None,
+        typer.Option(help="A,B: DICOM objects left out otherwise: segmentation, dose, localizer, report, for-processing"),
+    ] = None,
+    spacing_tolerance: Annotated[
+        float, typer.Option(help="how far a step between slices may differ from the usual, as a share of it")
+    ] = 0.05,
+    tilt: Annotated[str, typer.Option(help="slices of a tilted gantry: correct or refuse")] = "correct",
+    volume_masks: Annotated[
+        str, typer.Option(help="a volume's mask must match its voxels, or is resampled: match or resample")
+    ] = "match",
+    volume_budget_gib: Annotated[float, typer.Option(help="larger volumes are named, not read")] = 2.0,
     labels: Annotated[str | None, typer.Option(help="CSV with a row per image, or the word `folders`")] = None,
     image_column: Annotated[str, typer.Option(help="column that names the image's file")] = "image",
     label_columns: Annotated[
@@ -105,7 +122,7 @@ def shard(
     boxes: Annotated[str | None, typer.Option(help="CSV with columns x, y, width, height in px")] = None,
     masks: Annotated[str | None, typer.Option(help="folder with a label map for each image, named like it")] = None,
     split: Annotated[str | None, typer.Option(help="parts and shares, such as train=0.9,val=0.1")] = None,
-    group_by: Annotated[str | None, typer.Option(help="column whose groups stay in one part, such as patient")] = None,
+    group_by: Annotated[str | None, typer.Option(help="what stays in one part: a column, PatientID, folder or none; DICOM's patient if left out")] = None,
     salt_file: Annotated[
         Path | None, typer.Option(help="secret behind the samples' keys; one per user if left out")
     ] = None,
@@ -131,6 +148,13 @@ def shard(
         "samples_per_shard": samples_per_shard,
         "mode": mode,
         "intensity": intensity,
+        "axis": axis,
+        "every": every,
+        "include": include.split(",") if include else [],
+        "spacing_tolerance": spacing_tolerance,
+        "tilt": tilt,
+        "volume_masks": volume_masks,
+        "volume_budget_gib": volume_budget_gib,
         "labels": labels,
         "image_column": image_column,
         "label_columns": label_columns.split(",") if label_columns else None,

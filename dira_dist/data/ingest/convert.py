@@ -1,21 +1,30 @@
 """One item of a plan to samples of a shard: read, bring to the set's mode, resize once, code, and say what is known."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dira_dist.data.ingest import pixels as px
+from dira_dist.data.ingest.assembly import read_stack
+from dira_dist.data.ingest.greys import read_dicom
+from dira_dist.data.ingest.intensity import Mapping as Greying
+from dira_dist.data.ingest.intensity import parse_intensity
+from dira_dist.data.ingest.itk import read_itk
 from dira_dist.data.ingest.listing import one_file_of
+from dira_dist.data.ingest.nifti import read_nifti
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.pixels import PictureMode, Pixels
-from dira_dist.data.ingest.plan import Item
+from dira_dist.data.ingest.plan import VOLUME_KINDS, Item
 from dira_dist.data.ingest.readers import Picture, UnreadableError, read_pictures
+from dira_dist.data.ingest.slices import slices_of, upright
 from dira_dist.data.ingest.tables import Box, scale_boxes
-from dira_dist.data.ingest.volumes import Volume, read_nifti, read_series
+from dira_dist.data.ingest.volumes import Volume, mask_problem, resampled_mask
 from dira_dist.data.shards import Sample
 from dira_dist.data.store import open_store
 
@@ -29,11 +38,24 @@ class Task:
     boxes: Sequence[Box] = ()
     mask: str | None = None
     group: str | None = None
+    scale: Greying | None = None
 
     def record(self) -> dict[str, Any]:
         """What every sample of the item carries in its JSON member."""
         record: dict[str, Any] = {"labels": self.labels, "boxes": []}
         return record | ({"split_group": self.group} if self.group else {})
+
+
+@dataclass
+class Told:
+    """What is said of an item beside its samples: whether pixels lost depth or colour to the set's mode, and notes."""
+
+    converted: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, *texts: str) -> None:
+        """Remembers what was not said before."""
+        self.notes += [text for text in texts if text not in self.notes]
 
 
 class Converter:
@@ -51,42 +73,55 @@ class Converter:
         self._options, self._mode = options, mode
 
     def fetch(self, task: Task) -> list[bytes]:
-        """The task's files, the mask last.
+        """The task's files, the mask last; those of a series are read as they are needed, one after another.
 
         Raises:
             UnreadableError: one of them has gone, or may not be read.
             RequestError, StoreError: trouble with the store is not the file's fault, and is raised as it is.
         """
-        with one_file_of(self._source):
-            files = [self._source.read_bytes(file) for file in task.item.files]
+        files = [] if task.item.kind == "series" else [self._read(file) for file in task.item.files]
         if task.mask is not None:
             assert self._masks is not None
             with one_file_of(self._masks):
                 files.append(self._masks.read_bytes(task.mask))
         return files
 
-    def samples(self, task: Task, files: list[bytes]) -> tuple[list[Sample], bool]:
-        """The samples, and whether pixels lost depth or colour to the set's mode.
+    def _read(self, file: str) -> bytes:
+        with one_file_of(self._source):
+            return self._source.read_bytes(file)
+
+    def samples(self, task: Task, files: list[bytes], told: Told) -> Iterator[Sample]:
+        """The samples, one by one; what is to be said of them is added to ``told``.
 
         Raises:
             Exception: of any kind, from the decoders, for a file that cannot be read.
         """
         mask = files.pop() if task.mask is not None else None
-        if task.item.kind in ("nifti", "series"):
-            return [self._volume_sample(task, files, mask)], False
-        assert task.item.kind != "series"
-        options = self._options
-        pictures = list(read_pictures(files[0], task.item.kind, options.intensity, options.image_size))
-        if not pictures:
+        if task.item.kind in VOLUME_KINDS:
+            yield from self._volume_samples(task, files, mask, told)
+            return
+        pictures = self._pictures(task, files[0])
+        head = list(islice(pictures, 2))
+        if not head:
             raise UnreadableError("it holds no image")
-        if len(pictures) > 1:  # nothing says which frame boxes and mask belong to
-            samples = [
-                self._picture_sample(picture, f"{task.item.key}-{number:04d}", {**task.record(), "frame": number})
-                for number, picture in enumerate(pictures)
-            ]
-        else:
-            samples = [self._only_picture_sample(task, pictures[0], mask)]
-        return samples, any(self._loses(picture.pixels) for picture in pictures)
+        if len(head) == 1:
+            yield self._only_picture_sample(task, self._heard(head[0], told), mask)
+            return
+        for number, picture in enumerate(chain(head, pictures)):  # nothing says which frame boxes and mask belong to
+            record = {**task.record(), "frame": number}
+            yield self._picture_sample(self._heard(picture, told), f"{task.item.key}-{number:04d}", record)
+
+    def _pictures(self, task: Task, data: bytes) -> Iterator[Picture]:
+        kind, options = task.item.kind, self._options
+        if kind == "dicom":
+            return read_dicom(data, parse_intensity(options.intensity), task.scale, options.volume_budget_bytes)
+        assert kind in ("raster", "tiff")
+        return read_pictures(data, kind, options.image_size)
+
+    def _heard(self, picture: Picture, told: Told) -> Picture:
+        told.note(*picture.notes)
+        told.converted = told.converted or self._loses(picture.pixels)
+        return picture
 
     def _loses(self, pixels: Pixels) -> bool:
         own = px.mode_of(pixels)
@@ -116,24 +151,65 @@ class Converter:
             mask=mask,
         )
 
-    def _volume_sample(self, task: Task, files: list[bytes], mask: bytes | None) -> Sample:
-        volume = read_nifti(files[0]) if task.item.kind == "nifti" else read_series(files)
-        depth, height, width = volume.voxels.shape
-        record = {"shape": [depth, height, width], "spacing_mm": list(volume.spacing_mm), **volume.tags}
-        return Sample(
+    def _volume_samples(self, task: Task, files: list[bytes], mask: bytes | None, told: Told) -> Iterator[Sample]:
+        volume = self._volume(task.item, files)
+        files.clear()
+        told.note(*volume.notes)
+        labels = self._volume_mask(mask, PurePosixPath(task.mask).name, volume, told) if mask and task.mask else None
+        if self._mode is not None:
+            yield from self._slice_samples(task, volume, labels, told)
+            return
+        _, height, width = volume.voxels.shape
+        yield Sample(
             key=task.item.key,
             image=px.encode_array(volume.voxels),
             encoding="npy",
             height_px=height,
             width_px=width,
-            record=task.record() | record,
-            mask=_coded_volume_mask(mask, volume) if mask is not None else None,
+            record=task.record() | volume.geometry() | volume.tags,
+            mask=px.encode_array(labels) if labels is not None else None,
         )
 
+    def _volume(self, item: Item, files: list[bytes]) -> Volume:
+        budget = self._options.volume_budget_bytes
+        if item.kind == "nifti":
+            return read_nifti(files, budget)
+        if item.kind == "itk":
+            return read_itk(files[0], PurePosixPath(item.files[0]).suffix.lower(), budget)
+        assert item.stack is not None
+        return read_stack(item.stack, self._read, budget)
+
+    def _volume_mask(self, data: bytes, name: str, volume: Volume, told: Told) -> Pixels | None:
+        """The label map on the volume's voxels; none, with a word, where it does not lie on them."""
+        budget = self._options.volume_budget_bytes
+        suffix = PurePosixPath(name.lower()).suffix
+        mask = read_itk(data, suffix, budget) if suffix in (".nrrd", ".mha") else read_nifti([data], budget)
+        problem = mask_problem(mask, volume)
+        if not problem:
+            return mask.voxels
+        if self._options.volume_masks == "resample":
+            told.note(f"{problem}; it is resampled to the nearest voxel")
+            return resampled_mask(mask, volume)
+        told.note(f"{problem}: its mask is left out; --volume-masks resample fits it by the headers of both")
+        return None
+
+    def _slice_samples(self, task: Task, volume: Volume, labels: Pixels | None, told: Told) -> Iterator[Sample]:
+        options = self._options
+        found = 0
+        for number, picture in slices_of(volume, options.axis, options.every, parse_intensity(options.intensity)):
+            found += 1
+            mask = None
+            if labels is not None:
+                flat = np.ascontiguousarray(upright(labels, options.axis, number)).astype(np.uint8)
+                mask = px.encode(px.resize_labels(flat, *self._size_of(picture)), "png")
+            key = f"{task.item.key}-{number:04d}"
+            yield self._picture_sample(self._heard(picture, told), key, task.record(), mask)
+        if not found:
+            raise UnreadableError("each of its slices holds one value only")
 
 def _scaled_tags(picture: Picture, size_px: tuple[int, int]) -> dict[str, Any]:
     tags = dict(picture.tags)
-    if "pixel_spacing_mm" in tags:
+    if tags.get("pixel_spacing_mm"):
         factors = (now / before for before, now in zip(picture.original_px, size_px, strict=True))
         tags["pixel_spacing_mm"] = [
             round(length / factor, 6) for length, factor in zip(tags["pixel_spacing_mm"], factors, strict=True)
@@ -154,10 +230,3 @@ def _coded_mask(data: bytes, original_px: tuple[int, int], size_px: tuple[int, i
     if labels.min() < 0 or labels.max() > 255:
         raise UnreadableError("its mask holds values beyond 0 to 255")
     return px.encode(px.resize_labels(labels.astype(np.uint8), *size_px), "png")
-
-
-def _coded_volume_mask(data: bytes, volume: Volume) -> bytes:
-    labels = read_nifti(data).voxels
-    if labels.shape != volume.voxels.shape:
-        raise UnreadableError(f"its mask is of shape {labels.shape}, it {volume.voxels.shape}")
-    return px.encode_array(labels)

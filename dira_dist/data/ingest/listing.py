@@ -1,7 +1,6 @@
 """What lies in a source: its image files, their kinds, label maps beside them, and what DICOM headers tell a plan."""
 
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,8 +10,9 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from dira_dist.config import RequestError
+from dira_dist.data.ingest.dicom import looks_like_dicom
 from dira_dist.data.ingest.names import name_bytes
-from dira_dist.data.ingest.readers import SUFFIXES, FileKind, UnreadableError, discreetly
+from dira_dist.data.ingest.readers import SUFFIXES, FileKind, UnreadableError
 from dira_dist.data.ingest.salt import Salt
 from dira_dist.data.ingest.tables import stem_of
 from dira_dist.data.store import (
@@ -29,7 +29,6 @@ ResultT = TypeVar("ResultT")
 
 _THREADS = 16
 _BATCH = 1024
-_HEADER_BYTES = 8 << 20  # identity and series stand in the first groups of a file, long before this
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def list_source(source: str, masks: str | None, salt: Salt) -> Listing:
     ignored = 0
     visible = (found for found in store.list() if not _is_hidden(found.key))
     candidates = (found for found in visible if not (inside and found.key.startswith(inside)))
-    for found, kind in _in_threads(lambda found: _kind_or_trouble(store, found.key), candidates):
+    for found, kind in in_threads(lambda found: _kind_or_trouble(store, found.key), candidates):
         if kind is None:
             ignored += 1
         elif isinstance(kind, UnreadableError):
@@ -76,7 +75,7 @@ def list_source(source: str, masks: str | None, salt: Salt) -> Listing:
             digest.update(name_bytes(f"{found.key}\0{found.bytes}\0{found.etag}\n"))
     if not files:
         raise RequestError(
-            f"no images in {source}: of {ignored} files none is PNG, JPEG, TIFF, DICOM or NIfTI "
+            f"no images in {source}: of {ignored} files none is PNG, JPEG, TIFF, DICOM, NIfTI, NRRD or MHA "
             f"(by suffix: {', '.join(SUFFIXES)}; DICOM also without one)."
         )
     label_maps = list_masks(masks, digest.update) if masks else {}
@@ -116,7 +115,7 @@ def _kind_or_trouble(store: Store, key: str) -> FileKind | UnreadableError | Non
 
 
 def kind_of(store: Store, key: str) -> FileKind | None:
-    """By its suffix; a file without one, or with a number for one, by DICOM's mark at byte 128.
+    """By its suffix; a file without one, or with a number for one, by DICOM's mark or a data set without it.
 
     Raises:
         UnreadableError: the file must be looked into, and cannot be.
@@ -129,7 +128,7 @@ def kind_of(store: Store, key: str) -> FileKind | None:
     if name.startswith("dicomdir") or (suffix and not suffix[1:].isdigit()):
         return None
     with one_file_of(store), store.open(key) as stream:
-        return "dicom" if stream.read(132)[128:] == b"DICM" else None
+        return "dicom" if looks_like_dicom(stream.read(132)) else None
 
 
 def list_masks(address: str, note: Callable[[bytes], None]) -> dict[str, str]:
@@ -154,39 +153,9 @@ def without_suffix(key: str) -> str:
     return str(PurePosixPath(key).with_name(stem_of(key)))
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the plan must know of a DICOM file; ``problem`` says why it cannot be read."""
-
-    patient: str
-    series: str
-    problem: str = ""
-
-
-def read_headers(store: Store, files: Iterable[str]) -> dict[str, Header]:
-    """Patient and series of DICOM files, by path."""
-    with discreetly():
-        return dict(_in_threads(lambda file: _read_header(store, file), files))
-
-
-def _in_threads(action: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[tuple[ItemT, ResultT]]:
+def in_threads(action: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[tuple[ItemT, ResultT]]:
     """Each item with the action's result, in order, a batch at a time: small reads from a bucket are all waiting."""
     rest = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(rest, _BATCH)):
             yield from zip(batch, pool.map(action, batch), strict=True)
-
-
-def _read_header(store: Store, file: str) -> Header:
-    import pydicom
-
-    try:
-        with one_file_of(store), store.open(file) as stream:
-            content = io.BytesIO(stream.read(_HEADER_BYTES))
-    except UnreadableError as error:
-        return Header("", file, str(error))
-    try:
-        dataset = pydicom.dcmread(content, stop_before_pixels=True, specific_tags=["PatientID", "SeriesInstanceUID"])
-    except Exception as error:  # the parser raises whatever a damaged file drives it to
-        return Header("", file, f"its DICOM header cannot be read: {type(error).__name__}")
-    return Header(str(dataset.get("PatientID") or ""), str(dataset.get("SeriesInstanceUID") or file))

@@ -36,6 +36,14 @@ class SkippedItem(Section):
     key: str
     cause: str
     reason: str = ""
+    file: str = ""
+
+
+class ItemNote(Section):
+    """What a user should know of an item that is in the set, in words without names."""
+
+    key: str
+    text: str
 
 
 class ShardOutcome(Section):
@@ -45,6 +53,7 @@ class ShardOutcome(Section):
     files: int
     converted: int
     skipped: tuple[SkippedItem, ...] = ()
+    notes: tuple[ItemNote, ...] = ()
 
 
 class Part:
@@ -145,7 +154,7 @@ class Part:
     def note(self, name: str, outcome: ShardOutcome) -> None:
         """Remembers a tar that is done, here and at the destination; there without reasons, which may quote files."""
         self.outcomes[name] = outcome
-        told = outcome.model_dump_json(exclude={"skipped": {"__all__": {"reason"}}})
+        told = outcome.model_dump_json(exclude={"skipped": {"__all__": {"reason", "file"}}})
         self._store.write_bytes(f"{_PROGRESS}{name.removesuffix('.tar')}.json", told.encode())
 
     def finish(self, mode: PictureMode | None) -> None:
@@ -184,6 +193,7 @@ class Part:
             "files": sum(outcome.files for outcome in outcomes),
             "converted": sum(outcome.converted for outcome in outcomes),
             "skipped": [[item.key, item.cause] for item in skipped],
+            "notes": [[note.key, note.text] for outcome in outcomes for note in outcome.notes],
         }
 
     def name_of(self, key: str) -> str:
@@ -198,7 +208,17 @@ class Part:
                 yield names[key], cause
         for outcome in self.outcomes.values():
             for item in outcome.skipped:
-                yield names[item.key], item.reason or item.cause
+                yield item.file or names[item.key], item.reason or item.cause
+
+    def notes(self) -> Iterator[tuple[str, str]]:
+        """``(file, text)`` of what a user should know of files of this part that are in the set."""
+        names = {item.key: item.name for item in self.items}
+        if self.was_complete and self.index is not None:
+            for key, text in self.index.made_by.get("notes", []):
+                yield names[key], text
+        for outcome in self.outcomes.values():
+            for note in outcome.notes:
+                yield names[note.key], note.text
 
     def converted(self) -> int:
         """Files whose depth or colour the set's mode does not keep."""

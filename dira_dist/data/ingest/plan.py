@@ -7,28 +7,45 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from dira_dist.config import RequestError
-from dira_dist.data.ingest.listing import Header, list_source, read_headers, without_suffix
+from dira_dist.data.ingest.assembly import tilt_deg
+from dira_dist.data.ingest.dicom import pixel_digest
+from dira_dist.data.ingest.headers import Header, read_headers
+from dira_dist.data.ingest.intensity import Mapping as Greying
+from dira_dist.data.ingest.listing import list_source, one_file_of, without_suffix
 from dira_dist.data.ingest.names import printable
 from dira_dist.data.ingest.options import FOLDERS, Content, ShardOptions, check_split
-from dira_dist.data.ingest.readers import FileKind
+from dira_dist.data.ingest.patients import near_spellings
+from dira_dist.data.ingest.readers import FileKind, UnreadableError, discreetly
 from dira_dist.data.ingest.salt import Salt, part_of, read_salt
+from dira_dist.data.ingest.series import left_out, shared_identity, volumes_of
+from dira_dist.data.ingest.stacks import Plane, Stack
 from dira_dist.data.ingest.tables import Labels, Table, names_of, read_boxes, read_labels
 from dira_dist.data.store import open_store
 
-ItemKind = Literal["raster", "tiff", "dicom", "nifti", "series"]
+ItemKind = Literal["raster", "tiff", "dicom", "nifti", "itk", "series"]
+VOLUME_KINDS = ("nifti", "itk", "series")  # kinds of items that are volumes
 
 _NOT_IN_THE_BYTES = {"salt_file", "processes", "strict", "overwrite", "report"}
 WHOLE = "all"  # the only part's name where there is no split
+NO_GROUPS = "none"  # in place of what to group by: every file by itself
 _PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "patient id", "subject", "subject_id")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What becomes one sample, or one for each frame: a file, or the files of a series."""
+    """What becomes one sample, or one for each frame or slice: a file, or the files of a series.
+
+    Attributes:
+        key: of its sample.
+        kind: how it is read.
+        files: within the source.
+        stack: where the planes of a series lie; none for other kinds.
+    """
 
     key: str
     kind: ItemKind
     files: tuple[str, ...]
+    stack: Stack | None = None
 
     @property
     def name(self) -> str:
@@ -48,7 +65,11 @@ class Plan:
         parts: items by part, each in the order of the keys, which is random and always the same.
         groups: salted hash of the group of each item's key; empty where nothing groups.
         labels, boxes: tables; ``masks`` the mask's file by the image's path without suffix.
+        headers: of the DICOM files that are read, by path.
+        scales: grey scales that hold for all slices of a series, by file.
+        grouped_by: what keeps samples in one part; empty where nothing does.
         skipped: ``(file, reason)`` of files that will not be read.
+        notes: ``(file, text)`` of what a user should know of files that are read.
         ignored: files that are no images.
         unlabelled: images without a row in the label table.
         source_digest: salted, over names, sizes and ETags of all that will be read.
@@ -64,7 +85,11 @@ class Plan:
     labels: Labels | None = None
     boxes: Table | None = None
     masks: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, Header] = field(default_factory=dict)
+    scales: dict[str, Greying] = field(default_factory=dict)
+    grouped_by: str = ""
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
     unlabelled: int = 0
     source_digest: str = ""
@@ -83,9 +108,12 @@ class Plan:
         return self.labels.of(_named_in(self.labels.table, item))
 
     def mask_of(self, item: Item) -> str | None:
-        """The mask's file: under the image's path, else under its name alone."""
-        name = without_suffix(item.files[0])
-        return self.masks.get(name) or self.masks.get(PurePosixPath(name).name)
+        """The mask's file: under the image's path, else under its name alone; a series is called by its folder, too."""
+        names = [without_suffix(item.files[0])]
+        if item.kind == "series":
+            names.insert(0, str(PurePosixPath(item.files[0]).parent))
+        paths = (self.masks.get(name) or self.masks.get(PurePosixPath(name).name) for name in names)
+        return next((path for path in paths if path), None)
 
     def label_names(self) -> tuple[str, ...]:
         if self.options.labels == FOLDERS:
@@ -121,7 +149,8 @@ class Plan:
         """Files per tar: about 64 tars, within bounds that suit images or volumes."""
         if self.options.samples_per_shard is not None:
             return self.options.samples_per_shard
-        low, high = (64, 2000) if self.content == "images" else (4, 128)
+        volumes = self.content != "images" or any(item.kind in VOLUME_KINDS for item in self.parts[part])
+        low, high = (4, 128) if volumes else (64, 2000)
         return min(high, max(low, -(-len(self.parts[part]) // 64)))
 
 
@@ -145,7 +174,7 @@ def make_plan(source: str, options: ShardOptions) -> Plan:
         raise RequestError("mode I;16 with coding jpeg: JPEG holds 8 bits; choose png, or mode L.")
     salt = read_salt(options.salt_file)
     listing = list_source(source, options.masks, salt)
-    found_content: Content = "volumes" if set(listing.files.values()) == {"nifti"} else "images"
+    found_content: Content = "volumes" if set(listing.files.values()) <= {"nifti", "itk"} else "images"
     plan = Plan(
         source=source,
         options=options,
@@ -158,8 +187,10 @@ def make_plan(source: str, options: ShardOptions) -> Plan:
     for file, reason in listing.unreadable.items():
         _skip_unreadable(plan, file, reason)
     _read_tables(plan)
-    headers = _needed_headers(plan, listing.files)
+    headers = plan.headers = _headers_of(plan, listing.files)
     items = _items_of(listing.files, headers, plan)
+    if not items:
+        raise _nothing_left(plan)
     _check_names(plan, items)
     _check_masks(plan, items)
     _assign_parts(plan, items, headers)
@@ -185,11 +216,11 @@ def _read_tables(plan: Plan) -> None:
     if options.boxes is not None:
         plan.boxes = read_boxes(options.boxes, options.image_column)
     columns = plan.labels.table.columns if plan.labels else ()
-    if options.group_by and options.group_by not in (*columns, "PatientID", "folder"):
+    if options.group_by and options.group_by not in (*columns, "PatientID", "folder", NO_GROUPS):
         found = ", ".join(repr(column) for column in columns) or "none, for no label table was given"
         raise RequestError(
             f"group_by {options.group_by!r}: the label table has no such column; its columns are {found}. "
-            "'PatientID' groups by the DICOM header, 'folder' by the first folder of the path."
+            "'PatientID' groups by the DICOM header, 'folder' by the first folder of the path, 'none' not at all."
         )
     if options.split and not options.group_by and any(column.lower() in _PATIENT_COLUMNS for column in columns):
         plan.warnings.append(
@@ -198,32 +229,99 @@ def _read_tables(plan: Plan) -> None:
         )
 
 
-def _needed_headers(plan: Plan, files: Mapping[str, FileKind]) -> dict[str, Header]:
-    """Headers of the DICOM files, where the plan hangs on them."""
-    columns = plan.labels.table.columns if plan.labels else ()
-    by_patient = plan.options.group_by == "PatientID" and "PatientID" not in columns
-    if not by_patient and plan.content != "volumes":
-        return {}
-    return read_headers(open_store(plan.source), (file for file, kind in files.items() if kind == "dicom"))
+def _headers_of(plan: Plan, files: Mapping[str, FileKind]) -> dict[str, Header]:
+    """Headers of the DICOM files, without those of objects that are no samples."""
+    dicom = [file for file, kind in files.items() if kind == "dicom"]
+    headers = read_headers(open_store(plan.source), dicom, planes=plan.content != "images")
+    not_asked_for = left_out(headers, plan.options.include)
+    if len(not_asked_for) == len(files):
+        plan.warnings.append("the source holds nothing but DICOM objects that are left out otherwise; they are read")
+        return headers
+    plan.skipped += sorted(not_asked_for.items())
+    plan.notes += shared_identity(headers)
+    return {file: header for file, header in headers.items() if file not in not_asked_for}
+
+
+def _nothing_left(plan: Plan) -> RequestError:
+    told = "; ".join(f"{printable(file)}: {reason}" for file, reason in plan.skipped[:3])
+    more = f"; and {len(plan.skipped) - 3} more" if len(plan.skipped) > 3 else ""
+    return RequestError(f"{plan.source}: none of {len(plan.skipped)} files can go into the set. {told}{more}.")
 
 
 def _items_of(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan: Plan) -> list[Item]:
     """Files as items; those that do not fit the content are skipped by name."""
-    if plan.content == "images":
-        return list(_image_items(files, headers, plan))
-    series: dict[str, list[str]] = {}
     items: list[Item] = []
     for file, kind in files.items():
+        key = plan.salt.digest("sample", file)
         if kind == "nifti":
-            items.append(Item(plan.salt.digest("sample", file), "nifti", (file,)))
-        elif kind != "dicom":
+            items += _nifti_item(file, files, key, plan)
+        elif kind == "itk":
+            items.append(Item(key, "itk", (file,)))
+        elif kind == "dicom":
+            items += _dicom_item(file, headers, key, plan)
+        elif plan.content == "volumes":
             plan.skipped.append((file, "it is a flat image in a set of volumes"))
-        elif headers[file].problem:
-            _skip_unreadable(plan, file, headers[file].problem)
         else:
-            series.setdefault(headers[file].series, []).append(file)
-    digest = plan.salt.digest
-    return items + [Item(digest("sample", uid), "series", tuple(slices)) for uid, slices in series.items()]
+            items.append(Item(key, kind, (file,)))
+    return items if plan.content == "images" else items + _series_items(headers, plan)
+
+
+def _nifti_item(file: str, files: Mapping[str, FileKind], key: str, plan: Plan) -> list[Item]:
+    """A NIfTI file, or the two of a pair, under the name of the header."""
+    stem, suffix = file[:-4], file[-4:]
+    if suffix.lower() not in (".hdr", ".img"):
+        return [Item(key, "nifti", (file,))]
+    other = next((stem + end for end in _PAIR[suffix.lower()] if stem + end in files), None)
+    if other is None:
+        needed = f"{PurePosixPath(stem).name}{_PAIR[suffix.lower()][0]}"
+        _skip_unreadable(plan, file, f"it is half of a pair of header and voxels, whose other half {needed} is not there")
+    elif suffix.lower() == ".hdr":
+        return [Item(key, "nifti", (file, other))]
+    return []
+
+
+_PAIR = {".hdr": (".img", ".IMG"), ".img": (".hdr", ".HDR")}
+
+
+def _dicom_item(file: str, headers: Mapping[str, Header], key: str, plan: Plan) -> list[Item]:
+    """A DICOM file as an item of its own, in a set of images."""
+    if file not in headers:
+        return []  # left out by name
+    if headers[file].problem:
+        _skip_unreadable(plan, file, headers[file].problem)
+        return []
+    return [Item(key, "dicom", (file,))] if plan.content == "images" else []
+
+
+def _series_items(headers: Mapping[str, Header], plan: Plan) -> list[Item]:
+    """The volumes that DICOM series hold; what is in none is skipped by name."""
+    store = open_store(plan.source)
+
+    def digest(plane: Plane) -> str:
+        try:
+            with one_file_of(store), discreetly():
+                return pixel_digest(store.read_bytes(plane.file), plane.frame)
+        except UnreadableError:
+            return plane.file  # it is like no other, and is named when it is read
+
+    readable = {file: header for file, header in headers.items() if not header.problem}
+    found = volumes_of(readable, plan.options.spacing_tolerance, digest)
+    plan.skipped += found.left
+    plan.notes += found.notes
+    items = []
+    for name, stack in found.stacks:
+        files = tuple(dict.fromkeys(plane.file for plane in stack.planes))
+        if stack.tilted and plan.options.tilt == "refuse":
+            plan.skipped += [(file, _tilt_reason(stack)) for file in files]
+            continue
+        if stack.tilted:
+            plan.notes.append((files[0], f"{_tilt_reason(stack)}: its slices are moved upright"))
+        items.append(Item(plan.salt.digest("sample", name), "series", files, stack))
+    return items
+
+
+def _tilt_reason(stack: Stack) -> str:
+    return f"its gantry is tilted by {tilt_deg(stack):.3g} degrees"
 
 
 def _skip_unreadable(plan: Plan, file: str, reason: str) -> None:
@@ -238,16 +336,6 @@ def strict_refusal(file: str, reason: str) -> RequestError:
         f"strict: {printable(file)} cannot go into the set: {printable(reason)}. "
         "Repair or remove it, or go on without --strict, which skips such files and names them in the report."
     )
-
-
-def _image_items(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan: Plan) -> Iterator[Item]:
-    for file, kind in files.items():
-        if kind == "nifti":
-            plan.skipped.append((file, "it is a volume in a set of images; content volumes stores it whole"))
-        elif file in headers and headers[file].problem:
-            _skip_unreadable(plan, file, headers[file].problem)
-        else:
-            yield Item(plan.salt.digest("sample", file), kind, (file,))
 
 
 def _check_names(plan: Plan, items: Iterable[Item]) -> None:
@@ -288,29 +376,59 @@ def _check_masks(plan: Plan, items: Iterable[Item]) -> None:
 def _assign_parts(plan: Plan, items: Iterable[Item], headers: Mapping[str, Header]) -> None:
     split = plan.options.split or {WHOLE: 1.0}
     plan.parts = {part: [] for part in split}
-    for item in sorted(items, key=lambda item: item.key):
+    items = sorted(items, key=lambda item: item.key)
+    group_by = _settled_group(plan, items, headers)
+    if group_by == "PatientID":
+        _warn_of_near_spellings(plan, headers)
+    for item in items:
         group = item.key
-        if plan.options.group_by:
-            value = _group_of(plan, item, headers)
-            if not value:
-                plan.skipped.append((item.name, f"it has no {plan.options.group_by} to group by"))
+        if group_by:
+            value = _group_of(plan, group_by, item, headers)
+            if value:
+                group = plan.salt.digest("group", value)
+                plan.groups[item.key] = group
+            elif plan.options.group_by:
+                plan.skipped.append((item.name, f"it has no {group_by} to group by"))
                 continue
-            group = plan.salt.digest("group", value)
-            plan.groups[item.key] = group
         plan.parts[part_of(plan.salt.fraction(group), split)].append(item)
+    plan.grouped_by = group_by or ""
     empty = [part for part, found in plan.parts.items() if not found]
     if empty:
         groups = len(set(plan.groups.values())) or plan.items
         raise RequestError(
             f"part {empty[0]!r} of the split got nothing: there are {groups} "
-            f"{plan.options.group_by or 'image'} groups in all, and the hash of each decides. "
+            f"{group_by or 'image'} groups in all, and the hash of each decides. "
             "Give the part a larger share, or leave the split out."
         )
 
 
-def _group_of(plan: Plan, item: Item, headers: Mapping[str, Header]) -> str:
-    group_by = plan.options.group_by
-    assert group_by is not None
+def _settled_group(plan: Plan, items: Iterable[Item], headers: Mapping[str, Header]) -> str | None:
+    """What groups: as asked for; where nothing was said, the patient of the DICOM headers, if they name any."""
+    asked = plan.options.group_by
+    if asked is not None:
+        return None if asked == NO_GROUPS else asked
+    unknown = sum(1 for item in items if item.files[0] in headers and not headers[item.files[0]].patient)
+    if not any(header.patient for header in headers.values()):
+        return None
+    if unknown and plan.options.split:
+        plan.warnings.append(f"{unknown} DICOM images name no patient: each of them is split by itself")
+    return "PatientID"
+
+
+def _warn_of_near_spellings(plan: Plan, headers: Mapping[str, Header]) -> None:
+    """Names files, not patients: what is shown holds no identity."""
+    of_patient: dict[str, str] = {}
+    for file, header in headers.items():
+        of_patient.setdefault(header.patient, file)
+    for spellings in near_spellings(of_patient):
+        files = " and ".join(printable(of_patient[patient]) for patient in spellings[:2])
+        plan.warnings.append(
+            f"{len(spellings)} patient identifiers differ only in case, leading zeros or '.0', those of {files} for instance: "
+            "if they mean one patient, its images may lie in two parts"
+        )
+
+
+def _group_of(plan: Plan, group_by: str, item: Item, headers: Mapping[str, Header]) -> str:
     if plan.labels and group_by in plan.labels.table.columns:
         rows = plan.labels.table.rows_for(_named_in(plan.labels.table, item))
         return rows[0][group_by].strip() if rows else ""

@@ -1,17 +1,15 @@
-"""Image files to pixels: PNG, JPEG, TIFF and DICOM, frame by frame.
+"""Image files to pixels: PNG, JPEG and TIFF, page by page; and what all readers share.
 
-Of a DICOM header nothing leaves this file but the allow-listed tags of :func:`allowed_tags`. Text that is burned into
-the pixels stays there: nothing here looks for it.
+Text that is burned into the pixels stays there: nothing here looks for it.
 """
 
 import io
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +17,7 @@ from PIL import Image
 
 from dira_dist.data.ingest.pixels import Pixels, stretch
 
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
-FileKind = Literal["raster", "tiff", "dicom", "nifti"]
-Intensity = Literal["window", "full"]
-
+FileKind = Literal["raster", "tiff", "dicom", "nifti", "itk"]
 SUFFIXES: dict[str, FileKind] = {
     ".png": "raster",
     ".jpg": "raster",
@@ -34,13 +27,27 @@ SUFFIXES: dict[str, FileKind] = {
     ".dcm": "dicom",
     ".dicom": "dicom",
     ".ima": "dicom",
+    ".dcm.gz": "dicom",
     ".nii": "nifti",
     ".nii.gz": "nifti",
+    ".hdr": "nifti",
+    ".img": "nifti",
+    ".nrrd": "itk",
+    ".mha": "itk",
 }
 
 
 class UnreadableError(ValueError):
-    """A file that is no image, or not one that can be read; the message says why."""
+    """A file that is no image, or not one that can be read; the message says why.
+
+    Args:
+        reason: in words, without names.
+        file: which of several files it is, where one of a series is damaged.
+    """
+
+    def __init__(self, reason: str, file: str = "") -> None:
+        super().__init__(reason)
+        self.file = file
 
 
 @dataclass(frozen=True)
@@ -51,27 +58,26 @@ class Picture:
         pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8.
         original_px: (H, W) in the file, where a reader has shrunk the image on the way.
         tags: what is kept of the header, JSON-ready; ``pixel_spacing_mm`` is [row, column] of the original.
+        notes: what a user should know of it.
     """
 
     pixels: Pixels
     original_px: tuple[int, int]
     tags: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def read_pictures(data: bytes, kind: FileKind, intensity: Intensity, enough_px: int | None) -> Iterator[Picture]:
+def read_pictures(data: bytes, kind: FileKind, enough_px: int | None) -> Iterator[Picture]:
     """The images of a file: one, or one for each frame or page.
 
     Args:
         data: the whole file.
         kind: what it should be.
-        intensity: how DICOM values become grey: by the file's own window where it has one, or from smallest to largest.
         enough_px: a shortest side with which the caller would be content; JPEG is decoded faster when it is small.
 
     Raises:
         UnreadableError: the file is not what it should be; the decoders below raise errors of many kinds of their own.
     """
-    if kind == "dicom":
-        return read_dicom(data, intensity)
     if kind == "tiff":
         return _read_tiff(data)
     return _read_raster(data, enough_px)
@@ -148,7 +154,7 @@ def _channels(pixels: Pixels, *, planar: bool) -> Pixels:
     return np.ascontiguousarray(colour if colour.dtype == np.uint8 else (colour >> 8).astype(np.uint8))
 
 
-# ------------------------------------------------------------------------ DICOM
+# ------------------------------------------------------------------ for all readers
 
 
 @contextmanager
@@ -165,121 +171,3 @@ def discreetly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def open_dicom(data: bytes) -> "Dataset":
-    """A DICOM file with pixels in it.
-
-    Raises:
-        UnreadableError: there are none.
-    """
-    import pydicom
-
-    dataset = pydicom.dcmread(io.BytesIO(data))
-    if "PixelData" not in dataset:
-        raise UnreadableError("it is a DICOM file without pixels")
-    return dataset
-
-
-def read_dicom(data: bytes, intensity: Intensity) -> Iterator[Picture]:
-    """Each frame through rescale, window and MONOCHROME1's inversion to grey, or through palette or YBR to colour."""
-    from pydicom.pixels.utils import iter_pixels
-
-    dataset = open_dicom(data)
-    tags = allowed_tags(dataset)
-    for frame in iter_pixels(dataset):
-        if dataset.PhotometricInterpretation == "PALETTE COLOR":
-            pixels = _through_palette(frame, dataset)
-        elif frame.ndim == 3:
-            pixels = _channels(_colour_to_8_bits(frame, int(dataset.BitsStored)), planar=False)
-        else:
-            pixels = _to_grey(frame, dataset, intensity)
-        yield Picture(pixels, (pixels.shape[0], pixels.shape[1]), tags)
-
-
-def _through_palette(frame: NDArray[Any], dataset: "Dataset") -> Pixels:
-    from pydicom.pixels.processing import apply_color_lut
-
-    colour = apply_color_lut(frame, dataset)
-    return _channels(colour, planar=False)
-
-
-def _colour_to_8_bits(frame: NDArray[Any], bits: int) -> Pixels:
-    return frame.astype(np.uint8) if bits <= 8 else (frame >> (bits - 8)).astype(np.uint8)
-
-
-def _to_grey(frame: NDArray[Any], dataset: "Dataset", intensity: Intensity) -> Pixels:
-    values = rescaled(frame, dataset)
-    bits: Literal[8, 16] = 8 if int(dataset.BitsStored) <= 8 else 16
-    share = _through_window(values, dataset) if intensity == "window" else None
-    if share is not None:
-        pixels = stretch(share, 0.0, 1.0, bits=bits)
-    else:
-        real = values[frame != _padding(dataset)] if "PixelPaddingValue" in dataset else values
-        real = real if real.size else values
-        pixels = stretch(values, float(real.min()), float(real.max()), bits=bits)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        pixels = np.iinfo(pixels.dtype).max - pixels
-    return pixels
-
-
-def rescaled(frame: NDArray[Any], dataset: "Dataset") -> NDArray[Any]:
-    """Stored values through the modality LUT, or rescale slope and intercept: Hounsfield units for CT."""
-    from pydicom.pixels.processing import apply_modality_lut
-
-    return apply_modality_lut(frame, dataset)
-
-
-def _padding(dataset: "Dataset") -> int:
-    """PixelPaddingValue in the signedness of the pixels: readers hand it out unsigned where its VR is in doubt."""
-    value = int(dataset.PixelPaddingValue)
-    if int(dataset.PixelRepresentation) and value >= 1 << (int(dataset.BitsAllocated) - 1):
-        return value - (1 << int(dataset.BitsAllocated))
-    return value
-
-
-def _through_window(values: NDArray[Any], dataset: "Dataset") -> NDArray[Any] | None:
-    """Values to 0..1 by the file's first window (PS3.3, C.11.2.1.2) or VOI LUT; none where it has neither."""
-    centres, widths = _numbers(dataset.get("WindowCenter")), _numbers(dataset.get("WindowWidth"))
-    if not centres or not widths or widths[0] <= 0:
-        return _through_voi_lut(values, dataset)
-    centre, width = centres[0], widths[0]
-    function = str(dataset.get("VOILUTFunction", "LINEAR"))
-    if function == "SIGMOID":
-        share = 1 / (1 + np.exp(-4 * (values - centre) / width))
-    elif function == "LINEAR_EXACT" or width <= 1:
-        share = (values - centre) / width + 0.5
-    else:
-        share = (values - (centre - 0.5)) / (width - 1) + 0.5
-    return np.clip(share, 0, 1)
-
-
-def _through_voi_lut(values: NDArray[Any], dataset: "Dataset") -> NDArray[Any] | None:
-    if not dataset.get("VOILUTSequence"):
-        return None
-    from pydicom.pixels.processing import apply_voi
-
-    bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2]) or 16
-    share: NDArray[Any] = apply_voi(values.astype(np.int64), dataset) / ((1 << bits) - 1)
-    return share
-
-
-def _numbers(value: Any) -> list[float]:
-    """One number or many, as DICOM's multi-valued elements come."""
-    if value is None or value == "":
-        return []
-    many = value if not isinstance(value, str | int | float) and hasattr(value, "__iter__") else [value]
-    return [float(number) for number in many]
-
-
-def allowed_tags(dataset: "Dataset") -> dict[str, Any]:
-    """All of the header that ever reaches a shard: modality, view position and pixel spacing, each checked for form."""
-    tags: dict[str, Any] = {}
-    for name, keyword in (("modality", "Modality"), ("view_position", "ViewPosition")):
-        value = str(dataset.get(keyword, ""))
-        if re.fullmatch(r"[A-Z0-9]{1,6}", value):  # a code; whatever else was typed there stays behind
-            tags[name] = value
-    spacing = _numbers(dataset.get("PixelSpacing")) or _numbers(dataset.get("ImagerPixelSpacing"))
-    if len(spacing) == 2 and all(length > 0 for length in spacing):
-        tags["pixel_spacing_mm"] = spacing
-    return tags

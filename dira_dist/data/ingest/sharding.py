@@ -18,11 +18,21 @@ from dira_dist.data.shards import INDEX_NAME
 from dira_dist.data.store import check_reachable, open_store
 
 
+_MOST_LINES = 20  # of one kind on the console
+
+
 class Skipped(Section):
     """A file that is not in the set."""
 
     file: str
     reason: str
+
+
+class Note(Section):
+    """What is to be known of a file that is in the set."""
+
+    file: str
+    text: str
 
 
 class PartReport(Section):
@@ -49,6 +59,8 @@ class ShardReport(Section):
     unlabelled: Annotated[int, Field(description="images without a row in the label table")]
     converted: Annotated[int, Field(description="files whose depth or colour the set's mode does not keep")]
     warnings: tuple[str, ...]
+    notes: Annotated[tuple[Note, ...], Field(description="what was guessed, corrected or contradicted, by file")] = ()
+    grouped_by: Annotated[str, Field(description="what keeps samples in one part; empty: nothing")] = ""
     files_now: Annotated[int, Field(description="files converted by this run, not by an earlier one")]
     elapsed_s: float
 
@@ -73,6 +85,12 @@ class ShardReport(Section):
             yield f"{self.files_now} files in {self.elapsed_s:.1f} s, {self.files_per_s:.0f} files/s"
         for line in self.warnings:
             yield f"warning: {line}"
+        if self.grouped_by:
+            yield f"grouped by {self.grouped_by}: no group lies in two parts"
+        for note in self.notes[:_MOST_LINES]:
+            yield f"note on {note.file}: {note.text}"
+        if len(self.notes) > _MOST_LINES:
+            yield f"notes on {len(self.notes) - _MOST_LINES} more; the JSON report has them all"
         if self.unlabelled:
             yield f"{self.unlabelled} images have no labels"
         for skipped in self.skipped[:20]:
@@ -136,6 +154,7 @@ def _check_layout(dest: str, parts: Mapping[str, Part]) -> None:
 
 
 def _report(plan: Plan, parts: Mapping[str, Part], dest: str, files_now: int, elapsed_s: float) -> ShardReport:
+    notes = [*plan.notes, *(pair for part in parts.values() for pair in part.notes())]
     skipped = [*plan.skipped, *(pair for part in parts.values() for pair in part.skipped())]
     return ShardReport(
         source=plan.source,
@@ -147,6 +166,8 @@ def _report(plan: Plan, parts: Mapping[str, Part], dest: str, files_now: int, el
         unlabelled=plan.unlabelled,
         converted=sum(part.converted() for part in parts.values()),
         warnings=tuple(plan.warnings),
+        notes=tuple(Note(file=printable(file), text=text) for file, text in sorted(notes)),
+        grouped_by=plan.grouped_by,
         files_now=files_now,
         elapsed_s=elapsed_s,
     )

@@ -11,21 +11,27 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 from dira_dist.config import RequestError
 from dira_dist.data.cores import usable_cores
-from dira_dist.data.ingest.convert import Converter, Task
+from dira_dist.data.ingest.convert import Converter, Task, Told
+from dira_dist.data.ingest.greys import mode_of_dicom
+from dira_dist.data.ingest.intensity import parse_intensity
 from dira_dist.data.ingest.listing import one_file_of
 from dira_dist.data.ingest.names import printable
 from dira_dist.data.ingest.options import ShardOptions
-from dira_dist.data.ingest.parts import Part, ShardOutcome, SkippedItem
+from dira_dist.data.ingest.parts import ItemNote, Part, ShardOutcome, SkippedItem
 from dira_dist.data.ingest.pixels import PictureMode, mode_of
-from dira_dist.data.ingest.plan import Item, Plan, strict_refusal
+from dira_dist.data.ingest.plan import VOLUME_KINDS, Item, Plan, strict_refusal
 from dira_dist.data.ingest.readers import UnreadableError, discreetly, read_pictures
+from dira_dist.data.ingest.scales import series_to_settle, settle
+from dira_dist.data.ingest.spool import whole
 from dira_dist.data.ingest.tables import boxes_for
 from dira_dist.data.shards import Sample, publish_shard
 from dira_dist.data.store import StoreError, open_store
@@ -76,32 +82,44 @@ def _make_shard(bench: _Bench, job: _Job) -> ShardOutcome:
         record = publish_shard(open_store(job.address), job.name, samples)
     except _RefusedError:
         record = None
-    return ShardOutcome(record=record, files=len(job.tasks), converted=notes.converted, skipped=tuple(notes.skipped))
+    return ShardOutcome(
+        record=record,
+        files=len(job.tasks),
+        converted=notes.converted,
+        skipped=tuple(notes.skipped),
+        notes=tuple(notes.told),
+    )
 
 
 @dataclass
 class _Notes:
     converted: int = 0
     skipped: list[SkippedItem] = field(default_factory=list)
+    told: list[ItemNote] = field(default_factory=list)
 
 
 def _samples(bench: _Bench, tasks: Sequence[Task], notes: _Notes) -> Iterator[Sample]:
     for task in tasks:
         if bench.stopped():
             raise _StoppedError
+        told = Told()
         try:
             files = bench.converter.fetch(task)
             with discreetly():
-                samples, converted = bench.converter.samples(task, files)
+                samples = whole(bench.converter.samples(task, files, told))
         except (RequestError, StoreError):  # the store is away, and the next file would fare no better
             raise
         except Exception as error:  # decoders raise whatever a damaged file drives them to
-            notes.skipped.append(SkippedItem(key=task.item.key, cause=type(error).__name__, reason=_reason(error)))
+            file = error.file if isinstance(error, UnreadableError) else ""
+            cause = type(error).__name__
+            notes.skipped.append(SkippedItem(key=task.item.key, cause=cause, reason=_reason(error), file=file))
             if bench.strict:
                 raise _RefusedError from error
         else:
-            notes.converted += converted
-            yield from samples
+            notes.converted += told.converted
+            notes.told += [ItemNote(key=task.item.key, text=text) for text in told.notes]
+            with samples:
+                yield from samples
         bench.done()
 
 
@@ -121,6 +139,7 @@ def make_parts(plan: Plan, parts: Mapping[str, Part], progress: Progress | None)
         StoreError: reading or writing failed for longer than patience lasts.
     """
     mode = _mode_of(plan)
+    _settle_scales(plan, plan.options.processes or usable_cores())
     jobs = _jobs(plan, parts)
     total = plan.items
     before = sum(len(part.items) if part.index else part.files_done for part in parts.values())
@@ -157,6 +176,7 @@ def _task(plan: Plan, item: Item) -> Task:
         boxes=boxes_for(plan.boxes, item.files[0]) if plan.boxes else (),
         mask=plan.mask_of(item),
         group=plan.groups.get(item.key),
+        scale=plan.scales.get(item.files[0]),
     )
 
 
@@ -268,14 +288,50 @@ def _sample_of(plan: Plan) -> list[Item]:
 
 
 def _modes_in(plan: Plan, item: Item) -> set[PictureMode]:
-    assert item.kind != "series", "flat images only"
+    if item.kind in VOLUME_KINDS:
+        return {"I;16"}  # slices of volumes, whose values seldom are 8 bits deep
     store = open_store(plan.source)
     try:
         with one_file_of(store):
             data = store.read_bytes(item.files[0])
         with discreetly():
-            return {mode_of(picture.pixels) for picture in read_pictures(data, item.kind, plan.options.intensity, None)}
+            if item.kind == "dicom":
+                return {mode_of_dicom(data)}
+            assert item.kind in ("raster", "tiff")
+            return {mode_of(picture.pixels) for picture in read_pictures(data, item.kind, None)}
     except (RequestError, StoreError):
         raise
     except Exception:  # an unreadable file has no mode; it is reported when its turn comes
         return set()
+
+
+# --------------------------------------------------------------- one scale for a series
+
+
+def _settle_scales(plan: Plan, processes: int) -> None:
+    """Finds one grey scale for the slices of each series, where the options leave it to the files."""
+    if plan.content != "images":
+        return
+    rule = parse_intensity(plan.options.intensity)
+    found = series_to_settle(plan.headers, rule)
+    settling = partial(settle, plan.source, rule=rule)
+    with _mapper(min(processes, len(found))) as over:
+        for series, (scale, note) in zip(found, over(settling, found), strict=True):
+            plan.scales.update(dict.fromkeys(series.files, scale))
+            if note:
+                plan.notes.append((series.files[0], note))
+
+
+@contextmanager
+def _mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """``map``, over so many fresh processes where they are more than one."""
+    if processes <= 1:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_measuring) as pool:
+        yield pool.map
+
+
+def _start_measuring() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
