@@ -24,7 +24,7 @@ class RangeReader(io.RawIOBase):
         get: asks for a range; takes ``Range`` and ``IfMatch`` as S3's GetObject does, and answers as boto3 does.
         name: of the object, for messages.
         patience: how long trouble is borne.
-        etag, start, size, cancelled: as for ``Store.open``.
+        etag, start, size, cancelled, first_bytes: as for ``Store.open``.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class RangeReader(io.RawIOBase):
         start: int = 0,
         size: int | None = None,
         cancelled: threading.Event | None = None,
+        first_bytes: int | None = None,
     ) -> None:
+        self._next_bytes = first_bytes or RANGE_BYTES
         self._get, self._name, self._patience = get, name, patience
         self._etag, self._size = etag or None, size
         self._cancelled = cancelled
@@ -56,13 +58,14 @@ class RangeReader(io.RawIOBase):
         return count
 
     def _next_range(self) -> bytes:
-        """The next :data:`RANGE_BYTES` of the object, fewer at its end, none behind it."""
-        data = bytearray()
+        """The next range of the object, fewer bytes at its end, none behind it."""
+        data, range_bytes = bytearray(), self._next_bytes
+        self._next_bytes = RANGE_BYTES
         trouble = Trouble(f"read {self._name}", self._patience, self._cancelled)
-        while len(data) < RANGE_BYTES and not (self._size is not None and self._position >= self._size):
+        while len(data) < range_bytes and not (self._size is not None and self._position >= self._size):
             before = len(data)
             try:
-                self._read_on(data, RANGE_BYTES - before)
+                self._read_on(data, range_bytes - before)
             except Exception as error:
                 if len(data) > before:
                     trouble.progress()

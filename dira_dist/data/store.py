@@ -94,6 +94,7 @@ class Store(Protocol):
         start: int = 0,
         size: int | None = None,
         cancelled: threading.Event | None = None,
+        first_bytes: int | None = None,
     ) -> BinaryIO:
         """A forward reader from byte ``start``; trouble while reading shows in its ``read``.
 
@@ -101,6 +102,7 @@ class Store(Protocol):
             etag: the version that is meant, where known; another one raises :class:`ChangedObjectError`.
             size: the length that is meant, where known; another one raises :class:`ChangedObjectError`.
             cancelled: when set (from another thread), ends any waiting with :class:`StoreError`.
+            first_bytes: how much to ask a bucket for at first; a header costs no more of its object than that.
         """
 
 
@@ -251,6 +253,7 @@ class S3Store:
         start: int = 0,
         size: int | None = None,
         cancelled: threading.Event | None = None,
+        first_bytes: int | None = None,
     ) -> BinaryIO:
         raw = RangeReader(
             lambda request: self._client.get_object(**self._name(key), **request),
@@ -260,6 +263,7 @@ class S3Store:
             start=start,
             size=size,
             cancelled=cancelled,
+            first_bytes=first_bytes,
         )
         return io.BufferedReader(raw, buffer_size=1 << 16)
 

@@ -1,6 +1,5 @@
 """One item of a plan to samples of a shard: read, bring to the set's mode, resize once, code, and say what is known."""
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -8,7 +7,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dira_dist.data.ingest import pixels as px
 from dira_dist.data.ingest.assembly import read_stack
@@ -16,12 +14,14 @@ from dira_dist.data.ingest.greys import read_dicom
 from dira_dist.data.ingest.intensity import Mapping as Greying
 from dira_dist.data.ingest.intensity import parse_intensity
 from dira_dist.data.ingest.itk import read_itk
+from dira_dist.data.ingest.label_maps import LossyMaskError, coded_mask
 from dira_dist.data.ingest.listing import one_file_of
+from dira_dist.data.ingest.names import printable
 from dira_dist.data.ingest.nifti import read_nifti
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.pixels import PictureMode, Pixels
 from dira_dist.data.ingest.plan import VOLUME_KINDS, Item
-from dira_dist.data.ingest.readers import Picture, UnreadableError, read_pictures
+from dira_dist.data.ingest.readers import Picture, RasterRules, UnreadableError, read_pictures
 from dira_dist.data.ingest.slices import slices_of, upright
 from dira_dist.data.ingest.tables import Box, scale_boxes
 from dira_dist.data.ingest.volumes import Volume, mask_problem, resampled_mask
@@ -48,9 +48,15 @@ class Task:
 
 @dataclass
 class Told:
-    """What is said of an item beside its samples: whether pixels lost depth or colour to the set's mode, and notes."""
+    """What is said of an item beside its samples.
+
+    Attributes:
+        converted: whether pixels lost depth or colour to the set's mode; ``lost_colour`` whether colour.
+        notes: what a user should know of it.
+    """
 
     converted: bool = False
+    lost_colour: bool = False
     notes: list[str] = field(default_factory=list)
 
     def note(self, *texts: str) -> None:
@@ -65,12 +71,13 @@ class Converter:
         source: address of the files.
         options: of the set.
         mode: the set's image mode; none for volumes.
+        rules: how flat images are read.
     """
 
-    def __init__(self, source: str, options: ShardOptions, mode: PictureMode | None) -> None:
+    def __init__(self, source: str, options: ShardOptions, mode: PictureMode | None, rules: RasterRules) -> None:
         self._source = open_store(source)
         self._masks = open_store(options.masks) if options.masks else None
-        self._options, self._mode = options, mode
+        self._options, self._mode, self._rules = options, mode, rules
 
     def fetch(self, task: Task) -> list[bytes]:
         """The task's files, the mask last; those of a series are read as they are needed, one after another.
@@ -105,9 +112,13 @@ class Converter:
         if not head:
             raise UnreadableError("it holds no image")
         if len(head) == 1:
-            yield self._only_picture_sample(task, self._heard(head[0], told), mask)
+            yield self._only_picture_sample(task, self._heard(head[0], told), mask, told)
             return
-        for number, picture in enumerate(chain(head, pictures)):  # nothing says which frame boxes and mask belong to
+        if task.boxes or mask is not None:
+            told.note(
+                "it has several frames, and nothing says which of them its mask and boxes belong to: they are left out"
+            )
+        for number, picture in enumerate(chain(head, pictures)):
             record = {**task.record(), "frame": number}
             yield self._picture_sample(self._heard(picture, told), f"{task.item.key}-{number:04d}", record)
 
@@ -116,21 +127,24 @@ class Converter:
         if kind == "dicom":
             return read_dicom(data, parse_intensity(options.intensity), task.scale, options.volume_budget_bytes)
         assert kind in ("raster", "tiff")
-        return read_pictures(data, kind, options.image_size)
+        return read_pictures(data, self._rules)
 
     def _heard(self, picture: Picture, told: Told) -> Picture:
         told.note(*picture.notes)
-        told.converted = told.converted or self._loses(picture.pixels)
+        own = px.mode_of(picture.pixels)
+        told.lost_colour = told.lost_colour or (own == "RGB" and self._mode != "RGB")
+        told.converted = told.converted or picture.lost_depth or (own not in ("L", self._mode))
         return picture
 
-    def _loses(self, pixels: Pixels) -> bool:
-        own = px.mode_of(pixels)
-        return own != self._mode and own != "L"
-
-    def _only_picture_sample(self, task: Task, picture: Picture, mask: bytes | None) -> Sample:
+    def _only_picture_sample(self, task: Task, picture: Picture, mask: bytes | None, told: Told) -> Sample:
         size = self._size_of(picture)
         boxes = list(scale_boxes(task.boxes, picture.original_px, size))
-        labels = _coded_mask(mask, picture.original_px, size) if mask is not None else None
+        labels = None
+        if mask is not None and task.mask is not None:
+            try:
+                labels = coded_mask(mask, picture, size, self._rules)
+            except LossyMaskError as error:
+                told.note(f"its mask {PurePosixPath(printable(task.mask)).name} {error}: it is left out")
         return self._picture_sample(picture, task.item.key, {**task.record(), "boxes": boxes}, labels)
 
     def _size_of(self, picture: Picture) -> tuple[int, int]:
@@ -207,6 +221,7 @@ class Converter:
         if not found:
             raise UnreadableError("each of its slices holds one value only")
 
+
 def _scaled_tags(picture: Picture, size_px: tuple[int, int]) -> dict[str, Any]:
     tags = dict(picture.tags)
     if tags.get("pixel_spacing_mm"):
@@ -215,18 +230,3 @@ def _scaled_tags(picture: Picture, size_px: tuple[int, int]) -> dict[str, Any]:
             round(length / factor, 6) for length, factor in zip(tags["pixel_spacing_mm"], factors, strict=True)
         ]
     return tags
-
-
-def _coded_mask(data: bytes, original_px: tuple[int, int], size_px: tuple[int, int]) -> bytes:
-    """A label map of the image's size as PNG, its values untouched."""
-    with Image.open(io.BytesIO(data)) as image:
-        labels = np.asarray(image)
-    if labels.ndim != 2:
-        raise UnreadableError("its mask is in colour, where a label map has one value per pixel")
-    if labels.shape != original_px:
-        raise UnreadableError(
-            f"its mask is {labels.shape[0]} x {labels.shape[1]} px, it {original_px[0]} x {original_px[1]}"
-        )
-    if labels.min() < 0 or labels.max() > 255:
-        raise UnreadableError("its mask holds values beyond 0 to 255")
-    return px.encode(px.resize_labels(labels.astype(np.uint8), *size_px), "png")

@@ -1,4 +1,4 @@
-"""Why a file cannot be read, in words: what a decoder says may quote a header, an address in memory, or nothing at all."""
+"""Why a file cannot be read, in words: what a decoder says may quote a header, an address in memory, or nothing."""
 
 import re
 import struct
@@ -8,7 +8,16 @@ from dira_dist.data.ingest.names import printable
 
 
 class UnreadableError(ValueError):
-    """A file that is no image, or not one that can be read; the message says why, and quotes nothing of the file."""
+    """A file that is no image, or not one that can be read; the message says why, and quotes nothing of the file.
+
+    Args:
+        reason: in words, without names.
+        file: which of several files it is, where one of a series is damaged.
+    """
+
+    def __init__(self, reason: str, file: str = "") -> None:
+        super().__init__(reason)
+        self.file = file
 
 
 _WORDS: tuple[tuple[type[Exception], str], ...] = (
@@ -27,7 +36,10 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (OSError, "its pixels are damaged or cut off"),
 )
 _PATTERNS = (  # of decoders' messages that are safe and tell more than their class
-    (re.compile(r"truncat|too small|short|end of (file|stream)|not enough|premature", re.IGNORECASE), "it is cut short"),
+    (
+        re.compile(r"truncat|too small|short|end of (file|stream)|not enough|premature", re.IGNORECASE),
+        "it is cut short",
+    ),
     (re.compile(r"crc|checksum|data check", re.IGNORECASE), "it is damaged: a checksum differs"),
     (re.compile(r"cannot identify|not a tiff|no valid|unsupported .*(format|file)", re.IGNORECASE), "it is no image"),
     (re.compile(r"broken data stream|corrupt|invalid", re.IGNORECASE), "its compressed data is damaged"),

@@ -338,7 +338,9 @@ def mode_of_dicom(data: bytes) -> PictureMode:
     return mode_of(next(_colours(file)))
 
 
-def read_dicom(data: bytes, rule: IntensityRule, scale: Mapping | None = None, most_bytes: int = 2 << 30) -> Iterator[Picture]:
+def read_dicom(
+    data: bytes, rule: IntensityRule, scale: Mapping | None = None, most_bytes: int = 2 << 30
+) -> Iterator[Picture]:
     """The frames of a DICOM file as pictures, decoded one by one.
 
     Args:

@@ -1,11 +1,11 @@
 """Numbers of any kind to 8 or 16 bits of grey, by rules that a user can name.
 
 - 8 bits stay as they are.
-- 16 bits: the file's depth is the smallest of 8, 10, 12, 14 and 16 bits that holds its brightest value, and fills the range:
-  a radiograph of 12 bits in a PNG of 16 looks as the same picture does in DICOM.
+- 16 bits: the file's depth is the smallest of 8, 10, 12, 14 and 16 bits that holds its brightest value, and fills the
+  range: a radiograph of 12 bits in a PNG of 16 looks as the same picture does in DICOM.
 - Signed integers (HU): one range for the whole set, so that the same tissue keeps the same grey.
 - Other numbers: from smallest to largest. What is no number counts as 0, infinity as the largest.
-- A range asked for (``intensity range:LOW,HIGH``) goes before all of these but the first.
+- What ``intensity`` asks for (``full``, ``range:LOW,HIGH``, ``percentiles:LOW,HIGH``) goes before all but the first.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dira_dist.data.ingest.failures import UnreadableError
+from dira_dist.data.ingest.intensity import IntensityRule
 from dira_dist.data.ingest.picture import Range, RasterRules
 from dira_dist.data.ingest.pixels import Pixels, stretch
 
@@ -36,9 +37,9 @@ def grey_of(values: NDArray[Any], rules: RasterRules, bits: int | None = None) -
     if values.dtype == np.bool_:
         return values.view(np.uint8) * np.uint8(255), None
     if values.dtype == np.uint8:
-        return (values, None) if bits in (None, 8) else (stretch(values, 0, (1 << bits) - 1, bits=8), None)
-    if rules.grey_range is not None:
-        return _stretched(values, rules.grey_range)
+        return (values, None) if bits is None or bits >= 8 else (stretch(values, 0, (1 << bits) - 1, bits=8), None)
+    if rules.intensity.name != "window":
+        return _stretched(values, _asked_range(values, rules.intensity))
     if values.dtype == np.uint16:
         return _by_depth(values, bits)
     if values.dtype.kind == "i" and rules.signed_range is not None:
@@ -50,6 +51,16 @@ def _by_depth(values: NDArray[Any], bits: int | None) -> tuple[Pixels, Range | N
     values = values.astype(np.uint16, copy=False)  # in this machine's order of bytes
     depth = bits if bits in range(9, 16) else depth_of(values)
     return (values, None) if depth == 16 else _stretched(values, (0.0, float((1 << depth) - 1)))
+
+
+def _asked_range(values: NDArray[Any], rule: IntensityRule) -> Range:
+    if rule.name == "range":
+        return rule.low, rule.high
+    low, high = finite_range(values)
+    if rule.name == "percentiles":
+        numbers = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        low, high = (float(found) for found in np.percentile(numbers, (rule.low, rule.high)))
+    return low, high
 
 
 def depth_of(values: NDArray[Any]) -> int:
@@ -69,7 +80,9 @@ def finite_range(values: NDArray[Any]) -> Range:
     finite = np.isfinite(values)
     if not finite.any():
         raise UnreadableError("it holds no numbers")
-    low, high = (float(find(values, where=finite, initial=start)) for find, start in ((np.min, np.inf), (np.max, -np.inf)))
+    low, high = (
+        float(find(values, where=finite, initial=start)) for find, start in ((np.min, np.inf), (np.max, -np.inf))
+    )
     return (min(low, 0.0), max(high, 0.0)) if np.isnan(values).any() else (low, high)
 
 

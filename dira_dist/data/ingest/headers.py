@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dira_dist.data.ingest.depths import HEAD_BYTES, Depth
 from dira_dist.data.ingest.dicom import number_of, numbers_of, pixel_format, read_header, whole_of
 from dira_dist.data.ingest.functional_groups import FrameGroups
 from dira_dist.data.ingest.greys import is_grey, pixel_spacing, voi_lut_of, window_of
@@ -40,6 +41,7 @@ class Header:
         window: its window, where it has one; ``has_lut`` a VOI LUT.
         planes: where its frames lie, in a set of volumes; ``no_volume`` why it has none.
         made_up_series: whether the header names no series, so that the folder stands for it.
+        depth: what its pixels hold, as far as a header tells.
     """
 
     patient: str = ""
@@ -55,6 +57,7 @@ class Header:
     planes: tuple[Plane, ...] = ()
     no_volume: str = ""
     made_up_series: bool = False
+    depth: Depth = "unknown"
 
 
 def read_headers(store: Store, files: Iterable[str], *, planes: bool) -> dict[str, Header]:
@@ -71,7 +74,7 @@ def read_headers(store: Store, files: Iterable[str], *, planes: bool) -> dict[st
 
 def _read(store: Store, file: str, planes: bool) -> Header:
     try:
-        with one_file_of(store), store.open(file) as stream:
+        with one_file_of(store), store.open(file, first_bytes=HEAD_BYTES) as stream:
             dataset = read_header(stream)
         return _header_of(dataset, file, planes)
     except UnreadableError as error:
@@ -99,7 +102,14 @@ def _header_of(dataset: "Dataset", file: str, planes: bool) -> Header:
         planes=frames,
         no_volume=no_volume,
         made_up_series=not series,
+        depth="unknown" if problem else _depth_of(dataset),
     )
+
+
+def _depth_of(dataset: "Dataset") -> Depth:
+    if not is_grey(dataset):
+        return "colour"
+    return "grey" if pixel_format(dataset).stored <= 8 else "deep"
 
 
 def _problem_of(dataset: "Dataset") -> str:
@@ -107,7 +117,12 @@ def _problem_of(dataset: "Dataset") -> str:
     if whole_of(dataset, "Rows") and whole_of(dataset, "Columns"):
         return ""
     modality = text_of(dataset, "Modality").upper()
-    what = {"SR": "a structured report", "KO": "a key object selection", "PR": "a presentation state", "DOC": "a document"}
+    what = {
+        "SR": "a structured report",
+        "KO": "a key object selection",
+        "PR": "a presentation state",
+        "DOC": "a document",
+    }
     return f"it is a DICOM file without pixels{f': {what[modality]}' if modality in what else ''}"
 
 
@@ -131,7 +146,9 @@ def _planes_of(header: "Dataset", groups: FrameGroups, file: str) -> tuple[tuple
 def _why_unplaced(header: "Dataset", frames: int) -> str:
     if frames > 1:
         return f"its {frames} frames have no places in the patient: a cine or a rotation, whose depth is time, is no volume"
-    return "nothing in its header says where it lies in the patient: a single picture, such as a radiograph, is no volume"
+    return (
+        "nothing in its header says where it lies in the patient: a single picture, such as a radiograph, is no volume"
+    )
 
 
 def _vector(dataset: "Dataset", keyword: str, length: int) -> tuple[float, ...] | None:
@@ -174,7 +191,10 @@ def _planes_of_grid(header: "Dataset", groups: FrameGroups, file: str, frames: i
     offsets = numbers_of(header, "GridFrameOffsetVector")
     if not offsets and "TOMO" in " ".join(image_type_of(header)) and header.get("DetectorInformationSequence"):
         detector = header.DetectorInformationSequence[0]
-        place, turn = _vector(detector, "ImagePositionPatient", 3), _unit(_vector(detector, "ImageOrientationPatient", 6))
+        place, turn = (
+            _vector(detector, "ImagePositionPatient", 3),
+            _unit(_vector(detector, "ImageOrientationPatient", 6)),
+        )
         first = _moved(first, place, turn, 0)
         step = number_of(header, "SpacingBetweenSlices") or 0.0
         offsets = [step * number for number in range(frames)] if step else []

@@ -159,7 +159,9 @@ class Histogram:
             return Scale(float(values.min()), float(values.max()), "full")
         order = np.argsort(values, kind="stable")
         below = np.cumsum(counts[order]) / counts.sum() * 100
-        low, high = (values[order][min(np.searchsorted(below, share), values.size - 1)] for share in (rule.low, rule.high))
+        low, high = (
+            values[order][min(np.searchsorted(below, share), values.size - 1)] for share in (rule.low, rule.high)
+        )
         return Scale(float(low), float(high), "percentiles")
 
 

@@ -1,10 +1,11 @@
 """PNG, JPEG, GIF, BMP, WebP and JPEG 2000 to pixels.
 
-A file's first bytes say which of these it is, whatever its name says; the decoder of that format is started and no other.
+A file's first bytes say which of these it is, whatever its name says; its decoder is started and no other.
 """
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Literal
 
@@ -94,10 +95,11 @@ def _orientation_in(data: bytes, found: list[tuple[bytes, int, int]]) -> int:
         return 1
     exif = Image.Exif()
     exif.load(data[slice(*place)])
-    return _orientation_of(exif)
+    return orientation_of(exif)
 
 
-def _orientation_of(exif: Image.Exif) -> int:
+def orientation_of(exif: Image.Exif) -> int:
+    """TIFF's and EXIF's number for how an image is to be turned; 1 where nothing is said."""
     found = exif.get(_ORIENTATION, 1)
     return found if isinstance(found, int) else 1
 
@@ -110,8 +112,8 @@ def _picture(values: NDArray[Any], rules: RasterRules, orientation: int) -> Pict
         grey = values if values.ndim == 2 else np.ascontiguousarray(values[:, :, 0])
         (pixels, used), lost = grey_of(grey, rules), False
     pixels = turned(pixels, orientation)
-    tags = {} if used is None else {"intensity": {"low": used[0], "high": used[1]}}
-    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), tags, orientation, lost)
+    tags = {} if used is None else {"intensity": {"by": "depth", "low": used[0], "high": used[1]}}
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), tags, (), orientation, lost)
 
 
 # ------------------------------------------------------------------------ Pillow
@@ -120,7 +122,7 @@ def _picture(values: NDArray[Any], rules: RasterRules, orientation: int) -> Pict
 def _read_by_pillow(data: bytes, form: RasterFormat, rules: RasterRules) -> Iterator[Picture]:
     with open_by_pillow(data, form) as image:
         rules.check_size(image.size[1], image.size[0], len(image.getbands()))
-        orientation = _orientation_of(image.getexif())
+        orientation = orientation_of(image.getexif())
         original_px = turned_px((image.size[1], image.size[0]), orientation)
         if rules.enough_px is not None and form == "JPEG":
             # libjpeg can leave out the highest frequencies; twice the final size keeps the resize antialiased
@@ -130,7 +132,7 @@ def _read_by_pillow(data: bytes, form: RasterFormat, rules: RasterRules) -> Iter
             if number:
                 image.seek(number)
             picture = _picture(_values_of(image), rules, orientation)
-            yield Picture(picture.pixels, original_px, picture.tags, orientation, picture.lost_depth)
+            yield replace(picture, original_px=original_px)
 
 
 def _values_of(image: Image.Image) -> NDArray[Any]:
@@ -139,7 +141,9 @@ def _values_of(image: Image.Image) -> NDArray[Any]:
         return np.asarray(image).astype(np.uint16, copy=False)
     if image.mode in ("I", "F"):
         values = np.asarray(image)
-        return values.astype(np.uint16) if image.mode == "I" and values.min() >= 0 and values.max() < 1 << 16 else values
+        return (
+            values.astype(np.uint16) if image.mode == "I" and values.min() >= 0 and values.max() < 1 << 16 else values
+        )
     if image.mode not in ("1", "L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"):
         raise UnreadableError(f"its pixels are of the kind {image.mode}, which is not read")
     return _array_of(image, "L" if image.mode in ("1", "L", "LA", "La") else "RGB")

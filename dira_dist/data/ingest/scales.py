@@ -108,4 +108,3 @@ def _count(data: bytes, rule: IntensityRule, histogram: Histogram) -> None:
         greys = Greys(file, rule, None)
         for number, frame in enumerate(file.frames()):
             greys.count(frame, number, histogram)
-

@@ -188,7 +188,9 @@ def _one_at_each_place(
         told = (*told, f"{copies} planes stand there twice, with equal pixels: each is kept once") if copies else told
         passes = [single] if not _collide(single) else _by_order(single)
         if passes:
-            by_order = () if len(passes) == 1 else (f"{len(passes)} time points, told apart by the order of their slices",)
+            by_order = (
+                () if len(passes) == 1 else (f"{len(passes)} time points, told apart by the order of their slices",)
+            )
             stacks += [(part, told + by_order) for part in passes]
         else:
             left += [(plane, _collision(single)) for plane in part]
@@ -299,13 +301,13 @@ def _regular(planes: list[Plane], tolerance: float, told: Told, found: Sorted) -
         members = [ordered[index] for index in run]
         aside_mm = _aside_mm(members, normal)
         if aside_mm > _TILT_PX * min(members[0].spacing or (1.0, 1.0)):
-            found.left += [(plane, f"its planes lie up to {aside_mm:.4g} mm beside a straight line") for plane in members]
+            found.left += [
+                (plane, f"its planes lie up to {aside_mm:.4g} mm beside a straight line") for plane in members
+            ]
             continue
         note = told if len(run) == len(ordered) else (*told, f"one of {len(whole)} stacks of its series: {gap}")
         found.stacks.append(_stack(members, normal, note))
-    found.left += [
-        (plane, f"it stands alone: {gap}") for index, plane in enumerate(ordered) if index not in in_runs
-    ]
+    found.left += [(plane, f"it stands alone: {gap}") for index, plane in enumerate(ordered) if index not in in_runs]
 
 
 def _usual(steps: NDArray[np.float64], tolerance: float) -> float:
@@ -351,9 +353,7 @@ def _gap(places: Sequence[float], runs: Sequence[Sequence[int]], tolerance: floa
     odd = int(np.abs(steps - usual).argmax())
     missing = round(float(steps[odd]) / usual) - 1
     slices = f", where {missing} slices are missing" if missing >= 1 else ""
-    return (
-        f"a gap of {steps[odd]:.4g} mm after {places[odd]:.4g} mm{slices}; the usual step is {usual:.4g} mm"
-    )
+    return f"a gap of {steps[odd]:.4g} mm after {places[odd]:.4g} mm{slices}; the usual step is {usual:.4g} mm"
 
 
 def _aside_mm(planes: Sequence[Plane], normal: NDArray[np.float64]) -> float:

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _WHITE_IS_ZERO, _RGB, _PALETTE, _MASK_OF_TRANSPARENCY, _INKS, _YCBCR = 0, 2, 3, 4, 5, 6
-_UNREAD = {8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "a camera's raw pattern", 32844: "LogL", 32845: "LogLuv"}
+_UNREAD = {
+    8: "CIE L*a*b*",
+    9: "ICC L*a*b*",
+    10: "ITU L*a*b*",
+    32803: "a camera's pattern",
+    32844: "LogL",
+    32845: "LogLuv",
+}
 _JPEGS = (6, 7, 34933)
 _ORIENTATION = 274
 
@@ -47,13 +54,14 @@ def picture_pages(file: "TiffFile") -> "Iterator[TiffPage]":
     import tifffile
 
     pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
-    own = [page for page in pages if not int(page.subfiletype) & (_REDUCED | _MASK) and page.photometric != _MASK_OF_TRANSPARENCY]
-    yield from own or pages[:1]
+    own = [page for page in pages if not int(page.subfiletype) & (_REDUCED | _MASK)]
+    yield from [page for page in own if page.photometric != _MASK_OF_TRANSPARENCY] or pages[:1]
 
 
 def _is_hidden_stack(file: "TiffFile") -> bool:
     """ImageJ writes large stacks behind one page that describes only the first of them."""
-    return bool(file.is_imagej) and len(file.pages) == 1 and bool(file.series) and file.series[0].ndim > file.pages.first.ndim
+    one = bool(file.is_imagej) and len(file.pages) == 1 and bool(file.series)
+    return one and file.series[0].ndim > file.pages.first.ndim
 
 
 def _read_stack(file: "TiffFile", rules: RasterRules) -> Iterator[Picture]:
@@ -78,8 +86,8 @@ def _picture(values: NDArray[Any], page: "TiffPage", rules: RasterRules) -> Pict
     pixels, used, lost = _pixels(values, page, rules)
     orientation = int(page.tags.valueof(_ORIENTATION, 1))
     pixels = turned(pixels, orientation)
-    tags = {} if used is None else {"intensity": {"low": used[0], "high": used[1]}}
-    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), tags, orientation, lost)
+    tags = {} if used is None else {"intensity": {"by": "depth", "low": used[0], "high": used[1]}}
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), tags, (), orientation, lost)
 
 
 def _pixels(values: NDArray[Any], page: "TiffPage", rules: RasterRules) -> tuple[Pixels, Range | None, bool]:
@@ -96,7 +104,7 @@ def _pixels(values: NDArray[Any], page: "TiffPage", rules: RasterRules) -> tuple
     bits = page.bitspersample if isinstance(page.bitspersample, int) and values.dtype.kind == "u" else None
     pixels, used = grey_of(first, rules, bits)
     if page.photometric == _WHITE_IS_ZERO:
-        np.subtract(np.iinfo(pixels.dtype).max, pixels, out=pixels := pixels.copy() if not pixels.flags.writeable else pixels)
+        pixels = np.invert(pixels)  # of unsigned numbers: their largest less each of them
     return pixels, used, False
 
 
@@ -112,3 +120,33 @@ def _from_inks(inks: NDArray[Any]) -> Pixels:
     if inks.dtype != np.uint8:
         raise UnreadableError(f"its inks are numbers of the kind {inks.dtype}, which is not read")
     return np.asarray(Image.fromarray(np.ascontiguousarray(inks), "CMYK").convert("RGB"))
+
+
+def signed_range(data: bytes) -> Range | None:
+    """Smallest and largest value of the pages of signed integers; none where there are none.
+
+    Raises:
+        Exception: of any kind, for a damaged file.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = [page for page in picture_pages(file) if page.dtype is not None and page.dtype.kind == "i"]
+        found = [(float(values.min()), float(values.max())) for values in (page.asarray() for page in pages)]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+
+def plain_page(data: bytes, rules: RasterRules) -> tuple[NDArray[Any], int]:
+    """The values of the only page, as they are coded, and its orientation: for a label map.
+
+    Raises:
+        UnreadableError: it has several pages, or is too large.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = list(picture_pages(file))
+        if len(pages) != 1:
+            raise UnreadableError(f"its mask has {len(pages)} pages, where one is wanted")
+        _check(pages[0], rules)
+        return pages[0].asarray(), int(pages[0].tags.valueof(_ORIENTATION, 1))
