@@ -18,7 +18,7 @@ from dira_dist.data.ingest.listing import MaskFiles, list_source, one_file_of, w
 from dira_dist.data.ingest.matching import check_names, named_in, unmatched_rows
 from dira_dist.data.ingest.names import Naming, printable, runs_as_a_job
 from dira_dist.data.ingest.options import FOLDERS, Content, ShardOptions, check_split
-from dira_dist.data.ingest.pairing import pair
+from dira_dist.data.ingest.pairing import MaskNames, pair
 from dira_dist.data.ingest.patients import identifier, near_spellings
 from dira_dist.data.ingest.readers import FileKind, UnreadableError, discreetly
 from dira_dist.data.ingest.salt import Salt, part_of, read_salt
@@ -344,10 +344,10 @@ def _pair_masks(plan: Plan, items: Sequence[Item], masks: MaskFiles) -> None:
             f"{plan.called(by_key[keys[0]].files[0])!r} for one; lay each mask under the path of its image within the "
             "source."
         )
-    for key, files in pairs.ambiguous:
-        names = " and ".join(map(printable, files))
-        plan.notes.append((by_key[key].files[0], f"{names} could both be its mask: it is stored without one"))
-    if not pairs.of and not pairs.ambiguous:
+    for key, files in pairs.passed_over:
+        others = plan.called.several(files)
+        plan.notes.append((by_key[key].files[0], f"its mask is {plan.called(pairs.of[key])}; {others} could be it as well"))
+    if not pairs.of:
         example, image = plan.called(pairs.unmatched[0]), plan.called(items[0].files[0])
         raise RequestError(
             f"masks {plan.options.masks}: none of {len(pairs.unmatched)} masks belongs to an image. A mask is called "
@@ -358,12 +358,14 @@ def _pair_masks(plan: Plan, items: Sequence[Item], masks: MaskFiles) -> None:
         plan.unmatched["masks"] = tuple(map(printable, pairs.unmatched))
         plan.warnings.append(f"{len(pairs.unmatched)} masks belong to no image: {plan.called.several(pairs.unmatched)}")
     plan.masks = pairs.of
+    plan.remarks.append(f"{len(pairs.of)} of {len(items)} files have a mask")
 
 
-def _mask_names(item: Item) -> tuple[str, ...]:
+def _mask_names(item: Item) -> MaskNames:
     """What a mask may call an item; a series is called by its folder, too."""
+    file = PurePosixPath(item.files[0])
     own = without_suffix(item.files[0])
-    return (str(PurePosixPath(item.files[0]).parent), own) if item.kind == "series" else (own,)
+    return ((str(file.parent), own) if item.kind == "series" else (own,)), file.suffix
 
 
 def _assign_parts(plan: Plan, items: Iterable[Item], headers: Mapping[str, Header]) -> None:
