@@ -88,7 +88,8 @@ def shard(
     coding: Annotated[str, typer.Option(help="png (lossless) or jpeg")] = "png",
     jpeg_quality: Annotated[int, typer.Option(help="1 to 100")] = 95,
     content: Annotated[
-        str | None, typer.Option(help="images, slices (of volumes) or volumes; volumes where there are only such if left out")
+        str | None,
+        typer.Option(help="images, slices (of volumes) or volumes; volumes where there are only such if left out"),
     ] = None,
     samples_per_shard: Annotated[
         int | None, typer.Option(help="files per tar; chosen by their number if left out")
@@ -104,7 +105,9 @@ def shard(
     every: Annotated[int, typer.Option(help="takes every so many slices of a volume")] = 1,
     include: Annotated[
         str | None,
-        typer.Option(help="A,B: DICOM objects left out otherwise: segmentation, dose, localizer, report, for-processing"),
+        typer.Option(
+            help="A,B: DICOM objects left out otherwise: segmentation, dose, localizer, report, for-processing"
+        ),
     ] = None,
     spacing_tolerance: Annotated[
         float, typer.Option(help="how far a step between slices may differ from the usual, as a share of it")
@@ -122,7 +125,10 @@ def shard(
     boxes: Annotated[str | None, typer.Option(help="CSV with columns x, y, width, height in px")] = None,
     masks: Annotated[str | None, typer.Option(help="folder with a label map for each image, named like it")] = None,
     split: Annotated[str | None, typer.Option(help="parts and shares, such as train=0.9,val=0.1")] = None,
-    group_by: Annotated[str | None, typer.Option(help="what stays in one part: a column, PatientID, folder or none; DICOM's patient if left out")] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="what stays in one part: a column, PatientID, folder or none; DICOM's patient if left out"),
+    ] = None,
     salt_file: Annotated[
         Path | None, typer.Option(help="secret behind the samples' keys; one per user if left out")
     ] = None,

@@ -207,6 +207,7 @@ class Converter:
         if not found:
             raise UnreadableError("each of its slices holds one value only")
 
+
 def _scaled_tags(picture: Picture, size_px: tuple[int, int]) -> dict[str, Any]:
     tags = dict(picture.tags)
     if tags.get("pixel_spacing_mm"):

@@ -47,7 +47,9 @@ def _header_of(data: bytes, suffix: str) -> str:
     begins = text.startswith("NRRD") if suffix == ".nrrd" else "NDims" in text
     if not begins:
         raise UnreadableError(f"it is no {'NRRD' if suffix == '.nrrd' else 'MetaImage'} file: its header is not one")
-    elsewhere = re.search(r"^data ?file:" if suffix == ".nrrd" else r"^ElementDataFile\s*=\s*(?!LOCAL)", text, re.M | re.I)
+    elsewhere = re.search(
+        r"^data ?file:" if suffix == ".nrrd" else r"^ElementDataFile\s*=\s*(?!LOCAL)", text, re.M | re.I
+    )
     if elsewhere:
         raise UnreadableError("its voxels stand in another file; write header and voxels into one (.nrrd, .mha)")
     return text

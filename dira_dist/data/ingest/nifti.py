@@ -116,8 +116,8 @@ def _slabs(image: Any) -> Iterator[tuple[Index, NDArray[Any], None]]:
 class _Geometry:
     """Which of a header's two forms and its voxel sizes are believed, and where they contradict each other.
 
-    The sform is believed where its steps are the voxel sizes (pixdim). Where they are not, one of the two was never set:
-    steps of exactly one unit lose against any others; else the qform, which has no steps of its own, is believed.
+    The sform is believed where its steps are the voxel sizes (pixdim). Where they are not, one of the two was never
+    set: steps of exactly one unit lose against any others; else the qform, which has no steps of its own, is believed.
 
     Attributes:
         affine: from indices (i, j, k) to millimetres, RAS.

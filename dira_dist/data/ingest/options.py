@@ -48,7 +48,8 @@ class ShardOptions(Section):
         tuple[str, ...], Field(description=f"DICOM objects that are left out otherwise: {', '.join(KINDS_LEFT_OUT)}")
     ] = ()
     spacing_tolerance: Annotated[
-        float, Field(gt=0, lt=0.5, description="how far a step between slices may differ from the usual, as a share of it")
+        float,
+        Field(gt=0, lt=0.5, description="how far a step between slices may differ from the usual, as a share of it"),
     ] = 0.05
     tilt: Annotated[
         Literal["correct", "refuse"], Field(description="slices of a tilted gantry: moved upright, or left out")

@@ -1,7 +1,7 @@
 """What ``dira-dist shard`` will do, decided before it does any of it: which files, under which keys, in which part."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -274,7 +274,9 @@ def _nifti_item(file: str, files: Mapping[str, FileKind], key: str, plan: Plan) 
     other = next((stem + end for end in _PAIR[suffix.lower()] if stem + end in files), None)
     if other is None:
         needed = f"{PurePosixPath(stem).name}{_PAIR[suffix.lower()][0]}"
-        _skip_unreadable(plan, file, f"it is half of a pair of header and voxels, whose other half {needed} is not there")
+        _skip_unreadable(
+            plan, file, f"it is half of a pair of header and voxels, whose other half {needed} is not there"
+        )
     elif suffix.lower() == ".hdr":
         return [Item(key, "nifti", (file, other))]
     return []
@@ -423,8 +425,8 @@ def _warn_of_near_spellings(plan: Plan, headers: Mapping[str, Header]) -> None:
     for spellings in near_spellings(of_patient):
         files = " and ".join(printable(of_patient[patient]) for patient in spellings[:2])
         plan.warnings.append(
-            f"{len(spellings)} patient identifiers differ only in case, leading zeros or '.0', those of {files} for instance: "
-            "if they mean one patient, its images may lie in two parts"
+            f"{len(spellings)} patient identifiers differ only in case, leading zeros or '.0', those of {files} "
+            "for instance: if they mean one patient, its images may lie in two parts"
         )
 
 

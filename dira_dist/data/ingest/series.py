@@ -99,4 +99,7 @@ def shared_identity(headers: Mapping[str, Header]) -> Iterator[tuple[str, str]]:
             patients[uid].setdefault(header.patient, file)
     for files in patients.values():
         if len(files) > 1:
-            yield next(iter(files.values())), f"its series UID stands in files of {len(files)} patients, which are kept apart"
+            yield (
+                next(iter(files.values())),
+                f"its series UID stands in files of {len(files)} patients, which are kept apart",
+            )

@@ -17,7 +17,6 @@ from dira_dist.data.ingest.work import Progress, make_parts
 from dira_dist.data.shards import INDEX_NAME
 from dira_dist.data.store import check_reachable, open_store
 
-
 _MOST_LINES = 20  # of one kind on the console
 
 
