@@ -65,7 +65,7 @@ def _with_geometry(
 ) -> Volume:
     first = stack.planes[0]
     tags = header_terms(header) | {
-        "spacing_from": {"slices": "ImagePositionPatient", "pixels": first.spacing_from or None},
+        "spacing_from": " and ".join(filter(None, ("ImagePositionPatient", first.spacing_from))),
         "orientation_from": "ImageOrientationPatient",
     }
     if stack.tilted:

@@ -1,7 +1,7 @@
 """DICOM files, read as they come: with and without preamble, with tags missing, damaged, compressed in every usual way.
 
-:func:`read_header` parses all that stands before the pixels and hardly a byte more; :class:`DicomFile` decodes the frames
-one by one. What a missing or unreadable element leaves open gets the value that the pixels themselves imply.
+:func:`read_header` parses all that stands before the pixels and hardly a byte more; :class:`DicomFile` decodes the
+frames one by one. What a missing or unreadable element leaves open gets the value that the pixels themselves imply.
 """
 
 import gzip

@@ -1,7 +1,7 @@
 """DICOM frames to pictures: stored values through rescale or modality LUT, then window, VOI LUT or scale; or colours.
 
-The order is that of the standard (PS3.3, C.11, and PS3.4, N.2). Values of up to 16 bits are looked up: what a rule makes
-of each stored value is computed once, and a frame of any size costs no more memory than its grey copy.
+The order is that of the standard (PS3.3, C.11, and PS3.4, N.2). Values of up to 16 bits are looked up: what a rule
+makes of each stored value is computed once, and a frame of any size costs no more memory than its grey copy.
 """
 
 from collections.abc import Callable, Iterator

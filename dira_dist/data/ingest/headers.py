@@ -138,7 +138,10 @@ def _why_unplaced(header: "Dataset", frames: int) -> str:
         return (
             f"its {frames} frames have no places in the patient: a cine or rotation, whose depth is time, is no volume"
         )
-    return "nothing in its header says where it lies in the patient: a single picture, like a radiograph, is no volume"
+    return (
+        "nothing in its header says where it lies in the patient (ImagePositionPatient, ImageOrientationPatient), as "
+        "of a radiograph: it is no part of a volume"
+    )
 
 
 def _vector(dataset: "Dataset", keyword: str, length: int) -> tuple[float, ...] | None:

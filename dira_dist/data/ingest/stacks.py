@@ -207,7 +207,7 @@ def _collision(planes: Sequence[Plane]) -> str:
     most = max(len(place) for place in places)
     return (
         f"its series has {len(planes)} planes at {len(places)} places, up to {most} at one, and nothing in the headers "
-        f"tells time points, echoes or the like apart ({', '.join(MARKS)})"
+        "tells time points, echoes or the like apart"
     )
 
 
@@ -301,18 +301,35 @@ def _regular(planes: list[Plane], tolerance: float, told: Told, found: Sorted) -
         found.left += [(plane, reason) for plane in ordered]
         return
     in_runs = {index for run in whole for index in run}
-    gap = _gap(places, whole, tolerance)
     for run in whole:
         members = [ordered[index] for index in run]
         aside_mm = _aside_mm(members, normal)
         if aside_mm > _TILT_PX * min(members[0].spacing or (1.0, 1.0)):
-            found.left += [
-                (plane, f"its planes lie up to {aside_mm:.4g} mm beside a straight line") for plane in members
-            ]
+            reason = f"the planes of its series lie up to {aside_mm:.4g} mm beside a straight line"
+            found.left += [(plane, reason) for plane in members]
             continue
-        note = told if len(run) == len(ordered) else (*told, f"one of {len(whole)} stacks of its series: {gap}")
+        note = told if len(run) == len(ordered) else (*told, _of_several(len(whole), places, run, steps, tolerance))
         found.stacks.append(_stack(members, normal, note))
-    found.left += [(plane, f"it stands alone: {gap}") for index, plane in enumerate(ordered) if index not in in_runs]
+    found.left += [
+        (plane, f"its neighbours are not at the usual step of its series, {_usual(steps, tolerance):.4g} mm")
+        for index, plane in enumerate(ordered)
+        if index not in in_runs
+    ]
+
+
+def _of_several(
+    stacks: int, places: Sequence[float], run: Sequence[int], steps: NDArray[np.float64], tolerance: float
+) -> str:
+    """What is said of one of the stacks between the gaps of a series."""
+    usual = _usual(steps, tolerance)
+    odd = int(np.abs(steps - usual).argmax())
+    times = float(steps[odd]) / usual
+    missing = round(times) - 1
+    slices = f", where {missing} slices are missing" if missing > 0 and abs(times - round(times)) <= tolerance else ""
+    return (
+        f"one of {stacks} stacks of its series, {len(run)} slices from {places[run[0]]:.4g} to {places[run[-1]]:.4g}"
+        f" mm: there is a gap of {steps[odd]:.4g} mm after {places[odd]:.4g} mm{slices}; the usual step is {usual:.4g} mm"
+    )
 
 
 def _usual(steps: NDArray[np.float64], tolerance: float) -> float:
@@ -350,15 +367,6 @@ def _with_rests_again(places: Sequence[float], runs: list[list[int]], tolerance:
         rest = []
         done += [run] if run else []
     return done
-
-
-def _gap(places: Sequence[float], runs: Sequence[Sequence[int]], tolerance: float) -> str:
-    steps = np.diff(places)
-    usual = _usual(steps, tolerance)
-    odd = int(np.abs(steps - usual).argmax())
-    missing = round(float(steps[odd]) / usual) - 1
-    slices = f", where {missing} slices are missing" if missing >= 1 else ""
-    return f"a gap of {steps[odd]:.4g} mm after {places[odd]:.4g} mm{slices}; the usual step is {usual:.4g} mm"
 
 
 def _aside_mm(planes: Sequence[Plane], normal: NDArray[np.float64]) -> float:
