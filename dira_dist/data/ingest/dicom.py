@@ -463,6 +463,6 @@ def _preferred_plugin(syntax: str) -> str:
 
 
 def _told(error: Exception) -> str:
-    """A decoder's own words, of which pydicom's come last; headers they do not quote."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "its decoder gave no reason"
+    """The decoders' own words, without pydicom's in front of them; headers they do not quote."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason is given"]
+    return "; ".join(others or [first])[:200]

@@ -63,7 +63,8 @@ def _opened(files: Sequence[bytes], budget_bytes: int) -> Any:
     head = _unpacked(files[0], _HEADER_BYTES, whole=False)
     kind = _kind_of(head, pair=len(files) > 1)
     try:
-        header: Any = kind.header_class.from_fileobj(io.BytesIO(head), check=False)
+        block = head[: kind.header_class.template_dtype.itemsize]
+        header: Any = kind.header_class(block, check=False)
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
     except (HeaderDataError, ValueError, EOFError) as error:
         raise UnreadableError("its NIfTI header is damaged") from error

@@ -326,9 +326,10 @@ def _of_several(
     times = float(steps[odd]) / usual
     missing = round(times) - 1
     slices = f", where {missing} slices are missing" if missing > 0 and abs(times - round(times)) <= tolerance else ""
+    which = f"one of {stacks} stacks" if stacks > 1 else "the one regular stack"
     return (
-        f"one of {stacks} stacks of its series, {len(run)} slices from {places[run[0]]:.4g} to {places[run[-1]]:.4g}"
-        f" mm: there is a gap of {steps[odd]:.4g} mm after {places[odd]:.4g} mm{slices}; the usual step is {usual:.4g} mm"
+        f"{which} of its series, {len(run)} slices from {places[run[0]]:.4g} to {places[run[-1]]:.4g} mm:"
+        f" there is a gap of {steps[odd]:.4g} mm after {places[odd]:.4g} mm{slices}; the usual step is {usual:.4g} mm"
     )
 
 
