@@ -65,7 +65,7 @@ def _with_geometry(
 ) -> Volume:
     first = stack.planes[0]
     tags = header_terms(header) | {
-        "spacing_from": {"slices": "ImagePositionPatient", "pixels": first.spacing_from or None},
+        "spacing_from": " and ".join(filter(None, ("ImagePositionPatient", first.spacing_from))),
         "orientation_from": "ImageOrientationPatient",
     }
     if stack.tilted:
@@ -121,14 +121,15 @@ def _pieces(
 
 
 def _normal_ras(stack: Stack) -> NDArray[np.float64]:
-    return normal_of(stack.planes[0]) * np.array([-1.0, -1.0, 1.0])
+    normal: NDArray[np.float64] = normal_of(stack.planes[0]) * np.array([-1.0, -1.0, 1.0])
+    return normal
 
 
 def affine_of(stack: Stack, margin: tuple[int, int] = (0, 0)) -> NDArray[np.float64]:
     """Indices (slice, row, column) to millimetres, in NIfTI's right-anterior-superior frame.
 
-    DICOM's frame is left-posterior-superior, hence the signs (PS3.3, C.7.6.2.1.1). Where no pixel spacing is known, steps of
-    1 stand in for it, which give the directions alone.
+    DICOM's frame is left-posterior-superior, hence the signs (PS3.3, C.7.6.2.1.1). Where no pixel spacing is known,
+    steps of 1 stand in for it, which give the directions alone.
 
     Args:
         stack: a regular one.

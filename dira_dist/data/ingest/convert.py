@@ -24,7 +24,13 @@ from dira_dist.data.ingest.plan import VOLUME_KINDS, Item
 from dira_dist.data.ingest.readers import Picture, RasterRules, UnreadableError, read_pictures
 from dira_dist.data.ingest.slices import slices_of, upright
 from dira_dist.data.ingest.tables import Box, scale_boxes
-from dira_dist.data.ingest.volumes import Volume, mask_problem, resampled_mask
+from dira_dist.data.ingest.volumes import (
+    Volume,
+    differs_in_an_unset_origin,
+    mask_problem,
+    resampled_mask,
+    says_nothing,
+)
 from dira_dist.data.shards import Sample
 from dira_dist.data.store import open_store
 
@@ -201,10 +207,21 @@ class Converter:
         problem = mask_problem(mask, volume)
         if not problem:
             return mask.voxels
+        if says_nothing(mask) and volume.file_affine is not None:
+            told.note("its mask's header says nothing (a bare identity): it is laid on the image voxel by voxel")
+            mask = read_nifti([data], budget, volume.file_affine)
+            return mask.voxels if not (problem := mask_problem(mask, volume)) else self._left_out(problem, told)
+        if differs_in_an_unset_origin(mask, volume):
+            told.note("its mask's header has an origin that was never set (0, 0, 0): its directions alone are believed")
+            return mask.voxels
         if self._options.volume_masks == "resample":
             told.note(f"{problem}; it is resampled to the nearest voxel")
             return resampled_mask(mask, volume)
-        told.note(f"{problem}: its mask is left out; --volume-masks resample fits it by the headers of both")
+        return self._left_out(f"{problem}; --volume-masks resample fits it by the headers of both", told)
+
+    @staticmethod
+    def _left_out(problem: str, told: Told) -> Pixels | None:
+        told.note(f"its mask is left out: {problem}")
         return None
 
     def _slice_samples(self, task: Task, volume: Volume, labels: Pixels | None, told: Told) -> Iterator[Sample]:

@@ -1,7 +1,7 @@
 """DICOM files, read as they come: with and without preamble, with tags missing, damaged, compressed in every usual way.
 
-:func:`read_header` parses all that stands before the pixels and not a byte more; :class:`DicomFile` decodes the frames one by
-one. What a missing or unreadable element leaves open gets the value that the pixels themselves imply.
+:func:`read_header` parses all that stands before the pixels and hardly a byte more; :class:`DicomFile` decodes the
+frames one by one. What a missing or unreadable element leaves open gets the value that the pixels themselves imply.
 """
 
 import gzip
@@ -243,7 +243,8 @@ class DicomFile:
             raise UnreadableError("it is a DICOM file without pixels")
         value = whole[keyword].value
         self._stream, self._start, self._keyword, self._vr = io.BytesIO(value), 0, keyword, "OW"
-        self._bytes, self._syntax = len(value), str(ExplicitVRLittleEndian)
+        self._bytes: int | None = len(value)
+        self._syntax = str(ExplicitVRLittleEndian)
 
     def _find_pixels(self, stream: io.BytesIO, at: int) -> None:
         """Notes which element holds the pixels, where its value begins and how long it is (none: encapsulated)."""
@@ -311,10 +312,10 @@ class DicomFile:
         return self._by_decoder()
 
     def _by_decoder(self) -> Iterator[NDArray[Any]]:
-        from pydicom.pixels import get_decoder
+        from pydicom.pixels.decoders.base import get_decoder
 
         try:
-            decoder = get_decoder(self._syntax)  # type: ignore[arg-type]
+            decoder = get_decoder(self._syntax)
         except NotImplementedError as error:
             raise UnreadableError(f"its pixels are coded as {_name_of(self._syntax)}, which is not read") from error
         plugin = _preferred_plugin(self._syntax)
@@ -376,7 +377,8 @@ class DicomFile:
         above = width - layout.stored - layout.shift
         if above < 0 or (above == 0 and layout.shift == 0):
             return frame
-        return np.right_shift(np.left_shift(frame, above), above + layout.shift)
+        cleared: NDArray[Any] = np.right_shift(np.left_shift(frame, above), above + layout.shift)
+        return cleared
 
 
 def pixel_digest(data: bytes, frame: int) -> str:
@@ -461,6 +463,6 @@ def _preferred_plugin(syntax: str) -> str:
 
 
 def _told(error: Exception) -> str:
-    """A decoder's own words, of which pydicom's come last; headers they do not quote."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "its decoder gave no reason"
+    """The decoders' own words, without pydicom's in front of them; headers they do not quote."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason is given"]
+    return "; ".join(others or [first])[:200]

@@ -1,4 +1,4 @@
-"""The functional groups of an enhanced multi-frame object (PS3.3, C.7.6.16): what holds for all frames, what for each."""
+"""The functional groups of an enhanced multi-frame object (PS3.3, C.7.6.16): what holds for all frames or for one."""
 
 from typing import TYPE_CHECKING
 

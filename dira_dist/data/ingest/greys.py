@@ -1,7 +1,7 @@
-"""DICOM frames to pictures: stored values through rescale or modality LUT, then window, VOI LUT or scale to grey; or to colour.
+"""DICOM frames to pictures: stored values through rescale or modality LUT, then window, VOI LUT or scale; or colours.
 
-The order is that of the standard (PS3.3, C.11, and PS3.4, N.2). Values of up to 16 bits are looked up: what a rule makes of
-each stored value is computed once, and a frame of any size costs no more memory than its grey copy.
+The order is that of the standard (PS3.3, C.11, and PS3.4, N.2). Values of up to 16 bits are looked up: what a rule
+makes of each stored value is computed once, and a frame of any size costs no more memory than its grey copy.
 """
 
 from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def _bits_used(entries: NDArray[np.uint16], said: int) -> int:
 
 
 def rescale_of(header: "Dataset", groups: FrameGroups, frame: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """Stored values to values in their unit: by the modality LUT, else by slope and intercept, 1 and 0 where not said."""
+    """Stored values to values in their unit: by the modality LUT, else by slope (1) and intercept (0)."""
     items = header.get("ModalityLUTSequence") or []
     table = lut_of(items[0], values_may_be_negative=whole_of(header, "PixelRepresentation") == 1) if items else None
     if table is not None:

@@ -1,4 +1,4 @@
-"""What the plan must know of DICOM files: whose they are, of which series, what kind of object, and where their planes lie."""
+"""What the plan must know of DICOM files: whose they are, of which series, of what kind, and where their planes lie."""
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
@@ -145,15 +145,22 @@ def _planes_of(header: "Dataset", groups: FrameGroups, file: str) -> tuple[tuple
 
 def _why_unplaced(header: "Dataset", frames: int) -> str:
     if frames > 1:
-        return f"its {frames} frames have no places in the patient: a cine or a rotation, whose depth is time, is no volume"
+        return (
+            f"its {frames} frames have no places in the patient: a cine or rotation, whose depth is time, is no volume"
+        )
     return (
-        "nothing in its header says where it lies in the patient: a single picture, such as a radiograph, is no volume"
+        "nothing in its header says where it lies in the patient (ImagePositionPatient, ImageOrientationPatient), as "
+        "of a radiograph: it is no part of a volume"
     )
 
 
 def _vector(dataset: "Dataset", keyword: str, length: int) -> tuple[float, ...] | None:
     numbers = numbers_of(dataset, keyword)
     return tuple(numbers) if len(numbers) == length else None
+
+
+def _place(position: tuple[float, ...] | None) -> Vector | None:
+    return None if position is None else (position[0], position[1], position[2])
 
 
 def _plane(header: "Dataset", groups: FrameGroups, file: str, frame: int) -> Plane:
@@ -165,7 +172,7 @@ def _plane(header: "Dataset", groups: FrameGroups, file: str, frame: int) -> Pla
         frame=frame,
         rows=whole_of(header, "Rows"),
         columns=whole_of(header, "Columns"),
-        position=position and (position[0], position[1], position[2]),
+        position=_place(position),
         cosines=_unit(cosines),
         spacing=spacing,
         spacing_from=source,
@@ -186,7 +193,7 @@ def _unit(cosines: tuple[float, ...] | None) -> tuple[float, ...] | None:
 
 
 def _planes_of_grid(header: "Dataset", groups: FrameGroups, file: str, frames: int) -> tuple[Plane, ...]:
-    """Frames on a grid of their own: a dose (PS3.3, C.8.8.3.2), or reconstructed slices of nuclear medicine (C.8.4.15)."""
+    """Frames on a grid of their own: a dose (PS3.3, C.8.8.3.2), or slices of nuclear medicine (C.8.4.15)."""
     first = _plane(header, groups, file, 0)
     offsets = numbers_of(header, "GridFrameOffsetVector")
     if not offsets and "TOMO" in " ".join(image_type_of(header)) and header.get("DetectorInformationSequence"):
@@ -207,8 +214,7 @@ def _planes_of_grid(header: "Dataset", groups: FrameGroups, file: str, frames: i
 
 
 def _moved(plane: Plane, position: tuple[float, ...] | None, cosines: tuple[float, ...] | None, frame: int) -> Plane:
-    place: Vector | None = position and (position[0], position[1], position[2])
-    return replace(plane, frame=frame, position=place, cosines=cosines, number=frame)
+    return replace(plane, frame=frame, position=_place(position), cosines=cosines, number=frame)
 
 
 def _marks_of(header: "Dataset", groups: FrameGroups, frame: int) -> tuple[Hashable, ...]:

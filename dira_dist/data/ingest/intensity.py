@@ -159,13 +159,13 @@ class Histogram:
             return Scale(float(values.min()), float(values.max()), "full")
         order = np.argsort(values, kind="stable")
         below = np.cumsum(counts[order]) / counts.sum() * 100
-        low, high = (
-            values[order][min(np.searchsorted(below, share), values.size - 1)] for share in (rule.low, rule.high)
-        )
-        return Scale(float(low), float(high), "percentiles")
+        places = np.minimum(np.searchsorted(below, (rule.low, rule.high)), values.size - 1)
+        low, high = (float(values[order[place]]) for place in places)
+        return Scale(low, high, "percentiles")
 
 
 def to_depth(shares: NDArray[Any], bits: Literal[8, 16]) -> Pixels:
     """Shares of 0 to 1 as grey of 8 or 16 bits."""
     top, kind = (255, np.uint8) if bits == 8 else (65535, np.uint16)
-    return np.rint(shares * top).astype(kind)
+    grey: Pixels = np.rint(shares * top).astype(kind)
+    return grey

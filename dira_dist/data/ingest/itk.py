@@ -48,7 +48,7 @@ def _header_of(data: bytes, suffix: str) -> str:
     if not begins:
         raise UnreadableError(f"it is no {'NRRD' if suffix == '.nrrd' else 'MetaImage'} file: its header is not one")
     elsewhere = re.search(
-        r"^data ?file:" if suffix == ".nrrd" else r"^ElementDataFile\s*=\s*(?!LOCAL)", text, re.M | re.I
+        r"^data ?file:" if suffix == ".nrrd" else r"^ElementDataFile\s*=\s*(?!\s|LOCAL)", text, re.M | re.I
     )
     if elsewhere:
         raise UnreadableError("its voxels stand in another file; write header and voxels into one (.nrrd, .mha)")

@@ -34,8 +34,8 @@ def check_names(called: Naming, options: ShardOptions, tables: Sequence[Table], 
                 name = names[position]
                 if counts[name] > 1 and name in table.rows and not any(n in table.rows for n in names[:position]):
                     raise RequestError(
-                        f"{table.address}: {called.row(name)!r} could be any of {counts[name]} files, {called(file)!r} for "
-                        f"one; in column {options.image_column!r} write paths within the source."
+                        f"{table.address}: {called.row(name)!r} could be any of {counts[name]} files, {called(file)!r} "
+                        f"for one; in column {options.image_column!r} write paths within the source."
                     )
 
 

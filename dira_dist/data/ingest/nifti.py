@@ -20,12 +20,15 @@ _SAME_TURN = 0.02  # of direction cosines, about a degree
 _VOXEL_BYTES = 4
 
 
-def read_nifti(files: Sequence[bytes], budget_bytes: int = 2 << 30) -> Volume:
+def read_nifti(
+    files: Sequence[bytes], budget_bytes: int = 2 << 30, affine_instead: NDArray[np.float64] | None = None
+) -> Volume:
     """A NIfTI file, gzipped or not, or the two files of a pair, header first.
 
     Args:
         files: one, or header and voxels.
         budget_bytes: a volume that would take more is not unpacked.
+        affine_instead: of its indices, in place of what its own header says.
 
     Raises:
         UnreadableError: it has not three dimensions, is in colour, exceeds the budget, or is damaged.
@@ -38,9 +41,10 @@ def read_nifti(files: Sequence[bytes], budget_bytes: int = 2 << 30) -> Volume:
         what = "; take one time point or channel of it" if len(shape) > 3 else ""
         raise UnreadableError(f"its shape is {tuple(map(int, shape))}, where a volume has three dimensions{what}")
     geometry = _Geometry(image)
+    own = geometry.affine if affine_instead is None else affine_instead
     parts = Parts(tuple(map(int, shape)), lambda: _slabs(image))  # type: ignore[arg-type]
     try:
-        voxels, affine, missing = assemble(parts, geometry.affine)
+        voxels, affine, missing = assemble(parts, own)
     except (OSError, EOFError, zlib.error) as error:
         raise UnreadableError("its voxels are cut off") from error
     notes = [*geometry.notes, *([f"{missing} voxels that are no numbers are stored as 0"] if missing else [])]
@@ -48,7 +52,7 @@ def read_nifti(files: Sequence[bytes], budget_bytes: int = 2 << 30) -> Volume:
     spacing: SpacingMm = lengths_of(affine) if known else (None, None, None)
     tags = {"spacing_from": geometry.spacing_from, "orientation_from": geometry.orientation_from}
     placed = affine if known and geometry.orientation_from else None
-    return Volume(voxels, spacing, placed, tags, tuple(notes))
+    return Volume(voxels, spacing, placed, tags, tuple(notes), file_affine=own)
 
 
 def _opened(files: Sequence[bytes], budget_bytes: int) -> Any:
@@ -59,7 +63,8 @@ def _opened(files: Sequence[bytes], budget_bytes: int) -> Any:
     head = _unpacked(files[0], _HEADER_BYTES, whole=False)
     kind = _kind_of(head, pair=len(files) > 1)
     try:
-        header: Any = kind.header_class.from_fileobj(io.BytesIO(head), check=False)
+        block = head[: kind.header_class.template_dtype.itemsize]
+        header: Any = kind.header_class(block, check=False)
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
     except (HeaderDataError, ValueError, EOFError) as error:
         raise UnreadableError("its NIfTI header is damaged") from error
@@ -116,8 +121,8 @@ def _slabs(image: Any) -> Iterator[tuple[Index, NDArray[Any], None]]:
 class _Geometry:
     """Which of a header's two forms and its voxel sizes are believed, and where they contradict each other.
 
-    The sform is believed where its steps are the voxel sizes (pixdim). Where they are not, one of the two was never set:
-    steps of exactly one unit lose against any others; else the qform, which has no steps of its own, is believed.
+    The sform is believed where its steps are the voxel sizes (pixdim). Where they are not, one of the two was never
+    set: steps of exactly one unit lose against any others; else the qform, which has no steps of its own, is believed.
 
     Attributes:
         affine: from indices (i, j, k) to millimetres, RAS.

@@ -346,12 +346,14 @@ def _pair_masks(plan: Plan, items: Sequence[Item], masks: MaskFiles) -> None:
         )
     for key, files in pairs.passed_over:
         others = plan.called.several(files)
-        plan.notes.append((by_key[key].files[0], f"its mask is {plan.called(pairs.of[key])}; {others} could be it as well"))
+        plan.notes.append(
+            (by_key[key].files[0], f"its mask is {plan.called(pairs.of[key])}; {others} could be it as well")
+        )
     if not pairs.of:
         example, image = plan.called(pairs.unmatched[0]), plan.called(items[0].files[0])
         raise RequestError(
             f"masks {plan.options.masks}: none of {len(pairs.unmatched)} masks belongs to an image. A mask is called "
-            f"{example!r}, an image {image!r}; a mask lies under its image's path or name, with an ending such as _mask "
+            f"{example!r}, an image {image!r}; it lies under its image's path or name, with an ending such as _mask "
             "or _seg or without."
         )
     if pairs.unmatched:
@@ -448,8 +450,8 @@ def _group_column(plan: Plan) -> str | None:
     guessed = column_of_groups(table, (*plan.labels.kinds, plan.options.image_column)) if plan.options.split else None
     if guessed is not None:
         plan.warnings.append(
-            f"the split is by image, though the column {guessed!r} looks as if it told patients apart: images of one patient "
-            f"may lie in two parts. Split by it with --group-by {guessed!r}, or say --group-by none."
+            f"the split is by image, though the column {guessed!r} looks as if it told patients apart: images of one "
+            f"patient may lie in two parts. Split by it with --group-by {guessed!r}, or say --group-by none."
         )
     return None
 

@@ -32,8 +32,8 @@ class Series:
 def series_to_settle(headers: Mapping[str, Header], rule: IntensityRule) -> list[Series]:
     """The series of several cross-sectional files, whose scale is not told by ``rule`` alone.
 
-    Slices with windows of their own would show the same tissue in unlike greys: the middle one, by width and centre, holds
-    for all of them. A series with VOI LUTs keeps these.
+    Slices with windows of their own would show the same tissue in unlike greys: the middle one, by width and centre,
+    holds for all of them. A series with VOI LUTs keeps these.
     """
     if rule.name == "range":
         return []
@@ -55,7 +55,7 @@ def series_to_settle(headers: Mapping[str, Header], rule: IntensityRule) -> list
 
 
 def settle(source: str, series: Series, rule: IntensityRule) -> tuple[Greying, str]:
-    """The scale of a series, and what is to be said of it: reads one slice of those with a window, all of those without.
+    """The scale of a series, and what is to be said of it: reads one slice where there is a window, else all.
 
     Args:
         source: address of the files.

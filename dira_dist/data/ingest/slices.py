@@ -26,7 +26,7 @@ def slices_of(volume: Volume, axis: Axis, every: int, rule: IntensityRule) -> It
 
     Args:
         volume: it; rows of its slices run towards the back (axial) or the feet, columns towards the left or the back.
-        axis: along which slices follow each other: axial towards the head, coronal towards the back, sagittal to the left.
+        axis: along which slices follow each other: axial towards the head, coronal to the back, sagittal to the left.
         every: 1 takes all, 2 every other one.
         rule: a range, or percentiles of the volume; a volume has no window, and shows its whole range in its place.
     """

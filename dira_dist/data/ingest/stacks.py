@@ -1,7 +1,7 @@
 """Planes of a series to regular stacks: what lies in one orientation, at distinct and evenly spaced positions.
 
-Pure geometry, from headers alone. A series that holds several stacks is taken apart where the headers tell them apart; what
-fits into no stack is named with the reason and the numbers.
+Pure geometry, from headers alone. A series that holds several stacks is taken apart where the headers tell them apart;
+what fits into no stack is named with the reason and the numbers.
 """
 
 from collections import defaultdict
@@ -46,8 +46,8 @@ class Plane:
     marks: tuple[Hashable, ...] = ()
 
 
-# What of a header may differ between the stacks of a series, and how it is called in a message. Those of the second kind
-# may differ from slice to slice, too: they count only where they take a series apart into whole, equal stacks.
+# What of a header may differ between the stacks of a series, and how it is called in a message. From the trigger time
+# on they may differ from slice to slice, too: they count only where they take a series apart into whole, equal stacks.
 MARKS = (
     "stack",
     "image type",
@@ -130,12 +130,17 @@ def _alike(planes: Iterable[Plane]) -> list[list[Plane]]:
         spacing = plane.spacing and tuple(round(length, 3) for length in plane.spacing)
         clusters = groups[plane.rows, plane.columns, spacing]
         for cluster in clusters:
-            if np.abs(np.subtract(cluster[0].cosines, plane.cosines)).max() <= _SAME_DIRECTION:
+            if _turned_alike(cluster[0], plane):
                 cluster.append(plane)
                 break
         else:
             clusters.append([plane])
     return [cluster for clusters in groups.values() for cluster in clusters]
+
+
+def _turned_alike(one: Plane, other: Plane) -> bool:
+    assert one.cosines is not None and other.cosines is not None
+    return max(abs(a - b) for a, b in zip(one.cosines, other.cosines, strict=True)) <= _SAME_DIRECTION
 
 
 def normal_of(plane: Plane) -> NDArray[np.float64]:
@@ -176,7 +181,7 @@ Told = tuple[str, ...]
 def _one_at_each_place(
     planes: list[Plane], digest: Callable[[Plane], str], left: list[tuple[Plane, str]]
 ) -> list[tuple[list[Plane], Told]]:
-    """Stacks with one plane at each place: by what the headers say, then without copies, then by the order of the planes."""
+    """Stacks with one plane at each place: by the headers, then without copies, then by the planes' order."""
     if not _collide(planes):
         return [(planes, ())]
     stacks: list[tuple[list[Plane], Told]] = []
@@ -201,8 +206,8 @@ def _collision(planes: Sequence[Plane]) -> str:
     places = _places(planes)
     most = max(len(place) for place in places)
     return (
-        f"its series has {len(planes)} planes at {len(places)} places, up to {most} at one, and nothing in the headers tells "
-        f"time points, echoes or the like apart ({', '.join(MARKS)})"
+        f"its series has {len(planes)} planes at {len(places)} places, up to {most} at one, and nothing in the headers "
+        "tells time points, echoes or the like apart"
     )
 
 
@@ -262,7 +267,7 @@ def _by_order(planes: Sequence[Plane]) -> list[list[Plane]] | None:
 
 
 def _passes(visits: Sequence[int], places: int, times: int) -> list[list[int]] | None:
-    """Indices of each pass through the places, where they are visited one after another, or each ``times`` times over."""
+    """Indices of each pass through the places, visited one after another, or each ``times`` times over."""
     up, down = list(range(places)), list(range(places - 1, -1, -1))
     blocks = [list(visits[start : start + places]) for start in range(0, len(visits), places)]
     if all(block == up for block in blocks) or all(block == down for block in blocks):
@@ -296,18 +301,36 @@ def _regular(planes: list[Plane], tolerance: float, told: Told, found: Sorted) -
         found.left += [(plane, reason) for plane in ordered]
         return
     in_runs = {index for run in whole for index in run}
-    gap = _gap(places, whole, tolerance)
     for run in whole:
         members = [ordered[index] for index in run]
         aside_mm = _aside_mm(members, normal)
         if aside_mm > _TILT_PX * min(members[0].spacing or (1.0, 1.0)):
-            found.left += [
-                (plane, f"its planes lie up to {aside_mm:.4g} mm beside a straight line") for plane in members
-            ]
+            reason = f"the planes of its series lie up to {aside_mm:.4g} mm beside a straight line"
+            found.left += [(plane, reason) for plane in members]
             continue
-        note = told if len(run) == len(ordered) else (*told, f"one of {len(whole)} stacks of its series: {gap}")
+        note = told if len(run) == len(ordered) else (*told, _of_several(len(whole), places, run, steps, tolerance))
         found.stacks.append(_stack(members, normal, note))
-    found.left += [(plane, f"it stands alone: {gap}") for index, plane in enumerate(ordered) if index not in in_runs]
+    found.left += [
+        (plane, f"its neighbours are not at the usual step of its series, {_usual(steps, tolerance):.4g} mm")
+        for index, plane in enumerate(ordered)
+        if index not in in_runs
+    ]
+
+
+def _of_several(
+    stacks: int, places: Sequence[float], run: Sequence[int], steps: NDArray[np.float64], tolerance: float
+) -> str:
+    """What is said of one of the stacks between the gaps of a series."""
+    usual = _usual(steps, tolerance)
+    odd = int(np.abs(steps - usual).argmax())
+    times = float(steps[odd]) / usual
+    missing = round(times) - 1
+    slices = f", where {missing} slices are missing" if missing > 0 and abs(times - round(times)) <= tolerance else ""
+    which = f"one of {stacks} stacks" if stacks > 1 else "the one regular stack"
+    return (
+        f"{which} of its series, {len(run)} slices from {places[run[0]]:.4g} to {places[run[-1]]:.4g} mm:"
+        f" there is a gap of {steps[odd]:.4g} mm after {places[odd]:.4g} mm{slices}; the usual step is {usual:.4g} mm"
+    )
 
 
 def _usual(steps: NDArray[np.float64], tolerance: float) -> float:
@@ -345,15 +368,6 @@ def _with_rests_again(places: Sequence[float], runs: list[list[int]], tolerance:
         rest = []
         done += [run] if run else []
     return done
-
-
-def _gap(places: Sequence[float], runs: Sequence[Sequence[int]], tolerance: float) -> str:
-    steps = np.diff(places)
-    usual = _usual(steps, tolerance)
-    odd = int(np.abs(steps - usual).argmax())
-    missing = round(float(steps[odd]) / usual) - 1
-    slices = f", where {missing} slices are missing" if missing >= 1 else ""
-    return f"a gap of {steps[odd]:.4g} mm after {places[odd]:.4g} mm{slices}; the usual step is {usual:.4g} mm"
 
 
 def _aside_mm(planes: Sequence[Plane], normal: NDArray[np.float64]) -> float:

@@ -33,6 +33,7 @@ class Volume:
             prediction goes back to the patient; none where the spacing or orientation is not known.
         tags: what is kept of the header, JSON-ready.
         notes: what a user should know of it.
+        file_affine: the same of the file's own indices, before axes were turned; none for a DICOM series.
     """
 
     voxels: NDArray[Any]
@@ -40,6 +41,7 @@ class Volume:
     affine: NDArray[np.float64] | None = None
     tags: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    file_affine: NDArray[np.float64] | None = None
 
     def geometry(self) -> dict[str, Any]:
         """For a sample's metadata."""
@@ -157,19 +159,40 @@ def check_budget(shape: Sequence[int], bytes_per_voxel: int, budget_bytes: int) 
 _SAME_PLACE = 0.1  # of a voxel, at any corner: room for the rounding of a header, not for a shift
 
 
+def says_nothing(mask: Volume) -> bool:
+    """Whether a mask's header is the bare identity: whoever wrote it gave the voxels and no geometry."""
+    return mask.file_affine is not None and bool((mask.file_affine == np.eye(4)).all())
+
+
 def mask_problem(mask: Volume, volume: Volume) -> str:
     """Why a label map does not lie on its volume voxel by voxel; empty where it does."""
     if mask.voxels.shape != volume.voxels.shape:
         return f"its mask is of shape {mask.voxels.shape}, it of {volume.voxels.shape}"
     if mask.affine is None or volume.affine is None:
         return ""  # nothing says where one of the two lies: the shape is all there is
-    corners = np.array([[d, h, w, 1] for d in (0, 1) for h in (0, 1) for w in (0, 1)], dtype=float)
-    corners[:, :3] *= np.array(volume.voxels.shape) - 1
-    away = float(np.linalg.norm((corners @ (mask.affine - volume.affine).T)[:, :3], axis=1).max())
     smallest = min(lengths_of(volume.affine))
+    away = _farthest_mm(mask.affine, volume.affine, volume.voxels.shape)
     if away <= _SAME_PLACE * smallest:
         return ""
     return f"its mask lies elsewhere by up to {away:.4g} mm, by the headers of both (a voxel is {smallest:.4g} mm)"
+
+
+def differs_in_an_unset_origin(mask: Volume, volume: Volume) -> bool:
+    """Whether the one thing that moves a mask away is an origin of exactly 0, 0, 0, which was never set."""
+    if mask.file_affine is None or mask.affine is None or volume.affine is None or mask.file_affine[:3, 3].any():
+        return False
+    there = mask.affine.copy()
+    there[:3, 3] = volume.affine[:3, 3]
+    return mask.voxels.shape == volume.voxels.shape and _farthest_mm(
+        there, volume.affine, volume.voxels.shape
+    ) <= _SAME_PLACE * min(lengths_of(volume.affine))
+
+
+def _farthest_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
+    """How far two affines put the corners of a volume apart, at most."""
+    corners = np.array([[d, h, w, 1] for d in (0, 1) for h in (0, 1) for w in (0, 1)], dtype=float)
+    corners[:, :3] *= np.array(shape) - 1
+    return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
 
 
 def resampled_mask(mask: Volume, volume: Volume) -> NDArray[Any]:
