@@ -45,7 +45,9 @@ def read_nifti(
     parts = Parts(tuple(map(int, shape)), lambda: _slabs(image))  # type: ignore[arg-type]
     try:
         voxels, affine, missing = assemble(parts, own)
-    except (OSError, EOFError, zlib.error) as error:
+    except UnreadableError:
+        raise
+    except (OSError, EOFError, ValueError) as error:  # nibabel says it in each of these ways
         raise UnreadableError("its voxels are cut off") from error
     notes = [*geometry.notes, *([f"{missing} voxels that are no numbers are stored as 0"] if missing else [])]
     known = geometry.known
