@@ -37,7 +37,7 @@ def grey_of(values: NDArray[Any], rules: RasterRules, bits: int | None = None) -
     if values.dtype == np.bool_:
         return values.view(np.uint8) * np.uint8(255), None
     if values.dtype == np.uint8:
-        top = (1 << (bits or 8)) - 1
+        top = (1 << bits) - 1 if bits else 255
         return (values if top >= 255 else stretch(values, 0, top, bits=8)), None
     if rules.intensity.name != "window":
         return _stretched(values, _asked_range(values, rules.intensity))

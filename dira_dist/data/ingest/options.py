@@ -27,7 +27,7 @@ class ShardOptions(Section):
     coding: Annotated[Literal["png", "jpeg"], Field(description="png loses nothing; jpeg is smaller, 8 bits only")] = (
         "png"
     )
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    jpeg_quality: Annotated[int, Field(ge=1, le=100, description="1 to 100, where coding is jpeg")] = 95
     mode: Annotated[
         PictureMode | None,
         Field(description="8-bit grey, 16-bit grey or colour; none: the richest of all files, by their headers"),
