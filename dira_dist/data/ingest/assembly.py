@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _VOXEL_BYTES = 2
+_ROUNDING = 1e-3  # of a pixel: positions are written in decimals
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ class _Shear:
         spacing = first.spacing or (1.0, 1.0)
         self._per_slice = [shift / length for shift, length in zip(stack.shift_mm, spacing, strict=True)]
         farthest = [shift * (count - 1) for shift in self._per_slice]
-        self.margin = (-floor(min(0.0, farthest[0])), -floor(min(0.0, farthest[1])))
-        after = [ceil(max(0.0, shift)) for shift in farthest]
+        self.margin = (-floor(min(0.0, farthest[0]) + _ROUNDING), -floor(min(0.0, farthest[1]) + _ROUNDING))
+        after = [ceil(max(0.0, shift) - _ROUNDING) for shift in farthest]
         self.shape = (count, first.rows + self.margin[0] + after[0], first.columns + self.margin[1] + after[1])
 
     def upright(

@@ -223,6 +223,7 @@ class DicomFile:
 
     def __init__(self, data: bytes, most_bytes: int = 2 << 30) -> None:
         data = unpacked(data, most_bytes)
+        self._data = data
         stream = io.BytesIO(data)  # shares the bytes, copies none
         self.header = _parse(stream, data[:132])
         self._syntax = _transfer_syntax_of(self.header)
@@ -242,7 +243,7 @@ class DicomFile:
         if keyword is None:
             raise UnreadableError("it is a DICOM file without pixels")
         value = whole[keyword].value
-        self._stream, self._start, self._keyword, self._vr = io.BytesIO(value), 0, keyword, "OW"
+        self._data, self._start, self._keyword, self._vr = value, 0, keyword, "OW"
         self._bytes: int | None = len(value)
         self._syntax = str(ExplicitVRLittleEndian)
 
@@ -258,7 +259,7 @@ class DicomFile:
             raise UnreadableError("it is a DICOM file without pixels")
         explicit = not implicit and head[4:6] in _VALUE_REPRESENTATIONS
         length = int.from_bytes(head[8:12] if explicit else head[4:8], order)
-        self._stream, self._start, self._keyword = stream, at + (12 if explicit else 8), keyword
+        self._start, self._keyword = at + (12 if explicit else 8), keyword
         self._vr = head[4:6].decode() if explicit else "OW"
         self._bytes = None if length == _UNDEFINED_LENGTH else length
         self._syntax = self._syntax or self._implied_syntax(bool(implicit), order)
@@ -272,14 +273,19 @@ class DicomFile:
         explicit = uid.ExplicitVRLittleEndian if order == "little" else uid.ExplicitVRBigEndian
         return str(uid.ImplicitVRLittleEndian if implicit else explicit)
 
+    def _pixels(self) -> io.BytesIO:
+        """A stream of its own at the pixels, as frames may be read by several at a time; it shares the bytes."""
+        stream = io.BytesIO(self._data)
+        stream.seek(self._start)
+        return stream
+
     def _encapsulated(self) -> Iterator[bytes]:
         """The compressed frames, each whole."""
         from pydicom.encaps import generate_frames
 
-        self._stream.seek(self._start)
         frames = max(1, whole_of(self.header, "NumberOfFrames", 1))
         offsets = self._extended_offsets()
-        found = generate_frames(self._stream, number_of_frames=frames, extended_offsets=offsets)
+        found = generate_frames(self._pixels(), number_of_frames=frames, extended_offsets=offsets)
         yield from islice(found, frames)
 
     def _extended_offsets(self) -> tuple[bytes, bytes] | None:
@@ -308,7 +314,6 @@ class DicomFile:
         if self._bytes is None:
             for number, frame in enumerate(self._encapsulated()):
                 _check_whole(frame, self._syntax, number)
-        self._stream.seek(self._start)
         return self._by_decoder()
 
     def _by_decoder(self) -> Iterator[NDArray[Any]]:
@@ -320,7 +325,7 @@ class DicomFile:
             raise UnreadableError(f"its pixels are coded as {_name_of(self._syntax)}, which is not read") from error
         plugin = _preferred_plugin(self._syntax)
         try:
-            for frame, _ in decoder.iter_array(self._stream, decoding_plugin=plugin, **self._decoding()):
+            for frame, _ in decoder.iter_array(self._pixels(), decoding_plugin=plugin, **self._decoding()):
                 yield frame
         except (RuntimeError, ValueError) as error:
             raise UnreadableError(f"its pixels ({_name_of(self._syntax)}) cannot be decoded: {_told(error)}") from error
@@ -350,10 +355,10 @@ class DicomFile:
     def _float_frames(self) -> Iterator[NDArray[Any]]:
         layout, kind = self.format, _FLOATS[self._keyword]
         _, little = self.header.original_encoding
-        self._stream.seek(self._start)
+        stream = self._pixels()
         size = layout.rows * layout.columns * np.dtype(kind).itemsize
         for _ in range(layout.frames):
-            values = np.frombuffer(self._stream.read(size), (">" if little is False else "<") + kind)
+            values = np.frombuffer(stream.read(size), (">" if little is False else "<") + kind)
             yield values.astype(kind).reshape(layout.rows, layout.columns)
 
     def _check_length(self, there: int) -> None:
@@ -364,13 +369,14 @@ class DicomFile:
         if layout.photometric == "YBR_FULL_422":
             values = values * 2 // 3
         needed = -(-values * bits // 8)
-        there = min(there, self._stream.seek(0, io.SEEK_END) - self._start)
+        there = min(there, len(self._data) - self._start)
         if there < needed:
             raise UnreadableError(f"its pixels are cut off: {there} bytes of {needed} are there")
 
     def _cleared(self, frame: NDArray[Any]) -> NDArray[Any]:
         """Without the bits that BitsStored and HighBit exclude: overlays and rubbish above, shifted values below."""
         layout = self.format
+        frame = frame.astype(frame.dtype.newbyteorder("="), copy=False)
         if frame.dtype.kind not in "iu" or layout.allocated == 1:
             return frame
         width = 8 * frame.dtype.itemsize

@@ -33,19 +33,21 @@ def read_nifti(
     Raises:
         UnreadableError: it has not three dimensions, is in colour, exceeds the budget, or is damaged.
     """
-    image = _opened(files, budget_bytes)
+    image, sizes = _opened(files, budget_bytes)
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
         what = "; take one time point or channel of it" if len(shape) > 3 else ""
         raise UnreadableError(f"its shape is {tuple(map(int, shape))}, where a volume has three dimensions{what}")
-    geometry = _Geometry(image)
+    geometry = _Geometry(image, sizes)
     own = geometry.affine if affine_instead is None else affine_instead
     parts = Parts(tuple(map(int, shape)), lambda: _slabs(image))  # type: ignore[arg-type]
     try:
         voxels, affine, missing = assemble(parts, own)
-    except (OSError, EOFError, zlib.error) as error:
+    except UnreadableError:
+        raise
+    except (OSError, EOFError, ValueError) as error:  # nibabel says it in each of these ways
         raise UnreadableError("its voxels are cut off") from error
     notes = [*geometry.notes, *([f"{missing} voxels that are no numbers are stored as 0"] if missing else [])]
     known = geometry.known
@@ -55,8 +57,8 @@ def read_nifti(
     return Volume(voxels, spacing, placed, tags, tuple(notes), file_affine=own)
 
 
-def _opened(files: Sequence[bytes], budget_bytes: int) -> Any:
-    """The image with its voxels still packed, of those that fit the budget."""
+def _opened(files: Sequence[bytes], budget_bytes: int) -> tuple[Any, NDArray[np.float64]]:
+    """The image with its voxels still packed, of those that fit the budget; and its pixdim, which nibabel mends."""
     import nibabel
     from nibabel.spatialimages import HeaderDataError
 
@@ -77,7 +79,8 @@ def _opened(files: Sequence[bytes], budget_bytes: int) -> Any:
     holders = [nibabel.FileHolder(fileobj=stream) for stream in data]
     names = ("header", "image") if len(files) > 1 else ("image",)
     try:
-        return kind.from_file_map(dict(zip(names, holders, strict=True)))
+        sizes = np.abs(np.array(header["pixdim"][1:4], dtype=float))
+        return kind.from_file_map(dict(zip(names, holders, strict=True))), sizes
     except Exception as error:  # the parser raises whatever a damaged header drives it to
         raise UnreadableError("its NIfTI header is damaged") from error
 
@@ -131,11 +134,11 @@ class _Geometry:
         notes: contradictions and guesses.
     """
 
-    def __init__(self, image: Any) -> None:
+    def __init__(self, image: Any, sizes: NDArray[np.float64]) -> None:
         self.notes: list[str] = []
         header = image.header
-        self._sizes = np.abs(np.array(header.get_zooms()[:3], dtype=float))
-        self.known = bool((self._sizes > 0).all() and np.isfinite(self._sizes).all())
+        self._sizes = sizes
+        self.known = bool((sizes > 0).all() and np.isfinite(sizes).all())
         codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform") if f"{name}_code" in header}
         self._sform = _usable(image.get_sform()) if codes.get("sform") else None
         self._qform = _usable(image.get_qform()) if codes.get("qform") else None
