@@ -75,6 +75,7 @@ class ShardSetIndex(Section):
     made_by: Annotated[
         dict[str, Any], Field(default_factory=dict, description="the tool, its options, and digests of its input")
     ]
+    index_sha256: Annotated[str, Field(description="digest of all of the above; empty in sets of old versions")] = ""
 
     @property
     def samples(self) -> int:
@@ -90,6 +91,19 @@ class ShardSetIndex(Section):
     def digest(self) -> str:
         """SHA-256 over the shards' digests in order: equal if and only if the set holds the same bytes."""
         return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    def sealed(self) -> "ShardSetIndex":
+        """The same with its own digest."""
+        return self.model_copy(update={"index_sha256": self._own_sha256()})
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether it still says what it said when it was written, as far as it has a digest of its own."""
+        return self.index_sha256 in ("", self._own_sha256())
+
+    def _own_sha256(self) -> str:
+        told = json.dumps(self.model_dump(mode="json", exclude={"index_sha256"}), sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 def read_index(address: str) -> ShardSetIndex:
@@ -242,7 +256,7 @@ def publish_index(
         labels=labels,
         classes=dict(classes or {}),
         made_by=dict(made_by or {}),
-    )
+    ).sealed()
     store.write_bytes(INDEX_NAME, index.model_dump_json(indent=1).encode())
     return index
 
@@ -405,13 +419,17 @@ def verify(address: str) -> list[str]:
     check_reachable(address)
     index = read_index(address)
     store = open_store(address)
-    problems = [problem for shard in index.shards for problem in _problems_of(store, shard)]
-    listed = {shard.name for shard in index.shards}
+    problems = [] if index.is_intact else [f"{INDEX_NAME}: it was changed after it was written: its digest differs"]
+    names = [shard.name for shard in index.shards]
+    if names != sorted(set(names)):
+        problems.append(f"{INDEX_NAME}: its shards are out of order, or stand in it twice")
+    problems += [problem for shard in index.shards for problem in _problems_of(store, shard, index.image)]
+    listed = set(names)
     strays = sorted(found.key for found in store.list() if found.key.endswith(".tar") and found.key not in listed)
     return problems + [f"{name}: not in the index" for name in strays]
 
 
-def _problems_of(store: Store, shard: ShardInfo) -> Iterator[str]:
+def _problems_of(store: Store, shard: ShardInfo, image: ImageInfo) -> Iterator[str]:
     found = store.stat(shard.name)
     if found is None:
         yield f"{shard.name}: missing"
@@ -423,20 +441,37 @@ def _problems_of(store: Store, shard: ShardInfo) -> Iterator[str]:
             store.open(shard.name) as source,
             io.BufferedReader(_ObservedReader(source, sha256.update), 1 << 20) as stream,
         ):
-            samples = _count_samples(stream)
+            samples, others = _count_samples(stream, image)
             while stream.read(1 << 20):
                 pass  # a damaged tar is read to its end all the same, for its digest
         if sha256.hexdigest() != shard.sha256:
             yield f"{shard.name}: sha256 is {sha256.hexdigest()}, the index says {shard.sha256}"
         elif samples != shard.samples:
             yield f"{shard.name}: {samples} samples, the index says {shard.samples}"
+        if others:
+            yield f"{shard.name}: {others} images are not {image.encoding} of mode {image.mode}, as the index says"
 
 
-def _count_samples(stream: IO[bytes]) -> int:
+def _count_samples(stream: IO[bytes], image: ImageInfo) -> tuple[int, int]:
+    """How many samples there are, and how many of them are of another kind than the index says."""
+    found = others = 0
     try:
-        return sum(1 for _ in samples_in(stream))
+        for _, members in samples_in(stream):
+            found += 1
+            others += not _is_of_kind(members.get(EXTENSIONS[image.encoding]), image)
     except tarfile.TarError:
-        return -1  # damaged, which the digest will say better
+        return -1, 0  # damaged, which the digest will say better
+    return found, others
+
+
+_PNG_KINDS: dict[ImageMode, tuple[int, int]] = {"L": (8, 0), "I;16": (16, 0), "RGB": (8, 2)}  # bits, colour type
+
+
+def _is_of_kind(data: bytes | None, image: ImageInfo) -> bool:
+    """By the extension of the member, and for PNG by what its header says."""
+    if data is None or image.encoding != "png":
+        return data is not None
+    return image.mode in _PNG_KINDS and data[24:26] == bytes(_PNG_KINDS[image.mode])
 
 
 class _ObservedReader(io.RawIOBase):

@@ -50,7 +50,7 @@ def grey_of(values: NDArray[Any], rules: RasterRules, bits: int | None = None) -
 
 def _by_depth(values: NDArray[Any], bits: int | None) -> tuple[Pixels, Range | None]:
     values = values.astype(np.uint16, copy=False)  # in this machine's order of bytes
-    depth = bits if bits in range(9, 16) else depth_of(values)
+    depth = bits if bits is not None and 8 < bits < 16 else depth_of(values)
     return (values, None) if depth == 16 else _stretched(values, (0.0, float((1 << depth) - 1)))
 
 

@@ -77,7 +77,8 @@ def make_shard(bench: Bench, job: ShardJob) -> ShardOutcome:
     """
     notes = _Notes()
     try:
-        record = publish_shard(open_store(job.address), job.name, _samples(bench, job, notes))
+        with discreetly():
+            record = publish_shard(open_store(job.address), job.name, _samples(bench, job, notes))
     except _RefusedError:
         record = None
     return ShardOutcome(
@@ -100,8 +101,7 @@ def _samples(bench: Bench, job: ShardJob, notes: _Notes) -> Iterator[Sample]:
                 raise UnreadableError(job.lost[position])
             bench.at(position)
             files = bench.converter.fetch(task)
-            with discreetly():
-                samples = whole(bench.converter.samples(task, files, told))
+            samples = whole(bench.converter.samples(task, files, told))
         except (RequestError, StoreError):  # the store is away, and the next file would fare no better
             raise
         except Exception as error:  # decoders raise whatever a damaged file drives them to

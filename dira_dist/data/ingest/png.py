@@ -98,8 +98,12 @@ def read_header(data: bytes) -> PngHeader:
     return PngHeader(height, width, bits, _CHANNELS[colour], colour == 3, bool(interlaced))
 
 
-def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def chunks(data: bytes, *, pixels_too: bool = True) -> Iterator[tuple[bytes, int, int]]:
     """``(kind, start, stop)`` of each chunk's content, up to the last one.
+
+    Args:
+        data: the file.
+        pixels_too: whether to compare the checksums of the pixels' chunks, too, which :func:`decode` does anyway.
 
     Raises:
         UnreadableError: a checksum differs, or the last chunk is missing.
@@ -111,7 +115,8 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         kind = bytes(view[place + 4 : start])
         if stop + 4 > len(data):
             raise UnreadableError("the PNG is cut short")
-        if zlib.crc32(view[place + 4 : stop]) != int.from_bytes(view[stop : stop + 4], "big"):
+        checked = pixels_too or kind != b"IDAT"
+        if checked and zlib.crc32(view[place + 4 : stop]) != int.from_bytes(view[stop : stop + 4], "big"):
             raise UnreadableError("the PNG is damaged: a checksum differs")
         yield kind, start, stop
         place = stop + 4

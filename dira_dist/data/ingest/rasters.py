@@ -80,9 +80,9 @@ def open_by_pillow(data: bytes, form: RasterFormat) -> Image.Image:
 def _read_png(data: bytes, rules: RasterRules) -> Iterator[Picture]:
     header = png.read_header(data)
     rules.check_size(header.height_px, header.width_px, header.channels)
-    found = list(png.chunks(data))
-    kinds = {kind for kind, _, _ in found}
-    if header.is_interlaced or b"acTL" in kinds:
+    found = list(png.chunks(data, pixels_too=False))
+    if header.is_interlaced or any(kind == b"acTL" for kind, _, _ in found):
+        list(png.chunks(data))  # Pillow compares no checksums of pixels
         yield from _read_by_pillow(data, "PNG", rules)
         return
     values = png.decode(data, found)
