@@ -237,6 +237,30 @@ def test_uneven_steps_are_refused_within_a_tolerance_of_the_users_own(tmp_path: 
     assert sample["spacing_mm"] == [2.5, 0.7, 0.6] and np.array_equal(sample["image"], BODY)
 
 
+def test_two_acquisitions_that_overlap_are_two_stacks(tmp_path: Path, run: Any) -> None:
+    lower = slices(BODY, AcquisitionNumber=1)
+    upper = slices(BODY + 50, start_mm=16.0, AcquisitionNumber=2)
+    write(tmp_path / "src", [*upper, *lower])
+    report, found = run(content="volumes")
+    assert [np.array_equal(*pair) for pair in zip(volumes(found), (BODY, BODY + 50), strict=True)] == [True, True]
+    assert "told apart by acquisition" in told(report) and "gap" not in told(report)
+
+
+def test_a_mosaic_is_no_slice(tmp_path: Path, run: Any) -> None:
+    write(tmp_path / "src", slices(BODY, ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]))
+    with pytest.raises(RequestError, match="it is a mosaic"):
+        run(content="volumes")
+
+
+def test_a_dose_grid_lies_where_its_offsets_say(tmp_path: Path, run: Any) -> None:
+    grid = {"ImagePositionPatient": [0, 0, -4], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [3, 2]}
+    offsets = [float(5 * number) for number in range(8)]
+    dose = dicom(np.abs(BODY).astype(np.uint32), DOSE, Modality="RTDOSE", GridFrameOffsetVector=offsets, **grid)
+    write(tmp_path / "src", [dose, *slices(BODY)])
+    _, found = run(content="volumes", include=("dose",))
+    assert sorted(sample["spacing_mm"] for sample in found) == [[2.5, 0.7, 0.6], [5.0, 3.0, 2.0]]
+
+
 def test_copies_of_slices_are_kept_once(tmp_path: Path, run: Any) -> None:
     write(tmp_path / "src", [*slices(BODY), *slices(BODY)[2:5]])
     report, (sample,) = run(content="volumes")
@@ -375,6 +399,15 @@ def test_slices_with_windows_of_their_own_take_the_middle_one(tmp_path: Path, ru
     _, found = run()
     assert all(sample["intensity"] == {"by": "window", "center": 40, "width": 400} for sample in found)
     assert all((sample["image"] == found[0]["image"]).all() for sample in found)
+
+
+def test_kinds_of_images_in_one_series_keep_scales_of_their_own(tmp_path: Path, run: Any) -> None:
+    """Magnitude and phase of an MR are unlike quantities."""
+    kinds = {"M": BODY[:2], "P": BODY[:2] // 10}
+    planes = [p for kind, part in kinds.items() for p in slices(part, ImageType=["ORIGINAL", "PRIMARY", kind])]
+    write(tmp_path / "src", planes)
+    _, found = run(intensity="full")
+    assert len({(tuple(sample["image_type"]), sample["intensity"]["high"]) for sample in found}) == 2
 
 
 def test_radiographs_of_one_series_keep_windows_of_their_own(tmp_path: Path, run: Any) -> None:

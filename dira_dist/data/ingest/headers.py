@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Whose slices show one patient in one unit: their series shares one grey scale. A radiograph is exposed by itself.
 _CROSS_SECTIONAL = frozenset(("CT", "MR", "PT", "NM", "OPT"))
+_CROSS_SECTIONAL_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "4", "20", "128"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Header:
         problem: why it cannot be read; empty where it can.
         study: its study, to find the twin of a raw image.
         intent: ``FOR PRESENTATION``, ``FOR PROCESSING`` or empty.
-        cross_sectional: whether its series shares one scale.
+        scale_group: what tells the slices that share one grey scale from all others; empty where a file has its own.
         frames: their number.
         window: its window, where it has one; ``has_lut`` a VOI LUT.
         planes: where its frames lie, in a set of volumes; ``no_volume`` why it has none.
@@ -50,7 +51,7 @@ class Header:
     problem: str = ""
     study: str = ""
     intent: str = ""
-    cross_sectional: bool = False
+    scale_group: str = ""
     frames: int = 1
     window: Window | None = None
     has_lut: bool = False
@@ -95,7 +96,7 @@ def _header_of(dataset: "Dataset", file: str, planes: bool) -> Header:
         problem=problem,
         study="\0".join((patient, study)),
         intent=text_of(dataset, "PresentationIntentType").upper(),
-        cross_sectional=text_of(dataset, "Modality").upper() in _CROSS_SECTIONAL and not groups.enhanced,
+        scale_group="\0".join((patient, study, where, *image_type_of(dataset))) if _is_slice(dataset, groups) else "",
         frames=max(1, whole_of(dataset, "NumberOfFrames", 1)),
         window=window_of(dataset, groups, 0),
         has_lut=voi_lut_of(dataset) is not None,
@@ -110,6 +111,12 @@ def _depth_of(dataset: "Dataset") -> Depth:
     if not is_grey(dataset):
         return "colour"
     return "grey" if pixel_format(dataset).stored <= 8 else "deep"
+
+
+def _is_slice(dataset: "Dataset", groups: FrameGroups) -> bool:
+    """Whether a file is one of the slices of a series; an enhanced object holds all of its own."""
+    of_slices = text_of(dataset, "Modality").upper() in _CROSS_SECTIONAL
+    return not groups.enhanced and (of_slices or text_of(dataset, "SOPClassUID") in _CROSS_SECTIONAL_CLASSES)
 
 
 def _problem_of(dataset: "Dataset") -> str:
@@ -133,6 +140,8 @@ def _planes_of(header: "Dataset", groups: FrameGroups, file: str) -> tuple[tuple
     """Where the frames of a file lie, or why it can be no part of a volume."""
     if not is_grey(header):
         return (), "it is in colour, where a volume has one value per voxel"
+    if "MOSAIC" in image_type_of(header):
+        return (), "it is a mosaic: its slices lie side by side in one picture; export them as slices"
     layout = pixel_format(header)
     if layout.frames == 1 or groups.enhanced:
         planes = tuple(_plane(header, groups, file, frame) for frame in range(layout.frames))

@@ -39,8 +39,8 @@ def series_to_settle(headers: Mapping[str, Header], rule: IntensityRule) -> list
         return []
     members: dict[str, list[str]] = defaultdict(list)
     for file, header in headers.items():
-        if header.cross_sectional and not header.problem:
-            members[header.series].append(file)
+        if header.scale_group and not header.problem:
+            members[header.scale_group].append(file)
     found = []
     for files in members.values():
         if len(files) < 2 or (rule.name == "window" and any(headers[file].has_lut for file in files)):

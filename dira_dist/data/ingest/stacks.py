@@ -290,6 +290,10 @@ def _regular(planes: list[Plane], tolerance: float, told: Told, found: Sorted) -
         return
     places = [_place(plane, normal) for plane in ordered]
     runs = _runs(places, tolerance)
+    if len(runs) > 1 and (parts := _even_by_marks(ordered, tolerance)):
+        for name, part in parts:
+            _regular(part, tolerance, (*told, f"one of {len(parts)} stacks of its series, told apart by {name}"), found)
+        return
     steps = np.diff(places)
     whole = [run for run in runs if len(run) >= FEWEST_PLANES]
     kept = sum(map(len, whole))
@@ -315,6 +319,19 @@ def _regular(planes: list[Plane], tolerance: float, told: Told, found: Sorted) -
         for index, plane in enumerate(ordered)
         if index not in in_runs
     ]
+
+
+def _even_by_marks(planes: Sequence[Plane], tolerance: float) -> list[tuple[str, list[Plane]]]:
+    """Evenly spaced parts of an uneven series, such as two acquisitions that overlap; none where no mark gives them."""
+    normal = normal_of(planes[0])
+    for number, name in enumerate(MARKS):
+        parts: dict[Hashable, list[Plane]] = defaultdict(list)
+        for plane in planes:
+            parts[plane.marks[number] if number < len(plane.marks) else None].append(plane)
+        even = (len(_runs([_place(plane, normal) for plane in part], tolerance)) == 1 for part in parts.values())
+        if len(parts) > 1 and min(map(len, parts.values())) >= FEWEST_PLANES and all(even):
+            return [(name, part) for _, part in sorted(parts.items(), key=lambda item: str(item[0]))]
+    return []
 
 
 def _of_several(
