@@ -165,8 +165,12 @@ class Greys:
         """Each frame in grey, with the rule that made it, for the metadata."""
         frames = self._frames()
         for number, frame in enumerate(frames()):
-            mapping = self._mapping(number, frame, frames)
-            yield self._grey(frame, number, mapping), {"intensity": mapping.told()}
+            mapping, is_its_own = self._mapping(number, frames)
+            grey = self._grey(frame, number, mapping)
+            if is_its_own and grey.min() == grey.max() and self._is_beyond(mapping, frames):
+                mapping = self._scale_of_all(frames)
+                grey = self._grey(frame, number, mapping)
+            yield grey, {"intensity": mapping.told()}
 
     def _frames(self) -> Callable[[], Iterator[NDArray[Any]]]:
         """The frames, as often as they are needed: one is kept, many are decoded anew."""
@@ -175,24 +179,17 @@ class Greys:
         kept = list(self._file.frames())
         return lambda: iter(kept)
 
-    def _mapping(self, number: int, frame: NDArray[Any], frames: Callable[[], Iterator[NDArray[Any]]]) -> Mapping:
+    def _mapping(self, number: int, frames: Callable[[], Iterator[NDArray[Any]]]) -> tuple[Mapping, bool]:
+        """What makes grey of a frame, and whether that is a window of its own, which may be meant for other values."""
         if self._settled is not None:
-            return self._settled
-        if self._rule.name != "window":
-            return self._scale_of_all(frames)
-        own = self._voi_lut or window_of(self._header, self._groups, number)
-        if own is None or self._is_beyond(own, number, frame, frames):
-            return self._scale_of_all(frames)
-        return own
+            return self._settled, False
+        own = None
+        if self._rule.name == "window":
+            own = self._voi_lut or window_of(self._header, self._groups, number)
+        return (self._scale_of_all(frames), False) if own is None else (own, True)
 
-    def _is_beyond(
-        self, own: Mapping, number: int, frame: NDArray[Any], frames: Callable[[], Iterator[NDArray[Any]]]
-    ) -> bool:
+    def _is_beyond(self, own: Mapping, frames: Callable[[], Iterator[NDArray[Any]]]) -> bool:
         """Whether a window shows nothing of any frame: then it was meant for other values."""
-        if self._measured is None:
-            grey = self._grey(frame, number, own)
-            if grey.min() != grey.max():
-                return False
         whole = self._scale_of_all(frames)
         ends = own.shares(np.array([whole.low, whole.high]))
         beyond = bool(whole.high > whole.low and ends[0] == ends[1])
