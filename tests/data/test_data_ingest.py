@@ -445,15 +445,24 @@ def _all_bytes(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
+def _identified_series(number: int) -> list[FileDataset]:
+    """Three slices of a patient, evenly spaced."""
+    made = [_identified(number) for _ in range(3)]
+    for place, dataset in enumerate(made):
+        dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 2 * place]
+    return made
+
+
 @pytest.mark.parametrize("content", ["images", "volumes"])
 def test_no_identity_in_any_byte(
     tmp_path: Path, phantoms: Path, content: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     source = tmp_path / "JANE-DOE"
     for number in range(12):
-        path = source / f"MRN-4711{number // 2}" / f"Doe^Jane-{number}.dcm"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _identified(number).save_as(path, enforce_file_format=True)
+        for place, dataset in enumerate(_identified_series(number) if content == "volumes" else [_identified(number)]):
+            path = source / f"MRN-4711{number // 2}" / f"Doe^Jane-{number}-{place}.dcm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            dataset.save_as(path, enforce_file_format=True)
     path.write_bytes(path.read_bytes()[:-100])  # one damaged, for its trace
     chosen = {"content": content, "group_by": "PatientID", "split": {"train": 0.5, "val": 0.5}}
 
@@ -472,6 +481,8 @@ def test_no_identity_in_any_byte(
     assert all(record["modality"] == "DX" for record in records)
     if content == "images":
         assert records[0]["view_position"] == "PA" and records[0]["pixel_spacing_mm"] == [1.0, 0.5]
+    else:
+        assert records[0]["spacing_mm"] == [2.0, 0.5, 0.25]
     groups = [
         {json.loads(m["json"])["split_group"] for _, m in samples(tmp_path / "set" / p)} for p in ("train", "val")
     ]
@@ -650,7 +661,7 @@ def test_pydicoms_files_with_their_damaged_ones_named(tmp_path: Path, phantoms: 
     report = shard(source, tmp_path / "set", options(phantoms))
     assert report.samples == 6 and report.ignored == 1
     assert {skipped.file: skipped.reason for skipped in report.skipped} == {
-        "MR_truncated.dcm": "it cannot be read: ValueError",
+        "MR_truncated.dcm": "its pixels are cut off: 8130 bytes of 8192 are there",
         "rtplan.dcm": "it is a DICOM file without pixels",
     }
     keys = sorted(key for key, _ in samples(tmp_path / "set"))
@@ -663,10 +674,11 @@ def test_volumes_and_flat_images_do_not_mix(tmp_path: Path, phantoms: Path) -> N
     source = tmp_path / "files"
     source.mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(source / "flat.png")
-    data = nibabel.Nifti1Image(np.ones((3, 4, 5), np.float32), np.eye(4)).to_bytes()
+    ramp = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    data = nibabel.Nifti1Image(ramp, np.eye(4)).to_bytes()
     (source / "scan.nii.gz").write_bytes(gzip.compress(data))
     flat = shard(source, tmp_path / "flat", options(phantoms))
-    assert flat.samples == 1 and "content volumes" in flat.skipped[0].reason
+    assert flat.samples == 6 and not flat.skipped  # the volume as its five slices
     whole = shard(source, tmp_path / "whole", options(phantoms, content="volumes"))
     assert whole.samples == 1 and whole.skipped[0].file == "flat.png"
     (source / "flat.png").unlink()

@@ -231,7 +231,10 @@ class Converter:
             found += 1
             mask = None
             if labels is not None:
-                flat = np.ascontiguousarray(upright(labels, options.axis, number)).astype(np.uint8)
+                flat = upright(labels, options.axis, number)
+                if flat.min() < 0 or flat.max() > 255:
+                    raise UnreadableError("its mask holds values beyond 0 to 255, which a picture has no room for")
+                flat = np.ascontiguousarray(flat).astype(np.uint8)
                 mask = px.encode(px.resize_labels(flat, *self._size_of(picture)), "png")
             key = f"{task.item.key}-{number:04d}"
             yield self._picture_sample(self._heard(picture, told), key, task.record(), mask)

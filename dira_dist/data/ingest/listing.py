@@ -213,7 +213,9 @@ def kind_of(key: str, head: bytes) -> FileKind | None:
     kind = next((kind for suffix, kind in SUFFIXES.items() if key.lower().endswith(suffix)), None)
     if kind in ("nifti", "itk") or head.startswith(GZIP_MARK):
         return kind
-    return flat_kind(head) or ("dicom" if looks_like_dicom(head) else kind)
+    if looks_like_dicom(head):
+        return "dicom"  # before all else: its preamble may hold the header of a TIFF
+    return flat_kind(head) or kind
 
 
 def list_masks(address: str, note: Callable[[bytes], None]) -> MaskFiles:

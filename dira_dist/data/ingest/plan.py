@@ -231,9 +231,14 @@ def _headers_of(plan: Plan, files: Mapping[str, FileKind]) -> dict[str, Header]:
 
 
 def _nothing_left(plan: Plan) -> RequestError:
-    told = "; ".join(f"{plan.called(file)}: {reason}" for file, reason in plan.skipped[:3])
-    more = f"; and {len(plan.skipped) - 3} more" if len(plan.skipped) > 3 else ""
-    return RequestError(f"{plan.source}: none of {len(plan.skipped)} files can go into the set. {told}{more}.")
+    of_reason: dict[str, list[str]] = {}
+    for file, reason in plan.skipped:
+        of_reason.setdefault(reason, []).append(file)
+    told = [f"{plan.called.several(files)}: {reason}" for reason, files in of_reason.items()]
+    more = f"; and {len(told) - 3} reasons more" if len(told) > 3 else ""
+    return RequestError(
+        f"{plan.source}: none of {len(plan.skipped)} files can go into the set. {'; '.join(told[:3])}{more}."
+    )
 
 
 def _items_of(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan: Plan) -> list[Item]:
@@ -296,13 +301,15 @@ def _series_items(headers: Mapping[str, Header], plan: Plan) -> list[Item]:
 
     readable = {file: header for file, header in headers.items() if not header.problem}
     found = volumes_of(readable, plan.options.spacing_tolerance, digest)
-    plan.skipped += found.left
+    for file, reason in found.left:
+        _skip_unreadable(plan, file, reason)
     plan.notes += found.notes
     items = []
     for name, stack in found.stacks:
         files = tuple(dict.fromkeys(plane.file for plane in stack.planes))
         if stack.tilted and plan.options.tilt == "refuse":
-            plan.skipped += [(file, _tilt_reason(stack)) for file in files]
+            for file in files:
+                _skip_unreadable(plan, file, _tilt_reason(stack))
             continue
         if stack.tilted:
             plan.notes.append((files[0], f"{_tilt_reason(stack)}: its slices are moved upright"))

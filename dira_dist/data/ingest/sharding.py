@@ -104,7 +104,7 @@ class ShardReport(Section):
         if self.unlabelled:
             yield f"{self.unlabelled} images have no labels"
         yield from self._few(f"note on {self._called(note)}: {note.text}" for note in self.notes)
-        yield from self._few(f"skipped {self._called(skipped)}: {skipped.reason}" for skipped in self.skipped)
+        yield from self._few(self._skipped_lines())
         yield from self._ignored_lines()
 
     def _called(self, entry: Skipped | Note) -> str:
@@ -124,6 +124,15 @@ class ShardReport(Section):
         more = sum(1 for _ in rest)
         if more:
             yield f"and {more} more like these; the JSON report (--report) has them all"
+
+    def _skipped_lines(self) -> Iterator[str]:
+        """Of each reason one line: a series that is refused has as many files as slices."""
+        reasons: dict[str, list[Skipped]] = defaultdict(list)
+        for entry in self.skipped:
+            reasons[entry.reason].append(entry)
+        for reason, entries in reasons.items():
+            more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
+            yield f"skipped {', '.join(map(self._called, entries[:3]))}{more}: {reason}"
 
     def _ignored_lines(self) -> Iterator[str]:
         """Of each reason how many files, and the first of them."""
