@@ -107,6 +107,22 @@ def test_every_reason_ends_a_sentence(name: str) -> None:
     assert reason.split()[0] in ("is", "may", "lies") and not reason.endswith(".")
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_the_depth_of_a_tiff_is_found_at_its_end_too(archive: Path, compression: str | None) -> None:
+    """Of more files than are decoded for it."""
+    deep = np.random.default_rng(0).integers(0, 65536, (120, 120)).astype(np.uint16)
+    for number in range(260):
+        path = archive / "src" / f"{number}.tif"
+        Image.fromarray(np.roll(deep, number, 1)).save(path, **({"compression": compression} if compression else {}))
+    assert run(archive, image_size=16).mode == "I;16"
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(archive: Path) -> None:
+    with pytest.raises(RequestError, match="there is no such folder"):
+        run(archive, report=str(archive / "nowhere" / "report.json"))
+    assert not (archive / "set").exists()
+
+
 # ----------------------------------------------------------------------------- copies
 
 

@@ -229,6 +229,25 @@ def test_smaller_levels_and_masks_of_a_page_are_no_pictures() -> None:
     assert (only(buffer.getvalue()) == big).all()
 
 
+def test_levels_that_their_writer_has_not_marked_are_told_by_their_pixels() -> None:
+    big = np.tile(RGB, (4, 4, 1))
+    small = np.asarray(Image.fromarray(big).resize((160, 120), Image.Resampling.BOX))
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for pixels in (big, small, 255 - small, big[:100]):
+            writer.write(pixels, photometric="rgb")
+    assert [picture.original_px for picture in read(buffer.getvalue())] == [(240, 320), (120, 160), (100, 320)]
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
+def test_a_tiff_without_its_end_is_damage(compression: str | None) -> None:
+    noise = RANDOM.integers(0, 255, (200, 300)).astype(np.uint8)
+    data = tiff(noise, compression=compression, rowsperstrip=20)
+    with pytest.raises(Exception, match=r".") as caught:
+        read(data[: len(data) * 2 // 3])
+    assert "cut short" in reason_of(caught.value)
+
+
 def test_a_stack_behind_one_page_is_read_whole() -> None:
     frames = np.stack([np.roll(RAMP * 800, 5 * number, 1) for number in range(6)]).astype("<u2")
     data = tiff(frames[0], description="ImageJ=1.53\nimages=6\nslices=6\nloop=false\n", metadata=None)
