@@ -1,7 +1,7 @@
 """What the first bytes of a flat image tell of its pixels: enough to choose the mode of a set, without decoding any."""
 
 import io
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from dira_dist.data.ingest import png
 from dira_dist.data.ingest.failures import UnreadableError
@@ -16,7 +16,7 @@ def depth_in(head: bytes) -> Depth:
     """Of a file that begins so: 8 bits of grey, more than 8 bits, three channels or a palette, or unknown."""
     form = raster_format(head)
     if form is None:
-        return _depth_of_tiff(head) if head.startswith(TIFF_SIGNATURES) else "unknown"
+        return depth_of_tiff(io.BytesIO(head)) if head.startswith(TIFF_SIGNATURES) else "unknown"
     if form == "PNG":
         return _depth_of_png(head)
     try:
@@ -37,15 +37,15 @@ def _depth_of_png(head: bytes) -> Depth:
     return "colour" if colours else "grey"
 
 
-def _depth_of_tiff(head: bytes) -> Depth:
-    """Known where the first page is described among the first bytes, as most writers have it."""
+def depth_of_tiff(stream: BinaryIO) -> Depth:
+    """Known where the first page's description is reached: many writers put it behind the pixels."""
     import tifffile
 
     try:
-        with tifffile.TiffFile(io.BytesIO(head)) as file:
+        with tifffile.TiffFile(stream) as file:
             page = file.pages.first
             if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.samplesperpixel >= 3:
                 return "colour" if page.bitspersample == 8 else "unknown"
             return "grey" if page.dtype is not None and page.dtype.itemsize == 1 and page.dtype.kind in "ub" else "deep"
-    except Exception:  # the description stands at the end of the file, or the file is damaged
+    except Exception:  # the description stands behind what the stream holds, or the file is damaged
         return "unknown"

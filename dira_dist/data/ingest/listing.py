@@ -11,11 +11,11 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from dira_dist.config import RequestError
-from dira_dist.data.ingest.depths import HEAD_BYTES, Depth, depth_in
+from dira_dist.data.ingest.depths import HEAD_BYTES, Depth, depth_in, depth_of_tiff
 from dira_dist.data.ingest.dicom import GZIP_MARK, looks_like_dicom
 from dira_dist.data.ingest.kinds import left_out_raster, why_ignored
 from dira_dist.data.ingest.names import name_bytes
-from dira_dist.data.ingest.readers import SUFFIXES, FileKind, UnreadableError, flat_kind
+from dira_dist.data.ingest.readers import SUFFIXES, FileKind, UnreadableError, discreetly, flat_kind
 from dira_dist.data.ingest.salt import Salt
 from dira_dist.data.ingest.tables import stem_of
 from dira_dist.data.store import (
@@ -88,10 +88,11 @@ def list_source(source: str, masks: str | None, salt: Salt, include: Collection[
     listing, alike = Listing(), defaultdict[tuple[int, bytes], list[str]](list)
     visible = (found for found in store.list() if not _is_hidden(found.key))
     candidates = (found for found in visible if not (inside and found.key.startswith(inside)))
-    for found, head in in_threads(lambda found: _head_or_trouble(store, found.key, include), candidates):
-        if _note(listing, found.key, head):
-            digest.update(name_bytes(f"{found.key}\0{found.bytes}\0{found.etag}\n"))
-            alike[found.bytes, _short_digest(head)].append(found.key)
+    with discreetly():
+        for found, look in in_threads(lambda found: _look(store, found.key, include), candidates):
+            if _note(listing, found.key, look):
+                digest.update(name_bytes(f"{found.key}\0{found.bytes}\0{found.etag}\n"))
+                alike[found.bytes, look.digest].append(found.key)
     listing.copies.extend(_copies(store, alike.values()))
     if isinstance(store, LocalStore):
         for key, reason in store.dead_links():
@@ -102,11 +103,6 @@ def list_source(source: str, masks: str | None, salt: Salt, include: Collection[
         raise RequestError(_no_images(source, listing.ignored))
     label_maps = list_masks(masks, digest.update) if masks else {}
     return replace(listing, masks=label_maps, digest=digest.hexdigest())
-
-
-def _short_digest(head: bytes | UnreadableError | None) -> bytes:
-    assert isinstance(head, bytes), "an image file has been looked into"
-    return hashlib.blake2b(head, digest_size=8).digest()
 
 
 def _copies(store: Store, alike: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -139,19 +135,44 @@ def _no_images(source: str, ignored: Mapping[str, str]) -> str:
     )
 
 
-def _note(listing: Listing, key: str, head: bytes | UnreadableError | None) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the first bytes of a file tell: its kind (none: it is not read), its depth, a digest of them, or trouble."""
+
+    kind: FileKind | None = None
+    depth: Depth | None = None
+    digest: bytes = b""
+    trouble: str = ""
+
+
+def _look(store: Store, key: str, include: Collection[str]) -> _Look:
+    """Of a file that by its name is no image nothing is read."""
+    if not _may_be_image(key, include):
+        return _Look()
+    try:
+        with one_file_of(store), store.open(key, first_bytes=HEAD_BYTES) as stream:
+            head = stream.read(HEAD_BYTES)
+            kind = kind_of(key, head)
+            depth = depth_in(head) if kind in ("raster", "tiff") else None
+            if kind == "tiff" and depth == "unknown" and isinstance(store, LocalStore):
+                stream.seek(0)
+                depth = depth_of_tiff(stream)
+    except UnreadableError as error:
+        return _Look(trouble=str(error))
+    return _Look(kind, depth, hashlib.blake2b(head, digest_size=8).digest())
+
+
+def _note(listing: Listing, key: str, look: _Look) -> bool:
     """Puts a file where it belongs; whether it is an image file."""
-    if isinstance(head, UnreadableError):
-        listing.unreadable[key] = str(head)
-        return False
-    kind = kind_of(key, head) if head is not None else None
-    if kind is None:
+    if look.trouble:
+        listing.unreadable[key] = look.trouble
+    elif look.kind is None:
         listing.ignore(key)
-        return False
-    listing.files[key] = kind
-    if kind in ("raster", "tiff") and head:
-        listing.depths[key] = depth_in(head)
-    return True
+    else:
+        listing.files[key] = look.kind
+        if look.depth is not None:
+            listing.depths[key] = look.depth
+    return key in listing.files
 
 
 def _below(folder: str, parent: str) -> str | None:
@@ -186,17 +207,6 @@ def _why_not(error: StoreError) -> str:
     if isinstance(error, ChangedObjectError):
         return "it has changed since it was listed"
     return "this user may not read it (access denied)"
-
-
-def _head_or_trouble(store: Store, key: str, include: Collection[str]) -> bytes | UnreadableError | None:
-    """The first bytes of a file that may be an image; of no others anything is read."""
-    if not _may_be_image(key, include):
-        return None
-    try:
-        with one_file_of(store), store.open(key, first_bytes=HEAD_BYTES) as stream:
-            return stream.read(HEAD_BYTES)
-    except UnreadableError as error:
-        return error
 
 
 def _may_be_image(key: str, include: Collection[str]) -> bool:

@@ -171,6 +171,8 @@ def shard(
     started_s = time.monotonic()
     options = options or ShardOptions()
     source, dest = os.fspath(source), os.fspath(dest)
+    if options.report is not None and not Path(options.report).absolute().parent.is_dir():
+        raise RequestError(f"report {options.report}: there is no such folder; make it first, or choose another place.")
     plan = make_plan(source, options)
     with _discreet_storage(plan):
         return _shard(plan, dest, progress, started_s)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -300,23 +301,22 @@ def read_boxes(address: str, image_column: str) -> Table:
         RequestError: a column is missing, or it has no rows.
     """
     table = read_table(address, image_column, _BOX_COLUMNS)
-    kept: dict[str, list[Row]] = {}
-    wrong: list[str] = []
-    for image, rows in table.rows.items():
-        kept[image] = []
-        for row in rows:
-            cells = [_cell(row[column]) for column in _BOX_COLUMNS]
-            if all(_is_number(cell) and math.isfinite(float(cell)) for cell in cells):
-                kept[image].append(row)
-            elif any(cells):
-                wrong.append(
-                    next(column for column, cell in zip(_BOX_COLUMNS, cells, strict=True) if not _is_number(cell))
-                )
+    wrong: Counter[str] = Counter()
+    kept = {image: [row for row in rows if _holds_box(row, wrong)] for image, rows in table.rows.items()}
     if not wrong:
         return replace(table, rows=kept)
-    name, columns = PurePosixPath(address).name, ", ".join(sorted(set(wrong)))
-    problem = f"{name}: {len(wrong)} boxes are left out, for a cell of theirs is no number ({columns})"
+    name, columns = PurePosixPath(address).name, ", ".join(sorted(wrong))
+    problem = f"{name}: {wrong.total()} boxes are left out, for a cell of theirs is no number of pixels ({columns})"
     return replace(table, rows=kept, problems=(*table.problems, problem))
+
+
+def _holds_box(row: Row, wrong: Counter[str]) -> bool:
+    """Whether a row holds a box; the first column at fault of one that should is counted."""
+    cells = {column: _cell(row[column]) for column in _BOX_COLUMNS}
+    bad = [column for column, cell in cells.items() if not (_is_number(cell) and math.isfinite(float(cell)))]
+    if bad and any(cells.values()):
+        wrong[bad[0]] += 1
+    return not bad
 
 
 def boxes_for(table: Table, file: str) -> list[Box]:

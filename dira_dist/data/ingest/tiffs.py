@@ -29,6 +29,7 @@ _UNREAD = {
 }
 _JPEGS = (6, 7, 34933)
 _ORIENTATION = 274
+_THUMBNAIL_PX, _LEAST_STEP, _LEVEL_TOLERANCE = 16, 1.5, 6.0
 
 
 def read_tiff(data: bytes, rules: RasterRules) -> Iterator[Picture]:
@@ -44,9 +45,16 @@ def read_tiff(data: bytes, rules: RasterRules) -> Iterator[Picture]:
         if _is_hidden_stack(file):
             yield from _read_stack(file, rules)
             return
+        first: tuple[tuple[int, int], Pixels] | None = None
         for page in picture_pages(file):
             _check(page, rules)
-            yield _picture(page.asarray(), page, rules)
+            _check_whole(page, len(data))
+            picture = _picture(page.asarray(), page, rules)
+            size, thumbnail = picture.original_px, _thumbnail_of(picture.pixels)
+            if first is not None and _is_level(size, thumbnail, *first):
+                continue  # a level of a pyramid whose writer has not marked it
+            first = first or (size, thumbnail)
+            yield picture
 
 
 def picture_pages(file: "TiffFile") -> "Iterator[TiffPage]":
@@ -56,6 +64,28 @@ def picture_pages(file: "TiffFile") -> "Iterator[TiffPage]":
     pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
     own = [page for page in pages if not int(page.subfiletype) & (_REDUCED | _MASK)]
     yield from [page for page in own if page.photometric != _MASK_OF_TRANSPARENCY] or pages[:1]
+
+
+def _thumbnail_of(pixels: Pixels) -> Pixels:
+    """(16, 16) uint8: enough to tell a smaller copy from another picture."""
+    eight = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
+    image = Image.fromarray(np.ascontiguousarray(eight)).convert("L")
+    return np.asarray(image.resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX))
+
+
+def _is_level(size_px: tuple[int, int], thumbnail: Pixels, larger_px: tuple[int, int], larger: Pixels) -> bool:
+    """Whether a page is a smaller copy of a larger one: of its shape, and of its greys."""
+    down, right = larger_px[0] / size_px[0], larger_px[1] / size_px[1]
+    if down < _LEAST_STEP or abs(down - right) > 0.02 * down + down / min(size_px):
+        return False
+    return float(np.abs(thumbnail.astype(int) - larger).mean()) < _LEVEL_TOLERANCE
+
+
+def _check_whole(page: "TiffPage", file_bytes: int) -> None:
+    """The decoders take what is missing at the end of a file for black."""
+    ends = (start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=False))
+    if max(ends, default=0) > file_bytes:
+        raise UnreadableError("it is cut short: pixels stand behind its end")
 
 
 def _is_hidden_stack(file: "TiffFile") -> bool:
