@@ -17,7 +17,7 @@ from dira_dist.data.ingest.dicom import DicomFile, looks_like_dicom, read_header
 from dira_dist.data.ingest.failures import UnreadableError
 from dira_dist.data.ingest.greys import mode_of_dicom, read_dicom
 from dira_dist.data.ingest.intensity import parse_intensity
-from dira_dist.data.ingest.picture import Picture
+from dira_dist.data.ingest.picture import Picture, RasterRules
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (12, 10), dtype=np.uint8)
@@ -207,6 +207,17 @@ def test_a_jpeg_cut_off_is_damage(cut: float) -> None:
     assert len(read(whole)) == 1
     with pytest.raises(UnreadableError, match="cut off"):
         read(with_stream(whole, stream[: int(len(stream) * cut)], uid.JPEGBaseline8Bit))
+
+
+def test_frames_beyond_the_budget_and_streams_larger_than_their_header_are_not_decoded() -> None:
+    with pytest.raises(UnreadableError, match="more than max_raster_mpx"):
+        list(read_dicom(dicom_bytes(dicom(DEEP)), parse_intensity("full"), limits=RasterRules(max_px=100)))
+    for syntax in (uid.JPEG2000Lossless, uid.JPEGLSLossless):
+        coded = compressed(dicom(NOISE), syntax)
+        assert len(read(coded)) == 1
+        coded.Rows, coded.Columns = 40, 40
+        with pytest.raises(UnreadableError, match="compressed pixels are 80 x 90, where its header says 40 x 40"):
+            read(coded)
 
 
 def test_raw_pixels_cut_off_are_damage_and_too_many_are_not() -> None:

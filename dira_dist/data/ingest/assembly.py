@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dira_dist.data.ingest.dicom import DicomFile
+from dira_dist.data.ingest.failures import UnreadableError
 from dira_dist.data.ingest.functional_groups import FrameGroups
 from dira_dist.data.ingest.greys import padding_of, rescale_of
-from dira_dist.data.ingest.readers import UnreadableError
 from dira_dist.data.ingest.stacks import Stack, normal_of
 from dira_dist.data.ingest.terms import header_terms
 from dira_dist.data.ingest.volumes import Index, Parts, SpacingMm, Volume, assemble, check_budget, lengths_of

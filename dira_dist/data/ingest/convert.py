@@ -131,7 +131,8 @@ class Converter:
     def _pictures(self, task: Task, data: bytes) -> Iterator[Picture]:
         kind, options = task.item.kind, self._options
         if kind == "dicom":
-            return read_dicom(data, parse_intensity(options.intensity), task.scale, options.volume_budget_bytes)
+            rule = parse_intensity(options.intensity)
+            return read_dicom(data, rule, task.scale, options.volume_budget_bytes, self._rules)
         assert kind in ("raster", "tiff")
         return read_pictures(data, self._rules)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dira_dist.data.ingest.readers import UnreadableError
+from dira_dist.data.ingest.failures import UnreadableError
 from dira_dist.data.ingest.terms import text_of
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _JPEG = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.([56]\d|70|8[01])")
 _UID = re.compile(r"[0-9.]{1,64}")
+_START_OF_FRAME = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}  # of JPEG and JPEG-LS
+_J2K_SIZE = b"\xff\x4f\xff\x51"
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 
 _VALUE_REPRESENTATIONS = frozenset(
@@ -103,8 +105,8 @@ def read_header(stream: BinaryIO) -> "Dataset":
     head = forward.read(132)
     forward.seek(0)
     if head[:2] == GZIP_MARK:
-        with gzip.GzipFile(fileobj=forward) as unpacked:
-            return read_header(unpacked)  # type: ignore[arg-type]
+        with gzip.GzipFile(fileobj=forward) as packed:
+            return read_header(packed)  # type: ignore[arg-type]
     return _parse(forward, head)
 
 
@@ -314,7 +316,18 @@ class DicomFile:
         if self._bytes is None:
             for number, frame in enumerate(self._encapsulated()):
                 _check_whole(frame, self._syntax, number)
+                self._check_size_of_stream(frame)
         return self._by_decoder()
+
+    def _check_size_of_stream(self, frame: bytes) -> None:
+        """A stream that is larger than its header says is not decoded: it could be of any size."""
+        size = _size_of_stream(frame)
+        layout = self.format
+        if size is not None and size != (layout.rows, layout.columns):
+            raise UnreadableError(
+                f"its compressed pixels are {size[0]} x {size[1]}, "
+                f"where its header says {layout.rows} x {layout.columns}"
+            )
 
     def _by_decoder(self) -> Iterator[NDArray[Any]]:
         from pydicom.pixels.decoders.base import get_decoder
@@ -421,24 +434,25 @@ def _syntax_of(frame: bytes) -> str:
     """The transfer syntax that the first bytes of a compressed frame show."""
     from pydicom import uid
 
-    if frame[:4] in (b"\xff\x4f\xff\x51", b"\0\0\0\x0c"):
+    if frame[:4] in (_J2K_SIZE, b"\0\0\0\x0c"):
         return str(uid.JPEG2000)
     if frame[:2] != b"\xff\xd8":
         return str(uid.RLELossless)
     kinds = {0xC0: uid.JPEGBaseline8Bit, 0xC1: uid.JPEGExtended12Bit, 0xC3: uid.JPEGLossless, 0xF7: uid.JPEGLSLossless}
-    return next((str(kinds[code]) for code, _ in _segments(frame) if code in kinds), str(uid.JPEGBaseline8Bit))
+    return next((str(kinds[code]) for code, _, _ in _segments(frame) if code in kinds), str(uid.JPEGBaseline8Bit))
 
 
-def _segments(stream: bytes) -> Iterator[tuple[int, int]]:
-    """Marker codes of a JPEG stream and where each segment ends, up to and including its first scan."""
+def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker codes of a JPEG stream, where each one's segment begins and ends, up to and including its first scan."""
     at = 2
     while at + 4 <= len(stream) and stream[at] == 0xFF:
         code = stream[at + 1]
         if code == 0xFF:  # fill bytes may stand before a marker
             at += 1
             continue
-        at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-        yield code, at
+        start = at + 2
+        at = start + int.from_bytes(stream[start : start + 2], "big")
+        yield code, start, at
         if code == _START_OF_SCAN:
             return
 
@@ -449,9 +463,22 @@ def _check_whole(frame: bytes, syntax: str, number: int) -> None:
         raise UnreadableError(f"frame {number} is empty")
     if not frame.startswith(b"\xff\xd8") or not _JPEG.fullmatch(syntax):
         return
-    scan = next((end for code, end in _segments(frame) if code == _START_OF_SCAN), None)
+    scan = next((end for code, _, end in _segments(frame) if code == _START_OF_SCAN), None)
     if scan is None or frame.rfind(_END_OF_IMAGE) < scan:
         raise UnreadableError(f"its JPEG stream is cut off (frame {number}: {len(frame)} bytes without an end mark)")
+
+
+def _size_of_stream(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns by a JPEG's frame header (ISO 10918-1, B.2.2) or a JPEG 2000's SIZ (ISO 15444-1, A.5.1)."""
+    if frame.startswith(_J2K_SIZE):
+        width, height, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in (8, 12, 16, 20))
+        return height - top, width - left
+    if not frame.startswith(b"\xff\xd8"):
+        return None
+    at = next((start + 3 for code, start, _ in _segments(frame) if code in _START_OF_FRAME), None)  # behind its depth
+    if at is None:
+        return None
+    return int.from_bytes(frame[at : at + 2], "big"), int.from_bytes(frame[at + 2 : at + 4], "big")
 
 
 def _name_of(syntax: str) -> str:

@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dira_dist.data.ingest.dicom import DicomFile, PixelFormat, number_of, numbers_of, pixel_format, whole_of
+from dira_dist.data.ingest.failures import UnreadableError
 from dira_dist.data.ingest.functional_groups import FrameGroups
 from dira_dist.data.ingest.intensity import Histogram, IntensityRule, Lut, Mapping, Scale, Window, to_depth
+from dira_dist.data.ingest.picture import Picture, RasterRules
 from dira_dist.data.ingest.pixels import PictureMode, Pixels, mode_of
-from dira_dist.data.ingest.readers import Picture, UnreadableError
 from dira_dist.data.ingest.terms import header_terms, text_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+DEFAULT_RULES = RasterRules()
 _CHUNK_VALUES = 1 << 20
 _ALL_FRAMES = 0  # whose groups stand for a file that has none
 
@@ -336,7 +338,11 @@ def mode_of_dicom(data: bytes) -> PictureMode:
 
 
 def read_dicom(
-    data: bytes, rule: IntensityRule, scale: Mapping | None = None, most_bytes: int = 2 << 30
+    data: bytes,
+    rule: IntensityRule,
+    scale: Mapping | None = None,
+    most_bytes: int = 2 << 30,
+    limits: RasterRules = DEFAULT_RULES,
 ) -> Iterator[Picture]:
     """The frames of a DICOM file as pictures, decoded one by one.
 
@@ -345,11 +351,13 @@ def read_dicom(
         rule: how values become grey.
         scale: of the whole series, where one is settled for it.
         most_bytes: a gzipped file that unpacks to more is refused.
+        limits: how large a frame may be.
 
     Raises:
         UnreadableError: it is no DICOM, has no pixels, or they are damaged.
     """
     file = DicomFile(data, most_bytes)
+    limits.check_size(file.format.rows, file.format.columns, file.format.samples)
     tags = header_terms(file.header)
     groups = FrameGroups(file.header)
     if not is_grey(file.header):

@@ -9,11 +9,12 @@ import numpy as np
 
 from dira_dist.data.ingest.depths import HEAD_BYTES, Depth
 from dira_dist.data.ingest.dicom import number_of, numbers_of, pixel_format, read_header, whole_of
+from dira_dist.data.ingest.failures import UnreadableError
 from dira_dist.data.ingest.functional_groups import FrameGroups
 from dira_dist.data.ingest.greys import is_grey, pixel_spacing, voi_lut_of, window_of
 from dira_dist.data.ingest.intensity import Window
 from dira_dist.data.ingest.listing import in_threads, one_file_of
-from dira_dist.data.ingest.readers import UnreadableError, discreetly
+from dira_dist.data.ingest.readers import discreetly
 from dira_dist.data.ingest.stacks import Plane, Vector
 from dira_dist.data.ingest.terms import image_type_of, kind_of_object, text_of
 from dira_dist.data.store import Store
@@ -38,7 +39,6 @@ class Header:
         study: its study, to find the twin of a raw image.
         intent: ``FOR PRESENTATION``, ``FOR PROCESSING`` or empty.
         scale_group: what tells the slices that share one grey scale from all others; empty where a file has its own.
-        frames: their number.
         window: its window, where it has one; ``has_lut`` a VOI LUT.
         planes: where its frames lie, in a set of volumes; ``no_volume`` why it has none.
         made_up_series: whether the header names no series, so that the folder stands for it.
@@ -52,7 +52,6 @@ class Header:
     study: str = ""
     intent: str = ""
     scale_group: str = ""
-    frames: int = 1
     window: Window | None = None
     has_lut: bool = False
     planes: tuple[Plane, ...] = ()
@@ -97,7 +96,6 @@ def _header_of(dataset: "Dataset", file: str, planes: bool) -> Header:
         study="\0".join((patient, study)),
         intent=text_of(dataset, "PresentationIntentType").upper(),
         scale_group="\0".join((patient, study, where, *image_type_of(dataset))) if _is_slice(dataset, groups) else "",
-        frames=max(1, whole_of(dataset, "NumberOfFrames", 1)),
         window=window_of(dataset, groups, 0),
         has_lut=voi_lut_of(dataset) is not None,
         planes=frames,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dira_dist.data.ingest.readers import UnreadableError
+from dira_dist.data.ingest.failures import UnreadableError
 from dira_dist.data.ingest.volumes import Index, Parts, Volume, assemble, check_budget, lengths_of
 
 _HEADER_BYTES = 1 << 20

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dira_dist.data.ingest.dicom import DicomFile
+from dira_dist.data.ingest.failures import UnreadableError
 from dira_dist.data.ingest.greys import Greys, is_grey
 from dira_dist.data.ingest.headers import Header
 from dira_dist.data.ingest.intensity import Histogram, IntensityRule, Scale, Window
 from dira_dist.data.ingest.intensity import Mapping as Greying
 from dira_dist.data.ingest.listing import one_file_of
-from dira_dist.data.ingest.readers import UnreadableError, discreetly
+from dira_dist.data.ingest.readers import discreetly
 from dira_dist.data.store import open_store
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dira_dist.data.ingest.intensity import Histogram, IntensityRule, Scale, to_depth
-from dira_dist.data.ingest.readers import Picture
+from dira_dist.data.ingest.picture import Picture
 from dira_dist.data.ingest.volumes import Volume
 
 Axis = Literal["axial", "coronal", "sagittal"]

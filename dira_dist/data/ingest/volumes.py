@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dira_dist.data.ingest.readers import UnreadableError
+from dira_dist.data.ingest.failures import UnreadableError
 
 AXES = ("S", "P", "L")
 Index = tuple[int | slice, ...]
