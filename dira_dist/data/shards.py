@@ -272,8 +272,9 @@ class _ShardFile:
 
 
 def _spacing_of(metadata: Mapping[str, Any]) -> tuple[float, ...]:
-    """Along each axis; empty where it is not known."""
-    return tuple(float(each) for each in metadata.get("spacing_mm") or metadata.get("pixel_spacing_mm") or ())
+    """Along each axis; empty where it is not known along all of them."""
+    spacing = metadata.get("spacing_mm") or metadata.get("pixel_spacing_mm") or ()
+    return () if None in spacing else tuple(map(float, spacing))
 
 
 def _by_axis(spacings_mm: Mapping[tuple[float, ...], int]) -> tuple[dict[float, int], ...]:

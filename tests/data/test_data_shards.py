@@ -107,7 +107,7 @@ def _repacked(folder: Path, kind: str) -> ShardSetIndex:
     index = read_index(str(folder))
     digest = hashlib.sha256(out.getvalue()).hexdigest()
     first = index.shards[0].model_copy(update={"bytes": len(out.getvalue()), "sha256": digest})
-    index = index.model_copy(update={"shards": (first, *index.shards[1:])})
+    index = index.model_copy(update={"shards": (first, *index.shards[1:])}).sealed()
     (folder / "index.json").write_text(index.model_dump_json())
     return index
 
