@@ -120,19 +120,23 @@ def _picture(values: NDArray[Any], rules: RasterRules, orientation: int) -> Pict
 
 
 def _read_by_pillow(data: bytes, form: RasterFormat, rules: RasterRules) -> Iterator[Picture]:
-    with open_by_pillow(data, form) as image:
-        rules.check_size(image.size[1], image.size[0], len(image.getbands()))
-        orientation = orientation_of(image.getexif())
-        original_px = turned_px((image.size[1], image.size[0]), orientation)
-        if rules.enough_px is not None and form == "JPEG":
-            # libjpeg can leave out the highest frequencies; twice the final size keeps the resize antialiased
-            factor = 2 * rules.enough_px / min(image.size)
-            image.draft(None, (round(image.size[0] * factor), round(image.size[1] * factor)))
-        for number in range(getattr(image, "n_frames", 1)):
-            if number:
-                image.seek(number)
-            picture = _picture(_values_of(image), rules, orientation)
-            yield replace(picture, original_px=original_px)
+    image = open_by_pillow(data, form)
+    rules.check_size(image.size[1], image.size[0], len(image.getbands()))
+    orientation = orientation_of(image.getexif())
+    original_px = turned_px((image.size[1], image.size[0]), orientation)
+    if rules.enough_px is not None and form == "JPEG":
+        # libjpeg can leave out the highest frequencies; twice the final size keeps the resize antialiased
+        factor = 2 * rules.enough_px / min(image.size)
+        image.draft(None, (round(image.size[0] * factor), round(image.size[1] * factor)))
+    frames = getattr(image, "n_frames", 1)
+    for number in range(1, frames):
+        image.seek(number - 1)
+        yield replace(_picture(_values_of(image), rules, orientation), original_px=original_px)
+    if frames > 1:
+        image.seek(frames - 1)
+    values = _values_of(image)
+    del image  # Pillow's own copy of the pixels, four bytes for each of a colour image
+    yield replace(_picture(values, rules, orientation), original_px=original_px)
 
 
 def _values_of(image: Image.Image) -> NDArray[Any]:
