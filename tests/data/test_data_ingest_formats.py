@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dira_dist.data.ingest.pixels import fitted_size, mode_of, resize, to_mode
-from dira_dist.data.ingest.readers import Picture, UnreadableError, read_pictures
+from dira_dist.data.ingest.readers import Picture, RasterRules, UnreadableError, read_pictures
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (12, 9), dtype=np.uint8)
@@ -31,8 +31,8 @@ def _tiff(values: np.ndarray, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _read(data: bytes, kind: Any = "raster", enough_px: int | None = None) -> list[Picture]:
-    return list(read_pictures(data, kind, "window", enough_px))
+def _read(data: bytes, enough_px: int | None = None) -> list[Picture]:
+    return list(read_pictures(data, RasterRules(enough_px=enough_px)))
 
 
 # ---------------------------------------------------------------------- PNG and JPEG
@@ -86,29 +86,27 @@ def test_a_damaged_file_raises(cut: int) -> None:
 @pytest.mark.parametrize("compression", [None, "deflate", "tiff_lzw"])
 def test_tiff_of_every_depth(values: np.ndarray, compression: str | None) -> None:
     form = {"compression": compression} if compression else {}
-    (picture,) = _read(_coded(Image.fromarray(values), "TIFF", **form), "tiff")
+    (picture,) = _read(_coded(Image.fromarray(values), "TIFF", **form))
     assert picture.pixels.dtype == values.dtype and (picture.pixels == values).all()
 
 
 def test_tiff_pages_bytes_and_numbers_of_other_kinds() -> None:
-    assert [
-        page.pixels[0, 0] for page in _read(_tiff(np.stack([GREY, 255 - GREY]), photometric="minisblack"), "tiff")
-    ] == [
+    assert [page.pixels[0, 0] for page in _read(_tiff(np.stack([GREY, 255 - GREY]), photometric="minisblack"))] == [
         GREY[0, 0],
         255 - GREY[0, 0],
     ]
-    (white,) = _read(_tiff(GREY, photometric="miniswhite"), "tiff")
+    (white,) = _read(_tiff(GREY, photometric="miniswhite"))
     assert (white.pixels == 255 - GREY).all()
-    (big_endian,) = _read(_tiff(DEEP, byteorder=">"), "tiff")
+    (big_endian,) = _read(_tiff(DEEP, byteorder=">"))
     assert (big_endian.pixels == DEEP).all()
-    (real,) = _read(_tiff(np.linspace(-1, 1, 108, dtype=np.float32).reshape(12, 9)), "tiff")
+    (real,) = _read(_tiff(np.linspace(-1, 1, 108, dtype=np.float32).reshape(12, 9)))
     assert (real.pixels.min(), real.pixels.max(), real.pixels.dtype) == (0, 65535, np.uint16)
-    (planar,) = _read(_tiff(COLOUR.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"), "tiff")
+    (planar,) = _read(_tiff(COLOUR.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"))
     assert (planar.pixels == COLOUR).all()
-    (deep_colour,) = _read(_tiff(COLOUR.astype(np.uint16) * 256, photometric="rgb"), "tiff")
+    (deep_colour,) = _read(_tiff(COLOUR.astype(np.uint16) * 256, photometric="rgb"))
     assert (deep_colour.pixels == COLOUR).all()
     with pytest.raises(UnreadableError, match="no numbers"):
-        _read(_tiff(np.full((4, 4), np.nan, np.float32)), "tiff")
+        _read(_tiff(np.full((4, 4), np.nan, np.float32)))
 
 
 # ------------------------------------------------------------------- modes and sizes

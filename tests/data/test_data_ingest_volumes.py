@@ -4,20 +4,27 @@ import gzip
 import io
 import json
 import struct
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import slices, write
+from dicom_files import SUPINE, dicom, dicom_bytes, slices, write
 from PIL import Image
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions, ShardReport, shard
+from dira_dist.data.ingest.assembly import read_stack
 from dira_dist.data.ingest.failures import UnreadableError
+from dira_dist.data.ingest.greys import read_dicom
+from dira_dist.data.ingest.intensity import parse_intensity
 from dira_dist.data.ingest.itk import read_itk
 from dira_dist.data.ingest.nifti import read_nifti
+from dira_dist.data.ingest.pixels import encode_array
+from dira_dist.data.ingest.stacks import Plane, Stack
 from dira_dist.data.shards import read_index, read_shard
 from dira_dist.data.store import open_store
 
@@ -85,6 +92,12 @@ GEOMETRIES: dict[str, tuple[bytes, Any, str | None, str]] = {
     "sform of another space": (_forms(STEPS * [1.1, 1.1, 1.1, 1], STEPS), (4, 3, 2), "pixdim", "qform, with the steps"),
     "forms turned against each other": (_forms(STEPS, TURNED), (4, 3, 2), "sform", "turned against each other"),
     "nothing set but sizes": (_forms(None, None, (2, 3, 4)), (4, 3, 2), "pixdim", "orientation is not known"),
+    "nothing set, the sform no numbers": (
+        nifti(BODY, STEPS)[:280] + struct.pack("<f", np.nan) + nifti(BODY, STEPS)[284:],
+        (4, 3, 2),
+        "pixdim",
+        "orientation is not known",
+    ),
     "nothing set": (_forms(None, None, (0, 0, 0)), (None, None, None), None, "how large a voxel is"),
 }
 
@@ -228,6 +241,39 @@ def test_a_metaimage_may_not_name_another_file() -> None:
         read_itk(header + b"/etc/hostname\n" + bytes(8), ".mha")
     with pytest.raises(UnreadableError, match="stand in another file"):
         read_itk(b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\ndata file: /etc/hostname\n\n", ".nrrd")
+
+
+# -------------------------------------------------------------------------------- memory
+
+
+def _peak_bytes(work: Callable[[], Any]) -> int:
+    work()  # imports
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_volume_takes_no_more_than_four_times_its_size() -> None:
+    """With a slope, which makes float64 of every voxel that is read; the file itself lies in memory before."""
+    values = RANDOM.integers(0, 2000, (64, 256, 256)).astype(np.int16)
+    plain = bytearray(nifti(values))
+    plain[112:120] = struct.pack("<ff", 1, -1024)
+    for data in (bytes(plain), gzip.compress(bytes(plain), 1)):
+        peak = _peak_bytes(lambda data=data: encode_array(read_nifti([data]).voxels))  # type: ignore[misc]
+        assert peak + len(data) < 4 * values.nbytes
+    planes = {f"{number}": dicom_bytes(plane) for number, plane in enumerate(slices(values, RescaleIntercept="-1024"))}
+    placed = [Plane(f"{n}", 0, 256, 256, (0.0, 0.0, float(n)), SUPINE, (1.0, 1.0)) for n in range(64)]
+    peak = _peak_bytes(lambda: encode_array(read_stack(Stack(tuple(placed), 1.0), planes.__getitem__).voxels))
+    assert peak < 4 * values.nbytes
+
+
+def test_frames_of_a_cine_are_decoded_one_by_one() -> None:
+    data = dicom_bytes(dicom(RANDOM.integers(0, 2000, (150, 256, 256)).astype(np.uint16), Modality="XA"))
+    rule = parse_intensity("full")
+    assert _peak_bytes(lambda: [picture.pixels[0, 0] for picture in read_dicom(data, rule)]) < len(data) // 2
 
 
 # --------------------------------------------------------------------------------- masks

@@ -93,7 +93,7 @@ def _header_of(dataset: "Dataset", file: str, planes: bool) -> Header:
         series="\0".join((patient, study, where)),
         kind=kind_of_object(dataset) or "",
         problem=problem,
-        study="\0".join((patient, study)),
+        study=f"{patient}\0{study}" if study else "",
         intent=text_of(dataset, "PresentationIntentType").upper(),
         scale_group="\0".join((patient, study, where, *image_type_of(dataset))) if _is_slice(dataset, groups) else "",
         window=window_of(dataset, groups, 0),

@@ -12,6 +12,7 @@ from dira_dist.data.ingest.pixels import Pixels
 
 RuleName = Literal["window", "full", "range", "percentiles"]
 
+_HISTOGRAM_PARTS = 16  # of so many frames the counts are held apart, before they are summed
 _PAIR = re.compile(r"(range|percentiles):([^,]+),([^,]+)")
 
 
@@ -149,6 +150,10 @@ class Histogram:
         present = counts > 0
         self._values.append(values[present].astype(np.float64))
         self._counts.append(counts[present].astype(np.int64))
+        if len(self._values) > _HISTOGRAM_PARTS:
+            values, where = np.unique(np.concatenate(self._values), return_inverse=True)
+            summed = np.bincount(where, weights=np.concatenate(self._counts)).astype(np.int64)
+            self._values, self._counts = [values], [summed]
 
     def scale(self, rule: IntensityRule) -> Scale:
         """Smallest to largest value, or the percentiles asked for; without any value 0 to 1."""

@@ -144,12 +144,11 @@ class _Geometry:
         self._qform = _usable(image.get_qform()) if codes.get("qform") else None
         self.spacing_from: str | None = None
         self.orientation_from: str | None = None
-        affine = self._chosen(np.array(image.affine, dtype=float))
-        self.affine = _in_mm(affine, self._unit_of(header))
+        self.affine = _in_mm(self._chosen(), self._unit_of(header))
 
-    def _chosen(self, fallback: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _chosen(self) -> NDArray[np.float64]:
         if self._sform is None and self._qform is None:
-            return self._without_forms(fallback)
+            return self._without_forms()
         if self._sform is None:
             assert self._qform is not None
             return self._believed(self._qform, "qform", "qform")
@@ -163,13 +162,14 @@ class _Geometry:
         self.spacing_from, self.orientation_from, self.known = spacing, orientation, True
         return affine
 
-    def _without_forms(self, fallback: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _without_forms(self) -> NDArray[np.float64]:
+        """As nibabel guesses: from left to right reversed, as Analyze files are."""
         self.notes.append("neither its sform nor its qform is set: its orientation is not known, and was guessed")
-        if self.known:
-            self.spacing_from = "pixdim"
-            return fallback
-        self.notes.append("its header does not say how large a voxel is")
-        return np.diag([-1.0, 1.0, 1.0, 1.0])
+        if not self.known:
+            self.notes.append("its header does not say how large a voxel is")
+            return np.diag([-1.0, 1.0, 1.0, 1.0])
+        self.spacing_from = "pixdim"
+        return np.diag([*(self._sizes * (-1.0, 1.0, 1.0)), 1.0])
 
     def _compare_turns(self) -> None:
         if self._sform is None or self._qform is None:

@@ -14,7 +14,7 @@ def left_out(headers: Mapping[str, Header], include: Iterable[str]) -> dict[str,
 
     A raw image (FOR PROCESSING) is left out where its study has an image FOR PRESENTATION, too: it shows the same.
     """
-    presented = {header.study for header in headers.values() if header.intent == "FOR PRESENTATION"}
+    presented = {header.study for header in headers.values() if header.study and header.intent == "FOR PRESENTATION"}
     kinds = {
         file: "for-processing" if header.intent == "FOR PROCESSING" and header.study in presented else header.kind
         for file, header in headers.items()
