@@ -1,7 +1,8 @@
-"""Samples per second and core from S3 to a batch ready for the device, beside the published path; and what else the
-stream promises: waiting, arithmetic at scale, the cost of a cold resume.
+"""Files per second and core from an archive to shards; samples per second and core from S3 to a batch ready for the
+device, beside the published path; and what else the stream promises: waiting, arithmetic at scale, the cost of a cold
+resume.
 
-    python benchmarks/data.py [--images FOLDER] [--samples 2048] [--repeats 5]
+    python benchmarks/data.py [--images FOLDER] [--samples 2048] [--repeats 5] [--only shard]
 
 One run, the contenders by turns in every repeat, medians. Rates are per second of the process's own CPU time, all its
 threads included, since others may share the machine; the S3 server is a process of its own and not counted.
@@ -10,6 +11,10 @@ The published path decodes each PNG at full size (1024 px) with PIL and makes tw
 CPU, one sample after another; it reads from memory, which flatters it. The project decodes shards whose images were
 resized once to 256 px; its views are made on the device, in whole batches (`benchmarks/views.py`), so a batch of uint8
 images is what is ready for it. `decoding alone` is the published path without its transforms.
+
+Sharding is measured on files of 1024 px that become 512 px, beside Pillow's own way with its PNG level 4, into tars
+alike; with the bytes of both results and the rate at which the stream's decoder reads them. Memory is that of a fresh
+process that shards one large raster, per pixel of it.
 """
 
 import argparse
@@ -19,6 +24,7 @@ import multiprocessing
 import os
 import platform
 import random
+import shutil
 import statistics
 import tempfile
 import threading
@@ -27,6 +33,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -38,11 +45,14 @@ from views import published_views
 from dira_dist.data import ranges
 from dira_dist.data import store as store_module
 from dira_dist.data.cache import CacheConfig
+from dira_dist.data.decode import decode_image
+from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.lanes import LaneReader, ReadOptions, ShardSet
 from dira_dist.data.order import Order
 from dira_dist.data.shards import Encoding, PublishedShard, Sample, publish_index, publish_shard, read_index, shard_name
 from dira_dist.data.store import open_store
 from dira_dist.data.stream import ShardStream
+from dira_dist.data.tars import PlainTar, checked_samples
 
 STORED_PX, FULL_PX = 256, 1024
 BATCH, LANES, WINDOW = 64, 8, 32
@@ -147,6 +157,108 @@ def throughput(images: list[Image.Image], samples: int, repeats: int, cache_dir:
             f"{rate / found['published, decoding alone']:.1f} times its decoding alone"
         )
     return found
+
+
+SHARDED_PX = 512
+LARGE_PX = 16_000
+
+
+def sharding(images: list[Image.Image], folder: Path, repeats: int) -> None:
+    """An archive of PNG files of 1024 px to shards of 512 px: Pillow's way and the project's, by turns."""
+    source = folder / "archive"
+    source.mkdir()
+    for number, image in enumerate(images):
+        (source / f"{number:04d}.png").write_bytes(coded(image, "PNG"))
+    (folder / "salt").write_text("0123456789abcdef")
+    options = ShardOptions(salt_file=str(folder / "salt"), processes=1, image_size=SHARDED_PX, overwrite=True)
+
+    def by_pillow() -> int:
+        shutil.rmtree(folder / "pillow", ignore_errors=True)
+        store = open_store(str(folder / "pillow"))
+        published = publish_shard(store, shard_name(0), map(pillow_sample, files))
+        assert published is not None, "there are files"
+        publish_index(store, [published], mode="L", encoding="png")
+        return len(files)
+
+    def by_shard() -> int:
+        shutil.rmtree(folder / "set", ignore_errors=True)
+        return shard(source, folder / "set", options).samples
+
+    files = sorted(source.iterdir())
+    found = rates({"Pillow, level 4": by_pillow, "shard": by_shard}, repeats)
+    stored = {
+        "Pillow, level 4": stored_images(str(folder / "pillow")),
+        "shard": stored_images(str(folder / "set")),
+    }
+    decoding = rates({name: partial(decode_all, data) for name, data in stored.items()}, repeats)
+    base = {"rate": found["Pillow, level 4"], "decoding": decoding["Pillow, level 4"]}
+    size = statistics.mean(map(len, stored["Pillow, level 4"]))
+    for name, data in stored.items():
+        mean = statistics.mean(map(len, data))
+        print(
+            f"sharding, {name}: {found[name]:.0f} files/s and core, {found[name] / base['rate']:.2f} times; "
+            f"{mean / 1e3:.1f} kB each, {mean / size:.3f} times; decoded at {decoding[name]:.0f} images/s and core, "
+            f"{decoding[name] / base['decoding']:.2f} times"
+        )
+
+
+def pillow_sample(path: Path) -> Sample:
+    image = Image.fromarray(np.asarray(Image.open(path).convert("L")))
+    small = image.resize((SHARDED_PX, SHARDED_PX), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    out = io.BytesIO()
+    Image.fromarray(np.asarray(small)).save(out, "PNG", compress_level=4)
+    return Sample(path.stem, out.getvalue(), "png", SHARDED_PX, SHARDED_PX, {"labels": {}})
+
+
+def decode_all(images: list[bytes]) -> int:
+    for image in images:
+        decode_image(image, "L")
+    return len(images)
+
+
+def stored_images(address: str) -> list[bytes]:
+    images = list[bytes]()
+    for info in read_index(address).shards:
+        with open_store(address).open(info.name) as stream:
+            images += [sample["png"] for sample in checked_samples(PlainTar(stream, info.bytes), info)]
+    return images
+
+
+def large_rasters(folder: Path) -> None:
+    """Peak memory for one raster of 256 megapixels, in bytes per pixel, by kind and size of the result."""
+    ramp = np.tile(np.arange(LARGE_PX, dtype=np.uint16) * 4, (LARGE_PX, 1))
+    small = Image.fromarray((ramp >> 8).astype(np.uint8))
+    kinds = {"PNG, 8 bits": ("png", small), "TIFF, 16 bits": ("tif", Image.fromarray(ramp))}
+    for name, (suffix, image) in kinds.items():
+        source = folder / f"large-{suffix}"
+        source.mkdir()
+        image.save(source / f"a.{suffix}", compress_level=1)
+        for size in (SHARDED_PX, None):
+            peak = peak_bytes(source, folder / "large-set", folder / "salt", size)
+            print(f"memory, {name}, to {size or 'its own'} px: {peak / LARGE_PX**2:.1f} bytes per pixel")
+
+
+def peak_bytes(source: Path, dest: Path, salt: Path, size: int | None) -> int:
+    """Of a fresh process that shards, less what it holds before."""
+    mine, other = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=shard_alone, args=(other, source, dest, salt, size))
+    process.start()
+    peak: int = mine.recv()
+    process.join()
+    return peak
+
+
+def shard_alone(answer: Connection, source: Path, dest: Path, salt: Path, size: int | None) -> None:
+    shutil.rmtree(dest, ignore_errors=True)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the parent at the fork
+    before = memory_kib("VmRSS")
+    shard(source, dest, ShardOptions(salt_file=str(salt), processes=1, image_size=size))
+    answer.send((memory_kib("VmHWM") - before) * 1024)
+
+
+def memory_kib(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def waiting(found: dict[str, float], samples: int) -> None:
@@ -269,10 +381,17 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="a folder of PNG files; made-up images without it")
     parser.add_argument("--samples", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["shard", "stream"], help="one half alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     random.seed(0)
     print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, batches of {BATCH}, {STORED_PX} px stored")
+    if arguments.only != "stream":
+        with tempfile.TemporaryDirectory() as folder:
+            sharding(full_size_images(arguments.images), Path(folder), arguments.repeats)
+            large_rasters(Path(folder))
+    if arguments.only == "shard":
+        return
     with s3_server(), tempfile.TemporaryDirectory() as cache_dir:
         images = full_size_images(arguments.images)
         for form in ("PNG", "JPEG"):

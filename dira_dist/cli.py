@@ -4,19 +4,24 @@ Exit codes: 0 done, 1 the work failed, or storage in the middle of it, 2 the req
 started or overwritten).
 """
 
+import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.progress import Progress
 
 import dira_dist
-from dira_dist.config import Document, JobFailedError, RequestError, dump_yaml, validate
+from dira_dist.config import Document, JobFailedError, RequestError, Section, dump_yaml, validate
+from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.retry import StoreError
 
 if TYPE_CHECKING:
@@ -78,72 +83,83 @@ def quickstart(
         _out.print(line, markup=False)
 
 
+def _options_of(section: type[Section]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a verb an option for each field of a section: nothing that stands there, descriptions included, twice.
+
+    The verb takes the validated section as its argument ``options``.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        @wraps(verb)
+        def command(**arguments: Any) -> None:
+            given = {name: _value_of(section, name, arguments.pop(name)) for name in section.model_fields}
+            verb(**arguments, options=validate(section, Document(given, verb.__name__)))
+
+        own = [part for name, part in inspect.signature(verb).parameters.items() if name != "options"]
+        taken = [*own, *(_option(name, field) for name, field in section.model_fields.items())]
+        command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]  # which typer reads
+        command.__annotations__ = {part.name: part.annotation for part in taken}
+        return command
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A field as an option; one that may be none is left out for it, or 0 where it has another default."""
+    kind, optional = _plain_type(field.annotation)
+    default = None if kind is str and not isinstance(field.default, str) else field.default
+    text = (field.description or "").replace("none:", "if left out:" if default is None else "0:")
+    choices = _choices(field.annotation)
+    flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
+    wanted: Any = kind | None if optional or default is None else kind
+    annotation: Any = Annotated[
+        wanted, typer.Option(*flags, help=f"{text} ({', '.join(choices)})" if choices else text)
+    ]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values that a field may have, where they are few and known."""
+    literals = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal]
+    return [str(value) for part in literals for value in get_args(part)]
+
+
+def _plain_type(annotation: Any) -> tuple[type, bool]:
+    """What the command line takes for a field, lists and mappings as text; and whether the field may be none."""
+    members = set(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else {annotation}
+    (kind,) = members - {type(None)}
+    return (kind if kind in (bool, int, float) else str), type(None) in members
+
+
+def _value_of(section: type[Section], name: str, given: Any) -> Any:
+    """``a,b`` for a list and ``a=0.9,b=0.1`` for a mapping; 0 stands for none where none is not the default."""
+    field = section.model_fields[name]
+    origins = {get_origin(part) for part in (field.annotation, *get_args(field.annotation))}
+    if isinstance(given, str) and tuple in origins:
+        return [part.strip() for part in given.split(",")]
+    if isinstance(given, str) and dict in origins:
+        return dira_dist.parse_split(given)
+    if given is None and field.default is not None:
+        return list(field.default) if isinstance(field.default, tuple) else field.default
+    return None if given == 0 and given is not False and _plain_type(field.annotation)[1] else given
+
+
 @app.command()
+@_options_of(ShardOptions)
 def shard(
     source: Annotated[str, typer.Argument(help="folder or s3://bucket/prefix of images; with --verify a shard set")],
     dest: Annotated[str | None, typer.Argument(help="folder or s3://bucket/prefix for the shard set")] = None,
-    image_size: Annotated[int, typer.Option(help="side of the stored images in px; 0 keeps them as they are")] = 512,
-    side: Annotated[str, typer.Option(help="which side that is: shortest or longest")] = "shortest",
-    coding: Annotated[str, typer.Option(help="png (lossless) or jpeg")] = "png",
-    jpeg_quality: Annotated[int, typer.Option(help="1 to 100")] = 95,
-    content: Annotated[
-        str | None, typer.Option(help="images or volumes; volumes where there is only NIfTI if left out")
-    ] = None,
-    samples_per_shard: Annotated[
-        int | None, typer.Option(help="files per tar; chosen by their number if left out")
-    ] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="L, I;16 or RGB; the richest of a sample of files if left out")
-    ] = None,
-    intensity: Annotated[str, typer.Option(help="DICOM grey values: window or full")] = "window",
-    labels: Annotated[str | None, typer.Option(help="CSV with a row per image, or the word `folders`")] = None,
-    image_column: Annotated[str, typer.Option(help="column that names the image's file")] = "image",
-    label_columns: Annotated[
-        str | None, typer.Option(help="A,B,C: columns that are labels; those of usual names if left out")
-    ] = None,
-    boxes: Annotated[str | None, typer.Option(help="CSV with columns x, y, width, height in px")] = None,
-    masks: Annotated[str | None, typer.Option(help="folder with a label map for each image, named like it")] = None,
-    split: Annotated[str | None, typer.Option(help="parts and shares, such as train=0.9,val=0.1")] = None,
-    group_by: Annotated[str | None, typer.Option(help="column whose groups stay in one part, such as patient")] = None,
-    salt_file: Annotated[
-        Path | None, typer.Option(help="secret behind the samples' keys; one per user if left out")
-    ] = None,
-    processes: Annotated[int | None, typer.Option(help="one per core if left out")] = None,
-    report: Annotated[Path | None, typer.Option(help="JSON file for what was read, skipped and why")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="refuse an archive with an unreadable file")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a set that was made otherwise")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="check the shard set SOURCE against its index")] = False,
+    *,
+    options: ShardOptions,
 ) -> None:
-    """Images (PNG, JPEG, TIFF, DICOM, NIfTI) to a shard set; an interrupted run goes on with the same command."""
+    """Images (PNG, JPEG, TIFF, DICOM, NIfTI, ...) to a shard set; an interrupted run goes on with the same command."""
     if verify:
         problems = dira_dist.verify(source)
         _out.print("\n".join(problems) or f"{source}: sound", markup=False)
         sys.exit(1 if problems else 0)
     if dest is None:
         raise RequestError("DEST is missing: dira-dist shard SOURCE DEST")
-    given = {
-        "image_size": image_size or None,
-        "side": side,
-        "coding": coding,
-        "jpeg_quality": jpeg_quality,
-        "content": content,
-        "samples_per_shard": samples_per_shard,
-        "mode": mode,
-        "intensity": intensity,
-        "labels": labels,
-        "image_column": image_column,
-        "label_columns": label_columns.split(",") if label_columns else None,
-        "boxes": boxes,
-        "masks": masks,
-        "split": dira_dist.parse_split(split) if split else None,
-        "group_by": group_by,
-        "salt_file": str(salt_file) if salt_file else None,
-        "processes": processes,
-        "report": str(report) if report else None,
-        "strict": strict,
-        "overwrite": overwrite,
-    }
-    options = validate(dira_dist.ShardOptions, Document(given, "shard"))
     with _progress_bar("sharding") as progress:
         done = dira_dist.shard(source, dest, options, progress)
     for line in done.lines():

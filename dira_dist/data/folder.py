@@ -3,7 +3,7 @@
 import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from dira_dist.data.ranges import WHOLE, ObjectRange
 from dira_dist.data.retry import ChangedObjectError, DeniedObjectError, MissingObjectError, StoreError
 
 _PIECE_BYTES = 1 << 20
+_Walked = tuple[Path, list[str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,31 @@ class LocalStore:
             if not isinstance(error, FileNotFoundError):  # a folder that is not there, or gone since, holds none
                 raise StoreError(f"{error.filename} could not be listed: {error}") from error
 
-        for folder, _, names in os.walk(self._folder, onerror=refuse):
-            yield from (path for name in names if not _is_temporary(path := Path(folder) / name))
+        for folder, _, names in self._walk(refuse):
+            yield from (path for name in names if not _is_temporary(path := folder / name))
+
+    def _walk(self, refuse: Callable[[OSError], None] | None) -> Iterator[_Walked]:
+        """Each folder, which of the folders in it are links back to one that it lies in, and the names of its files.
+
+        Links to folders are followed, as an archive may lie on several disks.
+        """
+        root = Path(os.path.realpath(self._folder))
+        for folder, folders, names in os.walk(self._folder, onerror=refuse, followlinks=True):
+            path = Path(folder)
+            behind_link = Path(os.path.realpath(path)) != root / path.relative_to(self._folder)
+            links = [path / name for name in folders if behind_link or (path / name).is_symlink()]
+            back = [link.name for link in links if _leads_back(link)]
+            folders[:] = [name for name in folders if name not in back]
+            yield path, back, names
+
+    def dead_links(self) -> Iterator[tuple[str, str]]:
+        """``(key, what it is)`` of links below the folder that lead nowhere, or back to a folder that they lie in."""
+        for folder, back, names in self._walk(None):
+            for name in back:
+                yield (folder / name).relative_to(self._folder).as_posix(), "a link back to a folder that it lies in"
+            for path in (folder / name for name in names):
+                if path.is_symlink() and not path.exists():
+                    yield path.relative_to(self._folder).as_posix(), "a link that leads nowhere"
 
     def stat(self, key: str) -> ObjectInfo | None:
         path = self._path(key)
@@ -123,6 +147,11 @@ class LocalStore:
             raise ChangedObjectError(f"{path} has {found} bytes where {meant.size} were meant")
         file.seek(meant.start)
         return file
+
+
+def _leads_back(path: Path) -> bool:
+    target = os.path.realpath(path)
+    return any(os.path.realpath(parent) == target for parent in path.parents)
 
 
 def _is_temporary(path: Path) -> bool:

@@ -27,12 +27,14 @@ class ObjectRange:
         size: the length that is meant, where known; another one raises :class:`ChangedObjectError`.
         start: first byte that is read.
         cancelled: when set (from another thread), ends any waiting with :class:`StoreError`.
+        first_bytes: how much to ask a bucket for at first; a header costs no more of its object than that.
     """
 
     etag: str = ""
     size: int | None = None
     start: int = 0
     cancelled: threading.Event | None = None
+    first_bytes: int | None = None
 
 
 WHOLE = ObjectRange()
@@ -58,7 +60,7 @@ class RangeReader(io.RawIOBase):
         self._get, self._name, self._policy = get, name, retry
         self._etag, self._size = meant.etag or None, meant.size
         self._cancelled = meant.cancelled
-        self._position = meant.start
+        self._position, self._next_bytes = meant.start, meant.first_bytes or RANGE_BYTES
         self._range = memoryview(b"")
 
     def readable(self) -> bool:
@@ -73,13 +75,14 @@ class RangeReader(io.RawIOBase):
         return count
 
     def _next_range(self) -> bytes:
-        """The next :data:`RANGE_BYTES` of the object, fewer at its end, none behind it."""
-        data = bytearray()
+        """The next range of the object, fewer bytes at its end, none behind it."""
+        data, range_bytes = bytearray(), self._next_bytes
+        self._next_bytes = RANGE_BYTES
         retrier = Retrier(f"read {self._name}", self._policy, self._cancelled)
-        while len(data) < RANGE_BYTES and not (self._size is not None and self._position >= self._size):
+        while len(data) < range_bytes and not (self._size is not None and self._position >= self._size):
             before = len(data)
             try:
-                self._read_on(data, RANGE_BYTES - before)
+                self._read_on(data, range_bytes - before)
             except Exception as error:
                 if len(data) > before:
                     retrier.progress()

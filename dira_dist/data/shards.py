@@ -110,6 +110,7 @@ class ShardSetIndex(Section):
         default_factory=dict, description="per categorical label its values over all parts of the split"
     )
     made_by: dict[str, Any] = Field(default_factory=dict, description="the tool, its options, and digests of its input")
+    index_sha256: str = Field("", description="digest of all of the above; empty in sets of old versions")
 
     @property
     def samples(self) -> int:
@@ -125,6 +126,19 @@ class ShardSetIndex(Section):
     def digest(self) -> str:
         """SHA-256 over the shards' digests in order: equal if and only if the set holds the same bytes."""
         return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    def sealed(self) -> "ShardSetIndex":
+        """The same with its own digest."""
+        return self.model_copy(update={"index_sha256": self._own_sha256()})
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether it still says what it said when it was written, as far as it has a digest of its own."""
+        return self.index_sha256 in ("", self._own_sha256())
+
+    def _own_sha256(self) -> str:
+        values = self.model_dump(mode="json", exclude={"index_sha256"}, exclude_none=True)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_index(address: str) -> ShardSetIndex:
@@ -258,8 +272,9 @@ class _ShardFile:
 
 
 def _spacing_of(metadata: Mapping[str, Any]) -> tuple[float, ...]:
-    """Along each axis; empty where it is not known."""
-    return tuple(float(each) for each in metadata.get("spacing_mm") or metadata.get("pixel_spacing_mm") or ())
+    """Along each axis; empty where it is not known along all of them."""
+    spacing = metadata.get("spacing_mm") or metadata.get("pixel_spacing_mm") or ()
+    return () if None in spacing else tuple(map(float, spacing))
 
 
 def _by_axis(spacings_mm: Mapping[tuple[float, ...], int]) -> tuple[dict[float, int], ...]:
@@ -318,7 +333,7 @@ def publish_index(
         labels=labels,
         classes=dict(classes or {}),
         made_by=dict(made_by or {}),
-    )
+    ).sealed()
     store.write_bytes(INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
     return index
 

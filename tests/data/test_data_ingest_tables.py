@@ -252,10 +252,13 @@ def test_masks_inside_the_source_are_no_images_and_one_of_another_size_is_report
     ]
 
 
-def test_a_box_that_is_no_number_is_refused(archive: Path) -> None:
-    (archive / "boxes.csv").write_text("image,x,y,width,height\ni4.png,8,4,wide,10\n")
-    with pytest.raises(RequestError, match=r"width of 'i4\.png' is 'wide'"):
-        run(archive, boxes=str(archive / "boxes.csv"))
+def test_a_box_that_is_no_number_is_left_out_with_a_word(archive: Path) -> None:
+    (archive / "boxes.csv").write_text(
+        "image,x,y,width,height\ni4.png,8,4,wide,10\ni4.png,1,2,3,4\ni5.png,1,1e999,1,1\n"
+    )
+    report = run(archive, boxes=str(archive / "boxes.csv"))
+    assert [len(sample["boxes"]) for _, sample in sorted(by_grey(archive / "set").items())][4:6] == [1, 0]
+    assert any("2 boxes are left out" in warning and "width" in warning for warning in report.warnings)
 
 
 # ------------------------------------------------------------------- keys and splits

@@ -9,7 +9,7 @@ import lzma
 import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def _repacked(folder: Path, kind: str) -> ShardSetIndex:
     index = read_index(str(folder))
     digest = hashlib.sha256(out.getvalue()).hexdigest()
     first = index.shards[0].model_copy(update={"bytes": len(out.getvalue()), "sha256": digest})
-    index = index.model_copy(update={"shards": (first, *index.shards[1:])})
+    index = index.model_copy(update={"shards": (first, *index.shards[1:])}).sealed()
     (folder / "index.json").write_text(index.model_dump_json())
     return index
 
@@ -217,7 +217,37 @@ def test_verify_counts_samples(tmp_path: Path) -> None:
     index = json.loads(_write(tmp_path).model_dump_json())
     index["shards"][0]["samples"] = 3
     (tmp_path / "index.json").write_text(json.dumps(index))
-    assert verify(str(tmp_path)) == ["000000.tar: 4 samples, the index says 3"]
+    assert verify(str(tmp_path))[1:] == ["000000.tar: 4 samples, the index says 3"]
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "mode": lambda index: index["image"].update(mode="RGB"),
+    "encoding": lambda index: index["image"].update(encoding="jpeg"),
+    "labels": lambda index: index.update(labels=["x"]),
+    "request": lambda index: index["made_by"].update(request={}),
+    "order": lambda index: index["shards"].reverse(),
+    "twice": lambda index: index["shards"].append(index["shards"][0]),
+    "a shard less": lambda index: index["shards"].pop(),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_verify_sees_a_changed_index(tmp_path: Path, what: str) -> None:
+    index = json.loads(_write(tmp_path).model_dump_json())
+    assert verify(str(tmp_path)) == []
+    CHANGES[what](index)
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert verify(str(tmp_path))[0] == "index.json: it was changed after it was written: its digest differs"
+
+
+def test_verify_compares_the_images_with_the_index_where_it_has_no_digest(tmp_path: Path) -> None:
+    index = json.loads(_write(tmp_path).model_dump_json()) | {"index_sha256": ""}
+    index["image"]["mode"] = "RGB"
+    index["shards"].reverse()
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    problems = verify(str(tmp_path))
+    assert problems[0] == "index.json: its shards are out of order, or stand in it twice"
+    assert "images are not png of mode RGB, as the index says" in problems[1]
 
 
 def test_a_set_in_s3_is_the_same_set(tmp_path: Path, s3) -> None:

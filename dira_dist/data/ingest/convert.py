@@ -1,21 +1,36 @@
 """One item of a plan to samples of a shard: read, bring to the set's mode, resize once, code, and say what is known."""
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dira_dist.data.ingest import pixels as px
+from dira_dist.data.ingest.assembly import read_stack
+from dira_dist.data.ingest.greys import read_dicom
+from dira_dist.data.ingest.intensity import Mapping as Greying
+from dira_dist.data.ingest.intensity import parse_intensity
+from dira_dist.data.ingest.itk import read_itk
+from dira_dist.data.ingest.label_maps import LossyMaskError, coded_mask
 from dira_dist.data.ingest.listing import one_file_of
+from dira_dist.data.ingest.names import printable
+from dira_dist.data.ingest.nifti import read_nifti
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.pixels import PictureMode, Pixels
-from dira_dist.data.ingest.plan import Item
-from dira_dist.data.ingest.readers import Picture, UnreadableError, read_pictures
+from dira_dist.data.ingest.plan import VOLUME_KINDS, Item
+from dira_dist.data.ingest.readers import Picture, RasterRules, UnreadableError, read_pictures
+from dira_dist.data.ingest.slices import slices_of, upright
 from dira_dist.data.ingest.tables import Box, scale_boxes
-from dira_dist.data.ingest.volumes import Volume, read_nifti, read_series
+from dira_dist.data.ingest.volumes import (
+    Volume,
+    differs_in_an_unset_origin,
+    mask_problem,
+    resampled_mask,
+    says_nothing,
+)
 from dira_dist.data.shards import Sample
 from dira_dist.data.store import open_store
 
@@ -29,11 +44,30 @@ class Task:
     boxes: Sequence[Box] = ()
     mask: str | None = None
     group: str | None = None
+    scale: Greying | None = None
 
     def record(self) -> dict[str, Any]:
         """What every sample of the item carries in its JSON member."""
         record: dict[str, Any] = {"labels": self.labels, "boxes": []}
         return record | ({"split_group": self.group} if self.group else {})
+
+
+@dataclass
+class ItemFindings:
+    """What is said of an item beside its samples.
+
+    Attributes:
+        converted: whether pixels lost depth or colour to the set's mode; ``lost_colour`` whether colour.
+        notes: what a user should know of it.
+    """
+
+    converted: bool = False
+    lost_colour: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, *texts: str) -> None:
+        """Remembers what was not said before."""
+        self.notes += [text for text in texts if text not in self.notes]
 
 
 class Converter:
@@ -43,59 +77,81 @@ class Converter:
         source: address of the files.
         options: of the set.
         mode: the set's image mode; none for volumes.
+        rules: how flat images are read.
     """
 
-    def __init__(self, source: str, options: ShardOptions, mode: PictureMode | None) -> None:
+    def __init__(self, source: str, options: ShardOptions, mode: PictureMode | None, rules: RasterRules) -> None:
         self._source = open_store(source)
         self._masks = open_store(options.masks) if options.masks else None
-        self._options, self._mode = options, mode
+        self._options, self._mode, self._rules = options, mode, rules
 
     def fetch(self, task: Task) -> list[bytes]:
-        """The task's files, the mask last.
+        """The task's files, the mask last; those of a series are read as they are needed, one after another.
 
         Raises:
             UnreadableError: one of them has gone, or may not be read.
             RequestError, StoreError: trouble with the store is not the file's fault, and is raised as it is.
         """
-        with one_file_of(self._source):
-            files = [self._source.read_bytes(file) for file in task.item.files]
+        files = [] if task.item.kind == "series" else [self._read(file) for file in task.item.files]
         if task.mask is not None:
             assert self._masks is not None
             with one_file_of(self._masks):
                 files.append(self._masks.read_bytes(task.mask))
         return files
 
-    def samples(self, task: Task, files: list[bytes]) -> tuple[list[Sample], bool]:
-        """The samples, and whether pixels lost depth or colour to the set's mode.
+    def _read(self, file: str) -> bytes:
+        with one_file_of(self._source):
+            return self._source.read_bytes(file)
+
+    def samples(self, task: Task, files: list[bytes], findings: ItemFindings) -> Iterator[Sample]:
+        """The samples, one by one; what is to be said of them is added to ``findings``.
 
         Raises:
             Exception: of any kind, from the decoders, for a file that cannot be read.
         """
         mask = files.pop() if task.mask is not None else None
-        if task.item.kind in ("nifti", "series"):
-            return [self._volume_sample(task, files, mask)], False
-        assert task.item.kind != "series"
-        options = self._options
-        pictures = list(read_pictures(files[0], task.item.kind, options.intensity, options.image_size))
-        if not pictures:
+        if task.item.kind in VOLUME_KINDS:
+            yield from self._volume_samples(task, files, mask, findings)
+            return
+        pictures = self._pictures(task, files[0])
+        head = list(islice(pictures, 2))
+        if not head:
             raise UnreadableError("it holds no image")
-        if len(pictures) > 1:  # nothing says which frame boxes and mask belong to
-            samples = [
-                self._picture_sample(picture, f"{task.item.key}-{number:04d}", {**task.record(), "frame": number})
-                for number, picture in enumerate(pictures)
-            ]
-        else:
-            samples = [self._only_picture_sample(task, pictures[0], mask)]
-        return samples, any(self._loses(picture.pixels) for picture in pictures)
+        if len(head) == 1:
+            yield self._only_picture_sample(task, self._heard(head[0], findings), mask, findings)
+            return
+        if task.boxes or mask is not None:
+            findings.note(
+                "it has several frames, and nothing says which of them its mask and boxes belong to: they are left out"
+            )
+        for number, picture in enumerate(chain(head, pictures)):
+            record = {**task.record(), "frame": number}
+            yield self._picture_sample(self._heard(picture, findings), f"{task.item.key}-{number:04d}", record)
 
-    def _loses(self, pixels: Pixels) -> bool:
-        own = px.mode_of(pixels)
-        return own != self._mode and own != "L"
+    def _pictures(self, task: Task, data: bytes) -> Iterator[Picture]:
+        kind, options = task.item.kind, self._options
+        if kind == "dicom":
+            rule = parse_intensity(options.intensity)
+            return read_dicom(data, rule, task.scale, options.volume_budget_bytes, self._rules)
+        assert kind in ("raster", "tiff")
+        return read_pictures(data, self._rules)
 
-    def _only_picture_sample(self, task: Task, picture: Picture, mask: bytes | None) -> Sample:
+    def _heard(self, picture: Picture, findings: ItemFindings) -> Picture:
+        findings.note(*picture.notes)
+        own = px.mode_of(picture.pixels)
+        findings.lost_colour = findings.lost_colour or (own == "RGB" and self._mode != "RGB")
+        findings.converted = findings.converted or picture.lost_depth or (own not in ("L", self._mode))
+        return picture
+
+    def _only_picture_sample(self, task: Task, picture: Picture, mask: bytes | None, findings: ItemFindings) -> Sample:
         size = self._size_of(picture)
         boxes = list(scale_boxes(task.boxes, picture.original_px, size))
-        labels = _coded_mask(mask, picture.original_px, size) if mask is not None else None
+        labels = None
+        if mask is not None and task.mask is not None:
+            try:
+                labels = coded_mask(mask, picture, size, self._rules)
+            except LossyMaskError as error:
+                findings.note(f"its mask {PurePosixPath(printable(task.mask)).name} {error}: it is left out")
         return self._picture_sample(picture, task.item.key, {**task.record(), "boxes": boxes}, labels)
 
     def _size_of(self, picture: Picture) -> tuple[int, int]:
@@ -116,48 +172,90 @@ class Converter:
             mask=mask,
         )
 
-    def _volume_sample(self, task: Task, files: list[bytes], mask: bytes | None) -> Sample:
-        volume = read_nifti(files[0]) if task.item.kind == "nifti" else read_series(files)
-        depth, height, width = volume.voxels.shape
-        record = {"shape": [depth, height, width], "spacing_mm": list(volume.spacing_mm), **volume.tags}
-        return Sample(
+    def _volume_samples(
+        self, task: Task, files: list[bytes], mask: bytes | None, findings: ItemFindings
+    ) -> Iterator[Sample]:
+        volume = self._volume(task.item, files)
+        files.clear()
+        findings.note(*volume.notes)
+        labels = (
+            self._volume_mask(mask, PurePosixPath(task.mask).name, volume, findings) if mask and task.mask else None
+        )
+        if self._mode is not None:
+            yield from self._slice_samples(task, volume, labels, findings)
+            return
+        _, height, width = volume.voxels.shape
+        yield Sample(
             key=task.item.key,
             image=px.encode_array(volume.voxels),
             encoding="npy",
             height_px=height,
             width_px=width,
-            record=task.record() | record,
-            mask=_coded_volume_mask(mask, volume) if mask is not None else None,
+            record=task.record() | volume.geometry() | volume.tags,
+            mask=px.encode_array(labels) if labels is not None else None,
         )
+
+    def _volume(self, item: Item, files: list[bytes]) -> Volume:
+        budget = self._options.volume_budget_bytes
+        if item.kind == "nifti":
+            return read_nifti(files, budget)
+        if item.kind == "itk":
+            return read_itk(files[0], PurePosixPath(item.files[0]).suffix.lower(), budget)
+        assert item.stack is not None
+        return read_stack(item.stack, self._read, budget)
+
+    def _volume_mask(self, data: bytes, name: str, volume: Volume, findings: ItemFindings) -> Pixels | None:
+        """The label map on the volume's voxels; none, with a word, where it does not lie on them."""
+        budget = self._options.volume_budget_bytes
+        suffix = PurePosixPath(name.lower()).suffix
+        mask = read_itk(data, suffix, budget) if suffix in (".nrrd", ".mha") else read_nifti([data], budget)
+        problem = mask_problem(mask, volume)
+        if not problem:
+            return mask.voxels
+        if says_nothing(mask) and volume.file_affine is not None:
+            findings.note("its mask's header says nothing (a bare identity): it is laid on the image voxel by voxel")
+            mask = read_nifti([data], budget, volume.file_affine)
+            return mask.voxels if not (problem := mask_problem(mask, volume)) else self._left_out(problem, findings)
+        if differs_in_an_unset_origin(mask, volume):
+            findings.note(
+                "its mask's header has an origin that was never set (0, 0, 0): its directions alone are believed"
+            )
+            return mask.voxels
+        if self._options.volume_masks == "resample":
+            findings.note(f"{problem}; it is resampled to the nearest voxel")
+            return resampled_mask(mask, volume)
+        return self._left_out(f"{problem}; --volume-masks resample fits it by the headers of both", findings)
+
+    @staticmethod
+    def _left_out(problem: str, findings: ItemFindings) -> Pixels | None:
+        findings.note(f"its mask is left out: {problem}")
+        return None
+
+    def _slice_samples(
+        self, task: Task, volume: Volume, labels: Pixels | None, findings: ItemFindings
+    ) -> Iterator[Sample]:
+        options = self._options
+        found = 0
+        for number, picture in slices_of(volume, options.axis, options.every, parse_intensity(options.intensity)):
+            found += 1
+            mask = None
+            if labels is not None:
+                flat = upright(labels, options.axis, number)
+                if flat.min() < 0 or flat.max() > 255:
+                    raise UnreadableError("its mask holds values beyond 0 to 255, which a picture has no room for")
+                flat = np.ascontiguousarray(flat).astype(np.uint8)
+                mask = px.encode(px.resize_labels(flat, *self._size_of(picture)), "png")
+            key = f"{task.item.key}-{number:04d}"
+            yield self._picture_sample(self._heard(picture, findings), key, task.record(), mask)
+        if not found:
+            raise UnreadableError("each of its slices holds one value only")
 
 
 def _scaled_tags(picture: Picture, size_px: tuple[int, int]) -> dict[str, Any]:
     tags = dict(picture.tags)
-    if "pixel_spacing_mm" in tags:
+    if tags.get("pixel_spacing_mm"):
         factors = (now / before for before, now in zip(picture.original_px, size_px, strict=True))
         tags["pixel_spacing_mm"] = [
             round(length / factor, 6) for length, factor in zip(tags["pixel_spacing_mm"], factors, strict=True)
         ]
     return tags
-
-
-def _coded_mask(data: bytes, original_px: tuple[int, int], size_px: tuple[int, int]) -> bytes:
-    """A label map of the image's size as PNG, its values untouched."""
-    with Image.open(io.BytesIO(data)) as image:
-        labels = np.asarray(image)
-    if labels.ndim != 2:
-        raise UnreadableError("its mask is in colour, where a label map has one value per pixel")
-    if labels.shape != original_px:
-        raise UnreadableError(
-            f"its mask is {labels.shape[0]} x {labels.shape[1]} px, it {original_px[0]} x {original_px[1]}"
-        )
-    if labels.min() < 0 or labels.max() > 255:
-        raise UnreadableError("its mask holds values beyond 0 to 255")
-    return px.encode(px.resize_labels(labels.astype(np.uint8), *size_px), "png")
-
-
-def _coded_volume_mask(data: bytes, volume: Volume) -> bytes:
-    labels = read_nifti(data).voxels
-    if labels.shape != volume.voxels.shape:
-        raise UnreadableError(f"its mask is of shape {labels.shape}, it {volume.voxels.shape}")
-    return px.encode_array(labels)

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dira_dist.config import RequestError, Section
+from dira_dist.data.ingest.intensity import Intensity
+from dira_dist.data.ingest.kinds import LEFT_OUT_RASTERS
 from dira_dist.data.ingest.pixels import PictureMode, Side
-from dira_dist.data.ingest.readers import Intensity
+from dira_dist.data.ingest.slices import Axis
+from dira_dist.data.ingest.terms import KINDS_LEFT_OUT
 
-Content = Literal["images", "volumes"]
+Content = Literal["images", "slices", "volumes"]
 
 FOLDERS = "folders"  # in place of a label table: the folder's name is the label
 
@@ -24,17 +27,43 @@ class ShardOptions(Section):
     coding: Annotated[Literal["png", "jpeg"], Field(description="png loses nothing; jpeg is smaller, 8 bits only")] = (
         "png"
     )
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    jpeg_quality: Annotated[int, Field(ge=1, le=100, description="1 to 100, where coding is jpeg")] = 95
     mode: Annotated[
         PictureMode | None,
-        Field(description="8-bit grey, 16-bit grey or colour; none: the richest of a sample of files"),
+        Field(description="8-bit grey, 16-bit grey or colour; none: the richest of all files, by their headers"),
     ] = None
     content: Annotated[
-        Content | None, Field(description="images, or whole volumes; none: volumes where there is only NIfTI")
+        Content | None,
+        Field(description="images, slices of volumes, or whole volumes; none: volumes where there are only such files"),
     ] = None
     intensity: Annotated[
-        Intensity, Field(description="DICOM values to grey: the file's own window, or smallest to largest")
+        Intensity,
+        Field(
+            description="values to grey: window (the file's own), full (smallest to largest), range:LOW,HIGH in their "
+            "unit, or percentiles:LOW,HIGH"
+        ),
     ] = "window"
+    axis: Annotated[Axis, Field(description="along which slices of volumes follow each other")] = "axial"
+    every: Annotated[int, Field(ge=1, description="takes every so many slices of a volume")] = 1
+    include: Annotated[
+        tuple[str, ...],
+        Field(description=f"what is left out otherwise: {', '.join((*KINDS_LEFT_OUT, *LEFT_OUT_RASTERS))}"),
+    ] = ()
+    spacing_tolerance: Annotated[
+        float,
+        Field(gt=0, lt=0.5, description="how far a step between slices may differ from the usual, as a share of it"),
+    ] = 0.05
+    tilt: Annotated[
+        Literal["correct", "refuse"], Field(description="slices of a tilted gantry: moved upright, or left out")
+    ] = "correct"
+    volume_masks: Annotated[
+        Literal["match", "resample"],
+        Field(description="a volume's mask must lie on it voxel by voxel, or is resampled by both headers"),
+    ] = "match"
+    max_raster_mpx: Annotated[
+        float, Field(gt=0, description="flat images of more megapixels are named, not decoded")
+    ] = 512.0
+    volume_budget_gib: Annotated[float, Field(gt=0, description="larger volumes are named, not read")] = 2.0
     labels: Annotated[str | None, Field(description="a CSV file, or the word 'folders'")] = None
     image_column: Annotated[str, Field(description="column of the tables that names the image's file")] = "image"
     label_columns: Annotated[
@@ -47,18 +76,47 @@ class ShardOptions(Section):
     ] = None
     group_by: Annotated[
         str | None,
-        Field(description="what stays in one part: a column of the label table, 'PatientID' (DICOM) or 'folder'"),
+        Field(
+            description="what stays in one part: a column of the label table, 'PatientID' (DICOM), 'folder' or 'none'; "
+            "none: the patient of DICOM headers"
+        ),
     ] = None
     samples_per_shard: Annotated[int | None, Field(ge=1, description="files per tar; none: chosen by their number")] = (
         None
     )
     salt_file: Annotated[str | None, Field(description="secret behind the keys; none: one per user, made once")] = None
     processes: Annotated[int | None, Field(ge=1, description="none: one per core")] = None
-    strict: Annotated[bool, Field(description="refuse an archive with an unreadable file")] = False
+    strict: Annotated[
+        bool,
+        Field(description="refuse an archive with a file that is unreadable, or not read though it may hold images"),
+    ] = False
     overwrite: Annotated[bool, Field(description="replace a set made otherwise")] = False
+    names: Annotated[
+        Literal["files", "keys"] | None,
+        Field(description="files on the console by name, or by salted key; none: by key in a job of Ray or Kubernetes"),
+    ] = None
     report: Annotated[str | None, Field(description="file for the JSON report; it names files, so keep it private")] = (
         None
     )
+
+    @property
+    def max_raster_px(self) -> int:
+        """The most pixels of one flat image."""
+        return int(self.max_raster_mpx * 1e6)
+
+    @property
+    def volume_budget_bytes(self) -> int:
+        """The budget of one volume."""
+        return int(self.volume_budget_gib * 2**30)
+
+    @field_validator("include")
+    @classmethod
+    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in kinds:
+            if kind not in (*KINDS_LEFT_OUT, *LEFT_OUT_RASTERS):
+                known = ", ".join((*KINDS_LEFT_OUT, *LEFT_OUT_RASTERS))
+                raise ValueError(f"{kind!r} is no kind of file that is left out; choose of {known}")
+        return kinds
 
 
 def parse_split(text: str) -> dict[str, float]:

@@ -36,6 +36,14 @@ class SkippedItem(Section):
     key: str
     cause: str
     reason: str = ""
+    file: str = ""
+
+
+class ItemNote(Section):
+    """What a user should know of an item that is in the set, in words without names."""
+
+    key: str
+    text: str
 
 
 class ShardOutcome(Section):
@@ -44,7 +52,9 @@ class ShardOutcome(Section):
     record: PublishedShard | None
     files: int
     converted: int
+    lost_colour: int = 0
     skipped: tuple[SkippedItem, ...] = ()
+    notes: tuple[ItemNote, ...] = ()
 
 
 class Part:
@@ -145,7 +155,7 @@ class Part:
     def note(self, name: str, outcome: ShardOutcome) -> None:
         """Remembers a tar that is done, here and at the destination; there without reasons, which may quote files."""
         self.outcomes[name] = outcome
-        text = outcome.model_dump_json(exclude={"skipped": {"__all__": {"reason"}}})
+        text = outcome.model_dump_json(exclude={"skipped": {"__all__": {"reason", "file"}}})
         self._store.write_bytes(f"{_PROGRESS}{name.removesuffix('.tar')}.json", text.encode())
 
     def finish(self, mode: PictureMode | None) -> None:
@@ -160,9 +170,10 @@ class Part:
         if not records:
             self._remove_traces()
             first = skipped[0]
+            file = first.file or self.file_of(first.key)
             raise RequestError(
                 f"{self.address}: none of {len(self.items)} files could be read. "
-                f"The first was {self.name_of(first.key)}: {first.reason or first.cause}."
+                f"The first was {self._plan.called(file)}: {first.reason or first.cause}."
             )
         self.index = publish_index(
             self._store,
@@ -183,25 +194,44 @@ class Part:
             "request": self._request,
             "files": sum(outcome.files for outcome in outcomes),
             "converted": sum(outcome.converted for outcome in outcomes),
+            "lost_colour": sum(outcome.lost_colour for outcome in outcomes),
             "skipped": [[item.key, item.cause] for item in skipped],
+            "notes": [[note.key, note.text] for outcome in outcomes for note in outcome.notes],
         }
 
-    def name_of(self, key: str) -> str:
-        """The source's name of an item of this part."""
-        return next(item.name for item in self.items if item.key == key)
+    def file_of(self, key: str) -> str:
+        """The first file of an item of this part."""
+        return next(item.files[0] for item in self.items if item.key == key)
 
     def skipped(self) -> Iterator[tuple[str, str]]:
         """``(file, reason)`` of the files of this part that are not in the set."""
-        names = {item.key: item.name for item in self.items}
+        files = {item.key: item.files[0] for item in self.items}
         if self.was_complete and self.index is not None:
             for key, cause in self.index.made_by.get("skipped", []):
-                yield names[key], cause
+                yield files[key], f"an earlier run could not read it ({cause}); --overwrite tells why"
         for outcome in self.outcomes.values():
             for item in outcome.skipped:
-                yield names[item.key], item.reason or item.cause
+                yield item.file or files[item.key], item.reason or f"an earlier run could not read it ({item.cause})"
+
+    def notes(self) -> Iterator[tuple[str, str]]:
+        """``(file, text)`` of what a user should know of files of this part that are in the set."""
+        files = {item.key: item.files[0] for item in self.items}
+        if self.was_complete and self.index is not None:
+            for key, text in self.index.made_by.get("notes", []):
+                yield files[key], text
+        for outcome in self.outcomes.values():
+            for note in outcome.notes:
+                yield files[note.key], note.text
 
     def converted(self) -> int:
         """Files whose depth or colour the set's mode does not keep."""
+        return self._sum_of("converted")
+
+    def lost_colour(self) -> int:
+        """Those of them that have become grey."""
+        return self._sum_of("lost_colour")
+
+    def _sum_of(self, name: str) -> int:
         if self.was_complete and self.index is not None:
-            return int(self.index.made_by.get("converted", 0))
-        return sum(outcome.converted for outcome in self.outcomes.values())
+            return int(self.index.made_by.get(name, 0))
+        return sum(getattr(outcome, name) for outcome in self.outcomes.values())

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dira_dist.data.ingest import png
+
 Pixels = NDArray[Any]
 PictureMode = Literal["L", "I;16", "RGB"]
 Side = Literal["shortest", "longest"]
 
 _CHROMA_TOLERANCE = 12  # JPEG's chroma quantisation tints grey pictures by a few levels
-_PNG_LEVEL = 4  # a third of level 6's time for two per cent more bytes on radiographs
 
 
 def mode_of(pixels: Pixels) -> PictureMode:
@@ -53,11 +54,9 @@ def resize(pixels: Pixels, height_px: int, width_px: int) -> Pixels:
     """Antialiased (bicubic over the source's footprint); 16 bits keep their depth."""
     if pixels.shape[:2] == (height_px, width_px):
         return pixels
-    if pixels.dtype == np.uint8:
-        image = Image.fromarray(pixels)
-        return np.asarray(image.resize((width_px, height_px), Image.Resampling.BICUBIC, reducing_gap=3.0))
-    image = Image.fromarray(pixels.astype(np.float32)).resize((width_px, height_px), Image.Resampling.BICUBIC)
-    return stretch(np.asarray(image), 0.0, 65535.0, bits=16)
+    image = Image.fromarray(pixels)
+    gap = 3.0 if pixels.dtype == np.uint8 else None  # Pillow reduces no 16 bits by boxes
+    return np.asarray(image.resize((width_px, height_px), Image.Resampling.BICUBIC, reducing_gap=gap))
 
 
 def resize_labels(labels: Pixels, height_px: int, width_px: int) -> Pixels:
@@ -69,20 +68,19 @@ def resize_labels(labels: Pixels, height_px: int, width_px: int) -> Pixels:
 
 def encode(pixels: Pixels, coding: Literal["png", "jpeg"], jpeg_quality: int = 95) -> bytes:
     """The coded image; PNG loses nothing, JPEG (8 bits only) is smaller and faster to read."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
     if coding == "png":
-        image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
-    else:
-        image.save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
+        return png.encode(pixels)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
     return buffer.getvalue()
 
 
 def encode_array(array: NDArray[Any]) -> bytes:
     """NPY, for what no image format holds."""
+    array = np.ascontiguousarray(array)
     buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
+    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
+    return b"".join((buffer.getvalue(), array.reshape(-1).view(np.uint8).data))  # the voxels are copied once
 
 
 def stretch(values: NDArray[Any], low: float, high: float, *, bits: Literal[8, 16]) -> Pixels:

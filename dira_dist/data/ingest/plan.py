@@ -1,40 +1,35 @@
 """What ``dira-dist shard`` will do, decided before it does any of it: which files, under which keys, in which part."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from dira_dist.config import RequestError
-from dira_dist.data.ingest.listing import Header, list_source, read_headers, without_suffix
-from dira_dist.data.ingest.names import printable
+from dira_dist.data.ingest.assembly import tilt_deg
+from dira_dist.data.ingest.depths import Depth
+from dira_dist.data.ingest.dicom import pixel_digest
+from dira_dist.data.ingest.headers import Header, read_headers
+from dira_dist.data.ingest.intensity import Mapping as Greying
+from dira_dist.data.ingest.items import VOLUME_KINDS as VOLUME_KINDS
+from dira_dist.data.ingest.items import Item as Item
+from dira_dist.data.ingest.listing import MaskFiles, list_source, one_file_of, without_suffix
+from dira_dist.data.ingest.matching import check_names, named_in, unmatched_rows
+from dira_dist.data.ingest.names import Naming, printable, runs_as_a_job
 from dira_dist.data.ingest.options import FOLDERS, Content, ShardOptions, check_split
-from dira_dist.data.ingest.readers import FileKind
+from dira_dist.data.ingest.pairing import MaskNames, pair
+from dira_dist.data.ingest.patients import identifier, near_spellings
+from dira_dist.data.ingest.readers import FileKind, UnreadableError, quiet_decoders
 from dira_dist.data.ingest.salt import Salt, part_of, read_salt
-from dira_dist.data.ingest.tables import Labels, Table, names_of, read_boxes, read_labels
+from dira_dist.data.ingest.series import left_out, shared_identity, volumes_of
+from dira_dist.data.ingest.stacks import Plane, Stack
+from dira_dist.data.ingest.tables import Labels, Table, column_of_groups, patient_column, read_boxes, read_labels
 from dira_dist.data.store import open_store
 
-ItemKind = Literal["raster", "tiff", "dicom", "nifti", "series"]
-
-_NOT_IN_THE_BYTES = {"salt_file", "processes", "strict", "overwrite", "report"}
+_NOT_IN_THE_BYTES = {"salt_file", "processes", "strict", "overwrite", "report", "names"}
 WHOLE = "all"  # the only part's name where there is no split
-_PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "patient id", "subject", "subject_id")
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """What becomes one sample, or one for each frame: a file, or the files of a series."""
-
-    key: str
-    kind: ItemKind
-    files: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """How messages and reports call it."""
-        first = printable(self.files[0])
-        return first if len(self.files) == 1 else f"{first} and {len(self.files) - 1} more of its series"
+NO_GROUPS = "none"  # in place of what to group by: every file by itself
 
 
 @dataclass
@@ -47,12 +42,19 @@ class Plan:
         content: images or volumes.
         parts: items by part, each in the order of the keys, which is random and always the same.
         groups: salted hash of the group of each item's key; empty where nothing groups.
-        labels, boxes: tables; ``masks`` the mask's file by the image's path without suffix.
+        labels, boxes: tables; ``masks`` the mask's file by the item's key.
+        depths: what the first bytes of flat images tell of their pixels, by path.
+        copies: files that hold the same bytes, together.
+        headers: of the DICOM files that are read, by path.
+        scales: grey scales that hold for all slices of a series, by file.
+        grouped_by: what keeps samples in one part; empty where nothing does.
         skipped: ``(file, reason)`` of files that will not be read.
-        ignored: files that are no images.
+        notes: ``(file, text)`` of what a user should know of files that are read.
+        ignored: why files are not read, by path, as the end of a sentence.
         unlabelled: images without a row in the label table.
         source_digest: salted, over names, sizes and ETags of all that will be read.
-        warnings: for the report.
+        warnings: for the report; ``remarks`` what is said, but no warning.
+        unmatched: masks, and rows by table, that belong to no image.
     """
 
     source: str
@@ -64,15 +66,34 @@ class Plan:
     labels: Labels | None = None
     boxes: Table | None = None
     masks: dict[str, str] = field(default_factory=dict)
+    depths: dict[str, Depth] = field(default_factory=dict)
+    copies: list[tuple[str, ...]] = field(default_factory=list)
+    headers: dict[str, Header] = field(default_factory=dict)
+    scales: dict[str, Greying] = field(default_factory=dict)
+    grouped_by: str = ""
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    ignored: int = 0
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
     unlabelled: int = 0
     source_digest: str = ""
     warnings: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    unmatched: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def called(self) -> Naming:
+        """How files are called where others may read it."""
+        asked = self.options.names
+        return Naming(self.salt, runs_as_a_job() if asked is None else asked == "keys")
 
     @property
     def items(self) -> int:
         return sum(len(items) for items in self.parts.values())
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables that were given."""
+        return [table for table in (self.labels.table if self.labels else None, self.boxes) if table]
 
     def labels_of(self, item: Item) -> dict[str, Any]:
         """Label values of an item, from the table or its folder."""
@@ -80,12 +101,11 @@ class Plan:
             return {"label": printable(PurePosixPath(item.files[0]).parent.name)}
         if self.labels is None:
             return {}
-        return self.labels.of(_named_in(self.labels.table, item))
+        return self.labels.of(named_in(self.labels.table, item))
 
     def mask_of(self, item: Item) -> str | None:
-        """The mask's file: under the image's path, else under its name alone."""
-        name = without_suffix(item.files[0])
-        return self.masks.get(name) or self.masks.get(PurePosixPath(name).name)
+        """The mask's file, if the item has one."""
+        return self.masks.get(item.key)
 
     def label_names(self) -> tuple[str, ...]:
         if self.options.labels == FOLDERS:
@@ -121,16 +141,9 @@ class Plan:
         """Files per tar: about 64 tars, within bounds that suit images or volumes."""
         if self.options.samples_per_shard is not None:
             return self.options.samples_per_shard
-        low, high = (64, 2000) if self.content == "images" else (4, 128)
+        volumes = self.content != "images" or any(item.kind in VOLUME_KINDS for item in self.parts[part])
+        low, high = (4, 128) if volumes else (64, 2000)
         return min(high, max(low, -(-len(self.parts[part]) // 64)))
-
-
-def _named_in(table: Table, item: Item) -> str:
-    """The name by which a table knows an item: that of its file, or for a series of its folder or any slice."""
-    if item.kind != "series":
-        return item.files[0]
-    folder = str(PurePosixPath(item.files[0]).parent)
-    return next((name for name in (folder, *item.files) if table.rows_for(name)), folder)
 
 
 def make_plan(source: str, options: ShardOptions) -> Plan:
@@ -144,38 +157,45 @@ def make_plan(source: str, options: ShardOptions) -> Plan:
     if options.mode == "I;16" and options.coding == "jpeg":
         raise RequestError("mode I;16 with coding jpeg: JPEG holds 8 bits; choose png, or mode L.")
     salt = read_salt(options.salt_file)
-    listing = list_source(source, options.masks, salt)
-    found_content: Content = "volumes" if set(listing.files.values()) == {"nifti"} else "images"
+    listing = list_source(source, options.masks, salt, options.include)
+    found_content: Content = "volumes" if set(listing.files.values()) <= {"nifti", "itk"} else "images"
     plan = Plan(
         source=source,
         options=options,
         salt=salt,
         content=options.content or found_content,
-        masks=listing.masks,
+        depths=listing.depths,
+        copies=listing.copies,
         ignored=listing.ignored,
         source_digest=listing.digest,
     )
+    if options.strict and listing.minded:
+        first = min(listing.minded)
+        raise strict_refusal(plan.called(first), f"it {listing.ignored[first]}")
     for file, reason in listing.unreadable.items():
         _skip_unreadable(plan, file, reason)
     _read_tables(plan)
-    headers = _needed_headers(plan, listing.files)
+    headers = plan.headers = _headers_of(plan, listing.files)
     items = _items_of(listing.files, headers, plan)
-    _check_names(plan, items)
-    _check_masks(plan, items)
+    if not items:
+        raise _nothing_left(plan)
+    check_names(plan.called, options, plan.tables, items)
+    _pair_masks(plan, items, listing.masks)
+    for table in plan.tables:
+        unmatched = unmatched_rows(plan.called, table, items)
+        if unmatched:
+            name = PurePosixPath(table.address).name
+            plan.unmatched[name] = tuple(map(printable, unmatched))
+            shown = ", ".join(map(plan.called.row, unmatched[:3])) + (", ..." if len(unmatched) > 3 else "")
+            plan.warnings.append(f"{len(unmatched)} rows of {name} name no image of the source: {shown}")
     _assign_parts(plan, items, headers)
     plan.unlabelled = sum(1 for part in plan.parts.values() for item in part if not _has_labels(plan, item))
-    if plan.labels and plan.unlabelled == plan.items:
-        example, row = next(iter(plan.parts.values()))[0].name, next(iter(plan.labels.table.rows))
-        raise RequestError(
-            f"{options.labels}: no image has a row there. An image is called {example!r}, a row {row!r}; "
-            "rows name a file by its path in the source, its name, or its name without suffix."
-        )
     return plan
 
 
 def _has_labels(plan: Plan, item: Item) -> bool:
     table = plan.labels.table if plan.labels else None
-    return table is None or bool(table.rows_for(_named_in(table, item)))
+    return table is None or bool(table.rows_for(named_in(table, item)))
 
 
 def _read_tables(plan: Plan) -> None:
@@ -185,135 +205,278 @@ def _read_tables(plan: Plan) -> None:
     if options.boxes is not None:
         plan.boxes = read_boxes(options.boxes, options.image_column)
     columns = plan.labels.table.columns if plan.labels else ()
-    if options.group_by and options.group_by not in (*columns, "PatientID", "folder"):
+    if options.group_by and options.group_by not in (*columns, "PatientID", "folder", NO_GROUPS):
         found = ", ".join(repr(column) for column in columns) or "none, for no label table was given"
         raise RequestError(
             f"group_by {options.group_by!r}: the label table has no such column; its columns are {found}. "
-            "'PatientID' groups by the DICOM header, 'folder' by the first folder of the path."
+            "'PatientID' groups by the DICOM header, 'folder' by the first folder of the path, 'none' not at all."
         )
-    if options.split and not options.group_by and any(column.lower() in _PATIENT_COLUMNS for column in columns):
-        plan.warnings.append(
-            "the split is by image, though the label table names patients: images of one patient may lie in two parts. "
-            "Split by patient with --group-by."
-        )
+    for table in plan.tables:
+        plan.warnings += table.problems
+        if options.strict and table.problems:
+            raise RequestError(f"strict: {table.problems[0]}.")
 
 
-def _needed_headers(plan: Plan, files: Mapping[str, FileKind]) -> dict[str, Header]:
-    """Headers of the DICOM files, where the plan hangs on them."""
-    columns = plan.labels.table.columns if plan.labels else ()
-    by_patient = plan.options.group_by == "PatientID" and "PatientID" not in columns
-    if not by_patient and plan.content != "volumes":
-        return {}
-    return read_headers(open_store(plan.source), (file for file, kind in files.items() if kind == "dicom"))
+def _headers_of(plan: Plan, files: Mapping[str, FileKind]) -> dict[str, Header]:
+    """Headers of the DICOM files, without those of objects that are no samples."""
+    dicom = [file for file, kind in files.items() if kind == "dicom"]
+    headers = read_headers(open_store(plan.source), dicom, planes=plan.content != "images")
+    not_asked_for = left_out(headers, plan.options.include)
+    if len(not_asked_for) == len(files):
+        plan.warnings.append("the source holds nothing but DICOM objects that are left out otherwise; they are read")
+        return headers
+    plan.skipped += sorted(not_asked_for.items())
+    plan.notes += shared_identity(headers)
+    return {file: header for file, header in headers.items() if file not in not_asked_for}
+
+
+def _nothing_left(plan: Plan) -> RequestError:
+    of_reason: dict[str, list[str]] = {}
+    for file, reason in plan.skipped:
+        of_reason.setdefault(reason, []).append(file)
+    reasons = [f"{plan.called.several(files)}: {reason}" for reason, files in of_reason.items()]
+    more = f"; and {len(reasons) - 3} reasons more" if len(reasons) > 3 else ""
+    return RequestError(
+        f"{plan.source}: none of {len(plan.skipped)} files can go into the set. {'; '.join(reasons[:3])}{more}."
+    )
 
 
 def _items_of(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan: Plan) -> list[Item]:
     """Files as items; those that do not fit the content are skipped by name."""
-    if plan.content == "images":
-        return list(_image_items(files, headers, plan))
-    series: dict[str, list[str]] = {}
     items: list[Item] = []
     for file, kind in files.items():
+        key = plan.salt.digest("sample", file)
         if kind == "nifti":
-            items.append(Item(plan.salt.digest("sample", file), "nifti", (file,)))
-        elif kind != "dicom":
+            items += _nifti_item(file, files, key, plan)
+        elif kind == "itk":
+            items.append(Item(key, "itk", (file,)))
+        elif kind == "dicom":
+            items += _dicom_item(file, headers, key, plan)
+        elif plan.content == "volumes":
             plan.skipped.append((file, "it is a flat image in a set of volumes"))
-        elif headers[file].problem:
-            _skip_unreadable(plan, file, headers[file].problem)
         else:
-            series.setdefault(headers[file].series, []).append(file)
-    digest = plan.salt.digest
-    return items + [Item(digest("sample", uid), "series", tuple(slices)) for uid, slices in series.items()]
+            items.append(Item(key, kind, (file,)))
+    return items if plan.content == "images" else items + _series_items(headers, plan)
+
+
+def _nifti_item(file: str, files: Mapping[str, FileKind], key: str, plan: Plan) -> list[Item]:
+    """A NIfTI file, or the two of a pair, under the name of the header."""
+    stem, suffix = file[:-4], file[-4:]
+    if suffix.lower() not in (".hdr", ".img"):
+        return [Item(key, "nifti", (file,))]
+    other = next((stem + end for end in _PAIR[suffix.lower()] if stem + end in files), None)
+    if other is None:
+        needed = f"{PurePosixPath(stem).name}{_PAIR[suffix.lower()][0]}"
+        _skip_unreadable(
+            plan, file, f"it is half of a pair of header and voxels, whose other half {needed} is not there"
+        )
+    elif suffix.lower() == ".hdr":
+        return [Item(key, "nifti", (file, other))]
+    return []
+
+
+_PAIR = {".hdr": (".img", ".IMG"), ".img": (".hdr", ".HDR")}
+
+
+def _dicom_item(file: str, headers: Mapping[str, Header], key: str, plan: Plan) -> list[Item]:
+    """A DICOM file as an item of its own, in a set of images."""
+    if file not in headers:
+        return []  # left out by name
+    if headers[file].problem:
+        _skip_unreadable(plan, file, headers[file].problem)
+        return []
+    return [Item(key, "dicom", (file,))] if plan.content == "images" else []
+
+
+def _series_items(headers: Mapping[str, Header], plan: Plan) -> list[Item]:
+    """The volumes that DICOM series hold; what is in none is skipped by name."""
+    store = open_store(plan.source)
+
+    def digest(plane: Plane) -> str:
+        try:
+            with one_file_of(store), quiet_decoders():
+                return pixel_digest(store.read_bytes(plane.file), plane.frame)
+        except UnreadableError:
+            return plane.file  # it is like no other, and is named when it is read
+
+    readable = {file: header for file, header in headers.items() if not header.problem}
+    found = volumes_of(readable, plan.options.spacing_tolerance, digest)
+    for file, reason in found.left:
+        _skip_unreadable(plan, file, reason)
+    plan.notes += found.notes
+    items = []
+    for name, stack in found.stacks:
+        files = tuple(dict.fromkeys(plane.file for plane in stack.planes))
+        if stack.tilted and plan.options.tilt == "refuse":
+            for file in files:
+                _skip_unreadable(plan, file, _tilt_reason(stack))
+            continue
+        if stack.tilted:
+            plan.notes.append((files[0], f"{_tilt_reason(stack)}: its slices are moved upright"))
+        items.append(Item(plan.salt.digest("sample", name), "series", files, stack))
+    return items
+
+
+def _tilt_reason(stack: Stack) -> str:
+    return f"its gantry is tilted by {tilt_deg(stack):.3g} degrees"
 
 
 def _skip_unreadable(plan: Plan, file: str, reason: str) -> None:
     if plan.options.strict:
-        raise strict_refusal(file, reason)
+        raise strict_refusal(plan.called(file), reason)
     plan.skipped.append((file, printable(reason)))
 
 
-def strict_refusal(file: str, reason: str) -> RequestError:
-    """What is raised under ``strict`` for a file that cannot be read."""
+def strict_refusal(name: str, reason: str) -> RequestError:
+    """What is raised under ``strict`` for a file, called by ``name``, that cannot be read."""
     return RequestError(
-        f"strict: {printable(file)} cannot go into the set: {printable(reason)}. "
+        f"strict: {name} cannot go into the set: {printable(reason)}. "
         "Repair or remove it, or go on without --strict, which skips such files and names them in the report."
     )
 
 
-def _image_items(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan: Plan) -> Iterator[Item]:
-    for file, kind in files.items():
-        if kind == "nifti":
-            plan.skipped.append((file, "it is a volume in a set of images; content volumes stores it whole"))
-        elif file in headers and headers[file].problem:
-            _skip_unreadable(plan, file, headers[file].problem)
-        else:
-            yield Item(plan.salt.digest("sample", file), kind, (file,))
+def _pair_masks(plan: Plan, items: Sequence[Item], masks: MaskFiles) -> None:
+    """Finds each item's mask, and says which masks belong to none.
+
+    Raises:
+        RequestError: none belongs to any, or one could be the mask of several images.
+    """
+    if not masks:
+        return
+    by_key = {item.key: item for item in items}
+    pairs = pair({item.key: _mask_names(item) for item in items}, masks)
+    for mask, keys in pairs.shared:
+        raise RequestError(
+            f"masks {plan.options.masks}: {plan.called(mask)!r} could be the mask of any of {len(keys)} images, "
+            f"{plan.called(by_key[keys[0]].files[0])!r} for one; lay each mask under the path of its image within the "
+            "source."
+        )
+    for key, files in pairs.passed_over:
+        others = plan.called.several(files)
+        plan.notes.append(
+            (by_key[key].files[0], f"its mask is {plan.called(pairs.of[key])}; {others} could be it as well")
+        )
+    if not pairs.of:
+        example, image = plan.called(pairs.unmatched[0]), plan.called(items[0].files[0])
+        raise RequestError(
+            f"masks {plan.options.masks}: none of {len(pairs.unmatched)} masks belongs to an image. A mask is called "
+            f"{example!r}, an image {image!r}; it lies under its image's path or name, with an ending such as _mask "
+            "or _seg or without."
+        )
+    if pairs.unmatched:
+        plan.unmatched["masks"] = tuple(map(printable, pairs.unmatched))
+        plan.warnings.append(f"{len(pairs.unmatched)} masks belong to no image: {plan.called.several(pairs.unmatched)}")
+    plan.masks = pairs.of
+    plan.remarks.append(f"{len(pairs.of)} of {len(items)} files have a mask")
 
 
-def _check_names(plan: Plan, items: Iterable[Item]) -> None:
-    """A table that calls two files by one name would give one's labels to the other."""
-    tables = [table for table in (plan.labels.table if plan.labels else None, plan.boxes) if table]
-    files = [file for item in items for file in item.files] if tables else []
-    for position in (1, 2):
-        counts = Counter(names_of(file)[position] for file in files)
-        for table in tables:
-            for file in files:
-                name = names_of(file)[position]
-                if (
-                    counts[name] > 1
-                    and name in table.rows
-                    and not any(n in table.rows for n in names_of(file)[:position])
-                ):
-                    raise RequestError(
-                        f"{table.address}: {name!r} could be any of {counts[name]} files, {file!r} for one; "
-                        f"in column {plan.options.image_column!r} write paths within the source."
-                    )
-
-
-def _check_masks(plan: Plan, items: Iterable[Item]) -> None:
-    """A mask that two images could mean would lie on the wrong one."""
-    images: dict[str, list[str]] = {}
-    for item in items:
-        mask = plan.mask_of(item)
-        if mask is not None:
-            images.setdefault(mask, []).append(item.name)
-    for mask, names in images.items():
-        if len(names) > 1:
-            raise RequestError(
-                f"masks {plan.options.masks}: {printable(mask)!r} could be the mask of any of {len(names)} images, "
-                f"{names[0]!r} for one; lay each mask under the path of its image within the source."
-            )
+def _mask_names(item: Item) -> MaskNames:
+    """What a mask may call an item; a series is called by its folder, too."""
+    file = PurePosixPath(item.files[0])
+    own = without_suffix(item.files[0])
+    return ((str(file.parent), own) if item.kind == "series" else (own,)), file.suffix
 
 
 def _assign_parts(plan: Plan, items: Iterable[Item], headers: Mapping[str, Header]) -> None:
     split = plan.options.split or {WHOLE: 1.0}
     plan.parts = {part: [] for part in split}
-    for item in sorted(items, key=lambda item: item.key):
-        group = item.key
-        if plan.options.group_by:
-            value = _group_of(plan, item, headers)
-            if not value:
-                plan.skipped.append((item.name, f"it has no {plan.options.group_by} to group by"))
-                continue
-            group = plan.salt.digest("group", value)
-            plan.groups[item.key] = group
-        plan.parts[part_of(plan.salt.fraction(group), split)].append(item)
+    items = sorted(items, key=lambda item: item.key)
+    group_by = _settled_group(plan, items, headers)
+    values = {item.key: _group_of(plan, group_by, item, headers) for item in items} if group_by else {}
+    _warn_of_near_spellings(plan, {values[item.key]: item.files[0] for item in reversed(items) if values.get(item.key)})
+    for item in items:
+        if values.get(item.key):
+            plan.groups[item.key] = plan.salt.digest("group", values[item.key])
+    together = _kept_together(plan, items)
+    for item in items:
+        if plan.options.group_by and group_by and item.key not in plan.groups:
+            plan.skipped.append((item.files[0], f"it has no {group_by} to group by"))
+            continue
+        group = plan.groups.get(item.key, item.key)
+        plan.parts[part_of(plan.salt.fraction(together.get(group, group)), split)].append(item)
+    plan.grouped_by = group_by or ""
     empty = [part for part, found in plan.parts.items() if not found]
     if empty:
         groups = len(set(plan.groups.values())) or plan.items
         raise RequestError(
             f"part {empty[0]!r} of the split got nothing: there are {groups} "
-            f"{plan.options.group_by or 'image'} groups in all, and the hash of each decides. "
+            f"{group_by or 'image'} groups in all, and the hash of each decides. "
             "Give the part a larger share, or leave the split out."
         )
 
 
-def _group_of(plan: Plan, item: Item, headers: Mapping[str, Header]) -> str:
-    group_by = plan.options.group_by
-    assert group_by is not None
+def _kept_together(plan: Plan, items: Iterable[Item]) -> dict[str, str]:
+    """For groups that share byte-equal files the one group that decides for all of them."""
+    group_of = {file: plan.groups.get(item.key, item.key) for item in items for file in item.files}
+    leaders: dict[str, str] = {}
+
+    def leader(group: str) -> str:
+        while group in leaders:
+            group = leaders[group]
+        return group
+
+    copies = 0
+    for files in plan.copies:
+        groups = [leader(group_of[file]) for file in files if file in group_of]
+        copies += max(0, len(groups) - 1)
+        first = min(groups, default="")
+        leaders.update({group: first for group in groups if group != first})
+    if copies:
+        example = next(files for files in plan.copies if sum(file in group_of for file in files) > 1)
+        plan.warnings.append(
+            f"{copies} files hold the same bytes as another ({plan.called.several(example)}); "
+            "copies stay in one part, and count as often as they lie there"
+        )
+    return {group: leader(group) for group in leaders}
+
+
+def _settled_group(plan: Plan, items: Iterable[Item], headers: Mapping[str, Header]) -> str | None:
+    """What groups: as asked for; where nothing was said, the patient of the DICOM headers, if they name any."""
+    asked = plan.options.group_by
+    if asked is not None:
+        return None if asked == NO_GROUPS else asked
+    unknown = sum(1 for item in items if item.files[0] in headers and not headers[item.files[0]].patient)
+    if not any(header.patient for header in headers.values()):
+        return _group_column(plan)
+    if unknown and plan.options.split:
+        plan.warnings.append(f"{unknown} DICOM images name no patient: each of them is split by itself")
+    return "PatientID"
+
+
+def _group_column(plan: Plan) -> str | None:
+    """A column of the label table that names patients; one that only looks so is told of where it matters."""
+    if plan.labels is None:
+        return None
+    table = plan.labels.table
+    named = patient_column(table)
+    if named is not None and named not in plan.labels.kinds:
+        plan.warnings.append(
+            f"grouped by the column {named!r} of the label table, for it names patients; --group-by says otherwise"
+        )
+        return named
+    guessed = column_of_groups(table, (*plan.labels.kinds, plan.options.image_column)) if plan.options.split else None
+    if guessed is not None:
+        plan.warnings.append(
+            f"the split is by image, though the column {guessed!r} looks as if it told patients apart: images of one "
+            f"patient may lie in two parts. Split by it with --group-by {guessed!r}, or say --group-by none."
+        )
+    return None
+
+
+def _warn_of_near_spellings(plan: Plan, example_of: Mapping[str, str]) -> None:
+    """Names files, not patients: what is shown holds no identity."""
+    for spellings in near_spellings(example_of):
+        files = " and ".join(plan.called(example_of[spelling]) for spelling in spellings[:2])
+        plan.warnings.append(
+            f"{len(spellings)} identifiers differ only in case, leading zeros or '.0', those of {files} for instance: "
+            "if they mean one patient, its images may lie in two parts"
+        )
+
+
+def _group_of(plan: Plan, group_by: str, item: Item, headers: Mapping[str, Header]) -> str:
     if plan.labels and group_by in plan.labels.table.columns:
-        rows = plan.labels.table.rows_for(_named_in(plan.labels.table, item))
-        return rows[0][group_by].strip() if rows else ""
+        rows = plan.labels.table.rows_for(named_in(plan.labels.table, item))
+        return identifier(rows[0][group_by]) if rows else ""
     if group_by == "folder":
         folders = PurePosixPath(item.files[0]).parts[:-1]
         return folders[0] if folders else ""

@@ -2,9 +2,12 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,7 +18,9 @@ from dira_dist.data.ingest.parts import Part
 from dira_dist.data.ingest.plan import WHOLE, Plan, make_plan
 from dira_dist.data.ingest.work import Progress, make_parts
 from dira_dist.data.shards import INDEX_NAME
-from dira_dist.data.store import check_reachable, open_store
+from dira_dist.data.store import StoreError, check_reachable, open_store
+
+_MOST_LINES = 20  # of one kind on the console
 
 
 class Skipped(Section):
@@ -23,6 +28,15 @@ class Skipped(Section):
 
     file: str
     reason: str
+    key: Annotated[str, Field(description="what stands for the name where names are not shown")] = ""
+
+
+class Note(Section):
+    """What is to be known of a file that is in the set."""
+
+    file: str
+    text: str
+    key: Annotated[str, Field(description="what stands for the name where names are not shown")] = ""
 
 
 class PartReport(Section):
@@ -45,10 +59,20 @@ class ShardReport(Section):
     parts: dict[str, PartReport]
     files: Annotated[int, Field(description="image files, or series, in the plan")]
     skipped: tuple[Skipped, ...]
-    ignored: Annotated[int, Field(description="files of the source that are no images")]
+    ignored: Annotated[int, Field(description="files of the source that are not read")]
+    ignored_files: Annotated[tuple[Skipped, ...], Field(description="these files, and why they are not read")] = ()
+    unmatched: Annotated[
+        dict[str, tuple[str, ...]], Field(default_factory=dict, description="masks, and rows by table, of no image")
+    ]
     unlabelled: Annotated[int, Field(description="images without a row in the label table")]
     converted: Annotated[int, Field(description="files whose depth or colour the set's mode does not keep")]
+    lost_colour: Annotated[int, Field(description="those of them that became grey")] = 0
+    mode: Annotated[str, Field(description="of the images, or volume")] = ""
+    remarks: Annotated[tuple[str, ...], Field(description="what was chosen, and what it costs")] = ()
+    names: Annotated[Literal["files", "keys"], Field(description="how files are called on the console")] = "files"
     warnings: tuple[str, ...]
+    notes: Annotated[tuple[Note, ...], Field(description="what was guessed, corrected or contradicted, by file")] = ()
+    grouped_by: Annotated[str, Field(description="what keeps samples in one part; empty: nothing")] = ""
     files_now: Annotated[int, Field(description="files converted by this run, not by an earlier one")]
     elapsed_s: float
 
@@ -71,14 +95,56 @@ class ShardReport(Section):
             yield f"{label}{part.samples} samples in {part.shards} shards, {size}, at {part.address}{state}"
         if self.files_now:
             yield f"{self.files_now} files in {self.elapsed_s:.1f} s, {self.files_per_s:.0f} files/s"
+        for line in (*self.remarks, *self._losses()):
+            yield line
         for line in self.warnings:
             yield f"warning: {line}"
+        if self.grouped_by:
+            yield f"grouped by {self.grouped_by}: no group lies in two parts"
         if self.unlabelled:
             yield f"{self.unlabelled} images have no labels"
-        for skipped in self.skipped[:20]:
-            yield f"skipped {skipped.file}: {skipped.reason}"
-        if len(self.skipped) > 20:
-            yield f"skipped {len(self.skipped) - 20} more; the JSON report names them all"
+        yield from self._few(f"note on {self._called(note)}: {note.text}" for note in self.notes)
+        yield from self._few(self._skipped_lines())
+        yield from self._ignored_lines()
+
+    def _called(self, entry: Skipped | Note) -> str:
+        return entry.file if self.names == "files" else entry.key
+
+    def _losses(self) -> Iterator[str]:
+        if self.lost_colour:
+            yield f"{self.lost_colour} of {self.files} files in colour became grey; --mode RGB keeps colour"
+        if self.converted > self.lost_colour:
+            yield f"{self.converted - self.lost_colour} of {self.files} files lost depth: their 16 bits became 8"
+
+    @staticmethod
+    def _few(lines: Iterable[str]) -> Iterator[str]:
+        """The first of many lines of a kind, and how many the others are."""
+        rest = iter(lines)
+        yield from islice(rest, _MOST_LINES)
+        more = sum(1 for _ in rest)
+        if more:
+            yield f"and {more} more like these; the JSON report (--report) has them all"
+
+    def _skipped_lines(self) -> Iterator[str]:
+        """Of each reason one line: a series that is refused has as many files as slices."""
+        reasons: dict[str, list[Skipped]] = defaultdict(list)
+        for entry in self.skipped:
+            reasons[entry.reason].append(entry)
+        for reason, entries in reasons.items():
+            more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
+            yield f"skipped {', '.join(map(self._called, entries[:3]))}{more}: {reason}"
+
+    def _ignored_lines(self) -> Iterator[str]:
+        """Of each reason how many files, and the first of them."""
+        if not self.ignored_files:
+            return
+        yield f"{self.ignored} files of the source were ignored:"
+        reasons: dict[str, list[Skipped]] = defaultdict(list)
+        for entry in self.ignored_files:
+            reasons[entry.reason].append(entry)
+        for reason, entries in sorted(reasons.items()):
+            shown = ", ".join(map(self._called, entries[:3])) + (", ..." if len(entries) > 3 else "")
+            yield f"  {len(entries)} ({shown}): each {reason}"
 
 
 def shard(
@@ -105,7 +171,29 @@ def shard(
     started_s = time.monotonic()
     options = options or ShardOptions()
     source, dest = os.fspath(source), os.fspath(dest)
+    if options.report is not None and not Path(options.report).absolute().parent.is_dir():
+        raise RequestError(f"report {options.report}: there is no such folder; make it first, or choose another place.")
     plan = make_plan(source, options)
+    with _discreet_storage(plan):
+        return _shard(plan, dest, progress, started_s)
+
+
+@contextmanager
+def _discreet_storage(plan: Plan) -> Iterator[None]:
+    """Trouble with storage names the object that it befell: not where names are not shown."""
+    try:
+        yield
+    except StoreError as error:
+        if not plan.called.keys:
+            raise
+        cause = type(error.__cause__ or error).__name__
+        raise StoreError(
+            f"the source or the destination failed ({cause}); the same command goes on from there"
+        ) from None
+
+
+def _shard(plan: Plan, dest: str, progress: Progress | None, started_s: float) -> ShardReport:
+    options = plan.options
     check_reachable(dest, write=True)
     parts = {name: Part(plan, name, f"{dest.rstrip('/')}/{name}" if options.split else dest) for name in plan.parts}
     _check_layout(dest, parts)
@@ -136,20 +224,37 @@ def _check_layout(dest: str, parts: Mapping[str, Part]) -> None:
 
 
 def _report(plan: Plan, parts: Mapping[str, Part], dest: str, files_now: int, elapsed_s: float) -> ShardReport:
+    notes = [*plan.notes, *(pair for part in parts.values() for pair in part.notes())]
     skipped = [*plan.skipped, *(pair for part in parts.values() for pair in part.skipped())]
     return ShardReport(
         source=plan.source,
         dest=dest,
         parts={name: _part_report(part) for name, part in parts.items()},
         files=plan.items,
-        skipped=tuple(Skipped(file=printable(file), reason=reason) for file, reason in sorted(skipped)),
-        ignored=plan.ignored,
+        skipped=_entries(plan, skipped),
+        ignored=len(plan.ignored),
+        ignored_files=_entries(plan, plan.ignored.items()),
+        unmatched=plan.unmatched,
         unlabelled=plan.unlabelled,
         converted=sum(part.converted() for part in parts.values()),
+        lost_colour=sum(part.lost_colour() for part in parts.values()),
+        mode=next(part.index.image.mode for part in parts.values() if part.index),
+        remarks=tuple(plan.remarks),
+        names="keys" if plan.called.keys else "files",
         warnings=tuple(plan.warnings),
+        notes=tuple(Note(file=printable(file), text=text, key=_key(plan, file)) for file, text in sorted(notes)),
+        grouped_by=plan.grouped_by,
         files_now=files_now,
         elapsed_s=elapsed_s,
     )
+
+
+def _entries(plan: Plan, found: Iterable[tuple[str, str]]) -> tuple[Skipped, ...]:
+    return tuple(Skipped(file=printable(file), reason=reason, key=_key(plan, file)) for file, reason in sorted(found))
+
+
+def _key(plan: Plan, file: str) -> str:
+    return plan.salt.digest("sample", file)
 
 
 def _part_report(part: Part) -> PartReport:

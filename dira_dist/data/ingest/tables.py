@@ -1,11 +1,14 @@
 """Tables that ride along with an archive: labels and lesion boxes, from CSV files keyed by the image's file name."""
 
+import ast
 import csv
 import hashlib
 import io
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -19,7 +22,11 @@ LabelKind = Literal["number", "name", "names"]
 _USUAL_LABELS = ("label", "labels", "finding", "findings", "class", "diagnosis", "target")
 _PLURALS = ("labels", "findings")  # lists even where each row has one name
 _MOST_CLASSES = 1000
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_CODE = re.compile(r"0[0-9]+")  # leading zeros are part of a code, and of no number
+_ABSENT = ("", "nan", "n/a", "#n/a", "null")  # what tools write for an empty cell, in any case
+_MOST_DIGITS = 15  # more are no whole number that a float holds
+_PATIENT_WORDS = ("patient", "subject", "mrn", "person", "pid", "participant")
 
 
 def stem_of(name: str) -> str:
@@ -43,25 +50,31 @@ class Table:
     Attributes:
         address: where it was read.
         columns: names in order.
-        rows: by image, in the table's order.
+        rows: by image, in the table's order; those that name no image are left out.
         sha256: of the file, hexadecimal.
+        problems: what was found wrong with rows or cells that are left out; without a word of theirs.
     """
 
     address: str
     columns: tuple[str, ...]
     rows: Mapping[str, Sequence[Row]]
     sha256: str
+    problems: tuple[str, ...] = ()
 
     def rows_for(self, file: str) -> Sequence[Row]:
         """The rows of an image of the source, by its path, its name, or its name without suffix."""
-        for name in names_of(file):
-            if name in self.rows:
-                return self.rows[name]
-        return ()
+        name = self.name_for(file)
+        return () if name is None else self.rows[name]
+
+    def name_for(self, file: str) -> str | None:
+        """How the table calls an image of the source, if it does."""
+        return next((name for name in names_of(file) if name in self.rows), None)
 
 
 def read_table(address: str, image_column: str, needed: Iterable[str] = ()) -> Table:
     """Reads a CSV file with a header row.
+
+    A row with more fields than the header is refused: a comma without quotes has moved its cells, the patient's too.
 
     Raises:
         RequestError: the file or a column is missing, or it has no rows.
@@ -77,13 +90,28 @@ def read_table(address: str, image_column: str, needed: Iterable[str] = ()) -> T
         columns = tuple(reader.fieldnames or ())
         for column in (image_column, *needed):
             require_column(address, columns, column)
+        refused: list[int] = []
         for row in reader:
-            rows.setdefault(row[image_column].strip(), []).append(row)
+            if "" in row and "" not in columns:
+                refused.append(reader.line_num)
+            elif name := row[image_column].strip():
+                rows.setdefault(name, []).append(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"{address}: this is no CSV text in UTF-8: {error}") from error
+    problems = [_refused_rows(address, refused, len(columns))] if refused else []
     if not rows:
-        raise RequestError(f"{address}: the table has a header but no rows.")
-    return Table(address, columns, rows, hashlib.sha256(content).hexdigest())
+        raise RequestError(
+            f"{address}: the table has a header but no rows that name an image. {' '.join(problems)}".strip()
+        )
+    return Table(address, columns, rows, hashlib.sha256(content).hexdigest(), tuple(problems))
+
+
+def _refused_rows(address: str, lines: Sequence[int], columns: int) -> str:
+    shown = ", ".join(map(str, lines[:5])) + (" and others" if len(lines) > 5 else "")
+    return (
+        f"{PurePosixPath(address).name}: {len(lines)} rows have more fields than the {columns} of the header and are "
+        f"left out (line {shown}); put cells with a comma in quotes"
+    )
 
 
 def require_column(address: str, columns: Sequence[str], column: str) -> None:
@@ -91,6 +119,53 @@ def require_column(address: str, columns: Sequence[str], column: str) -> None:
     if column not in columns:
         found = ", ".join(repr(name) for name in columns) or "none"
         raise RequestError(f"{address}: there is no column {column!r}; the columns are {found}.")
+
+
+# --------------------------------------------------------------------- patients
+
+
+def patient_column(table: Table) -> str | None:
+    """The column whose name says that it tells patients apart, if any."""
+    columns = [column for column in table.columns if column]
+    words = {column: re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower()) for column in columns}
+    whole = (column for column in columns if column.lower().replace("_", "").replace(" ", "") in _PATIENT_NAMES)
+    partly = (
+        column
+        for column in columns
+        if set(words[column]) & set(_PATIENT_WORDS)
+        and set(words[column]) & {"id", "number", "no", "nr", "key", "mrn", "pid"}
+    )
+    return next(whole, None) or next(partly, None)
+
+
+_PATIENT_NAMES = frozenset(
+    name + end for name in _PATIENT_WORDS for end in ("", "id", "number", "no", "key", "identifier")
+)
+
+
+def column_of_groups(table: Table, others: Collection[str]) -> str | None:
+    """A column that, by what it holds, may tell patients apart: codes that several rows share, and few rows each.
+
+    Args:
+        table: of labels, a row for each image.
+        others: columns that are known to hold something else.
+    """
+    rows = [found[0] for found in table.rows.values()]
+    if len(rows) < _FEWEST_ROWS:
+        return None
+    found = []
+    for column in table.columns:
+        if column and column not in others:
+            cells = [_cell(row[column]) for row in rows]
+            share = len(set(cells)) / len(cells)
+            if all(cells) and _LEAST_SHARE <= share <= _MOST_SHARE and all(map(_GROUP_CODE.fullmatch, cells)):
+                found.append((share, column))
+    return max(found)[1] if found else None
+
+
+_FEWEST_ROWS = 8
+_LEAST_SHARE, _MOST_SHARE = 0.05, 0.9  # of unlike cells among all; ages and scanners are fewer, keys of rows are more
+_GROUP_CODE = re.compile(r"(?=.*[0-9])[A-Za-z0-9_.:-]{3,64}")  # two digits are an age
 
 
 # ----------------------------------------------------------------------- labels
@@ -107,8 +182,9 @@ class Labels:
     def of(self, file: str) -> dict[str, Any]:
         """Label values of an image, JSON-ready: numbers, names, or lists of names; empty cells are left out."""
         rows = self.table.rows_for(file)
-        cells = {column: rows[0][column].strip() for column in self.kinds} if rows else {}
-        return {column: _value(cell, self.kinds[column]) for column, cell in cells.items() if cell}
+        cells = {column: _cell(rows[0][column]) for column in self.kinds} if rows else {}
+        values = {column: _value(cell, self.kinds[column]) for column, cell in cells.items() if cell}
+        return {column: value for column, value in values.items() if value is not None}
 
 
 def read_labels(address: str, image_column: str, wanted: tuple[str, ...] | None, group_by: str | None) -> Labels:
@@ -133,10 +209,21 @@ def read_labels(address: str, image_column: str, wanted: tuple[str, ...] | None,
             f"{address}: {group_by!r} is what the split groups by, and its values never enter a shard; "
             "leave it out of the label columns (samples carry its salted hash as split_group)."
         )
-    cells = {column: [rows[0][column].strip() for rows in table.rows.values()] for column in columns}
+    cells = {column: [_cell(rows[0][column]) for rows in table.rows.values()] for column in columns}
     kinds = {column: _kind(column, cells[column]) for column in columns}
     classes = {column: _classes(cells[column]) for column in columns if kinds[column] != "number"}
+    beyond = [_out_of_range(table, column, cells[column]) for column in columns if kinds[column] == "number"]
+    table = replace(table, problems=(*table.problems, *filter(None, beyond)))
     return Labels(table, kinds, {column: names for column, names in classes.items() if len(names) <= _MOST_CLASSES})
+
+
+def _out_of_range(table: Table, column: str, cells: Sequence[str]) -> str:
+    count = sum(1 for cell in cells if cell and _value(cell, "number") is None)
+    return (
+        f"{PurePosixPath(table.address).name}: {count} numbers in {column!r} are out of range and left out"
+        if count
+        else ""
+    )
 
 
 def _guess_columns(table: Table, image_column: str, group_by: str | None) -> tuple[str, ...]:
@@ -151,10 +238,31 @@ def _guess_columns(table: Table, image_column: str, group_by: str | None) -> tup
     )
 
 
+def _cell(text: str | None) -> str:
+    """A cell without blanks around it, empty where it stands for nothing."""
+    text = (text or "").strip()
+    return "" if text.lower() in _ABSENT else text
+
+
 def _kind(column: str, cells: Sequence[str]) -> LabelKind:
-    if column.lower() in _PLURALS or any("|" in cell for cell in cells):
+    if column.lower() in _PLURALS or any("|" in cell or _python_list(cell) is not None for cell in cells):
         return "names"
-    return "number" if all(_NUMBER.fullmatch(cell) for cell in cells if cell) else "name"
+    return "number" if all(_is_number(cell) for cell in cells if cell) else "name"
+
+
+def _is_number(cell: str) -> bool:
+    return bool(_NUMBER.fullmatch(cell)) and not _CODE.fullmatch(cell)
+
+
+def _python_list(cell: str) -> list[str] | None:
+    """``['a', 'b']`` as pandas and PadChest write a list; none for any other cell."""
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return None
+    try:
+        found = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return [str(name) for name in found] if isinstance(found, list) else None
 
 
 def _classes(cells: Sequence[str]) -> tuple[str, ...]:
@@ -162,7 +270,8 @@ def _classes(cells: Sequence[str]) -> tuple[str, ...]:
 
 
 def _split_names(cell: str) -> list[str]:
-    return [name.strip() for name in cell.split("|") if name.strip()]
+    listed = _python_list(cell)
+    return [name.strip() for name in (cell.split("|") if listed is None else listed) if name.strip()]
 
 
 def _value(cell: str, kind: LabelKind) -> Any:
@@ -170,7 +279,11 @@ def _value(cell: str, kind: LabelKind) -> Any:
         return _split_names(cell)
     if kind == "name":
         return cell
-    return float(cell) if set(cell) & set(".eE") else int(cell)
+    number = float(cell)
+    if not math.isfinite(number):
+        return None
+    whole = not set(cell) & set(".eE") and len(cell) <= _MOST_DIGITS
+    return int(cell) if whole else number
 
 
 # ------------------------------------------------------------------------ boxes
@@ -182,16 +295,28 @@ Box = dict[str, Any]
 def read_boxes(address: str, image_column: str) -> Table:
     """The table of lesion boxes: columns x, y, width, height in pixels of the original, and a column for their name.
 
+    A row whose four cells are empty says that the image has no box; one with a cell that is no number is left out.
+
     Raises:
-        RequestError: a column is missing, or a cell is no number.
+        RequestError: a column is missing, or it has no rows.
     """
     table = read_table(address, image_column, _BOX_COLUMNS)
-    for image, rows in table.rows.items():
-        for row in rows:
-            for column in _BOX_COLUMNS:
-                if not _NUMBER.fullmatch(row[column].strip()):
-                    raise RequestError(f"{address}: {column} of {image!r} is {row[column]!r}, which is no number.")
-    return table
+    wrong: Counter[str] = Counter()
+    kept = {image: [row for row in rows if _holds_box(row, wrong)] for image, rows in table.rows.items()}
+    if not wrong:
+        return replace(table, rows=kept)
+    name, columns = PurePosixPath(address).name, ", ".join(sorted(wrong))
+    problem = f"{name}: {wrong.total()} boxes are left out, for a cell of theirs is no number of pixels ({columns})"
+    return replace(table, rows=kept, problems=(*table.problems, problem))
+
+
+def _holds_box(row: Row, wrong: Counter[str]) -> bool:
+    """Whether a row holds a box; the first column at fault of one that should is counted."""
+    cells = {column: _cell(row[column]) for column in _BOX_COLUMNS}
+    bad = [column for column, cell in cells.items() if not (_is_number(cell) and math.isfinite(float(cell)))]
+    if bad and any(cells.values()):
+        wrong[bad[0]] += 1
+    return not bad
 
 
 def boxes_for(table: Table, file: str) -> list[Box]:
@@ -200,7 +325,8 @@ def boxes_for(table: Table, file: str) -> list[Box]:
 
 
 def _box(row: Row) -> Box:
-    name = next((row[column].strip() for column in _USUAL_LABELS if row.get(column)), "")
+    by_lower = {column.lower(): column for column in row if column}
+    name = next((row[by_lower[word]].strip() for word in _USUAL_LABELS if row.get(by_lower.get(word, ""))), "")
     return {"label": name, **{column: float(row[column]) for column in _BOX_COLUMNS}}
 
 
