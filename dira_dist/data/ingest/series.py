@@ -48,7 +48,8 @@ def volumes_of(headers: Mapping[str, Header], tolerance: float, digest: Callable
 
     Args:
         headers: with their planes, by file, of those files that may be part of a volume.
-        tolerance, digest: see :func:`dira_dist.data.ingest.stacks.sort_planes`.
+        tolerance: see :func:`dira_dist.data.ingest.stacks.sort_planes`.
+        digest: likewise.
     """
     found = SeriesVolumes()
     series: dict[str, list[str]] = defaultdict(list)
