@@ -191,6 +191,17 @@ def public_values(section: Section, document: Document) -> dict[str, Any]:
     return values
 
 
+def with_environment(values: Any) -> Any:
+    """Plain values with ``${env:NAME}`` resolved in every text, as far as the variables are set here."""
+    if isinstance(values, dict):
+        return {key: with_environment(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [with_environment(value) for value in values]
+    if not isinstance(values, str):
+        return values
+    return ENV_REFERENCE.sub(lambda found: os.environ.get(found[1], found[0]), values)
+
+
 def without_credentials(text: str) -> str:
     """``scheme://user:password@host/?token=x&a=b`` as ``scheme://host/?a=b``, anywhere in a text."""
     return _URL_QUERY.sub(_without_secret_parameters, _URL_USERINFO.sub("", text))

@@ -22,7 +22,7 @@ from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.tracking.server import ask, connect
 from dira_dist.training.state import Checkpoint
-from dira_dist.training.task import About, recipe_of
+from dira_dist.training.task import About, Task, recipe_of
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,13 @@ def publish(
     quality: Mapping[str, float],
     data: Mapping[str, Any],
     *,
+    task: Task | None = None,
     tags: Mapping[str, str] | None = None,
     timeout_s: float = REGISTRY_TIMEOUT_S,
 ) -> Registered:
     """Register what a checkpoint holds as a new version of ``config.register_as``.
 
-    The task that trained it, found by the checkpoint's own job, writes the model.
+    The task that trained it writes the model.
 
     The version holds the newest of each of the run's pictures.
 
@@ -53,13 +54,14 @@ def publish(
         quality: what the checkpoint's networks were evaluated to be, may be empty; by the first figure of
             :data:`dira_dist.metrics.RANKING` in it versions are compared.
         data: what the card says of the training images; ``digest`` becomes a tag.
+        task: that trained it; made again from the checkpoint's own job if none.
         tags: more of them, such as the search that a run was a part of.
         timeout_s: how long a registry that does not answer is waited for.
 
     Raises:
         RequestError: the registry is away for longer, or refuses.
     """
-    job, task = checkpoint.job, recipe_of(checkpoint.job).task()
+    job, task = checkpoint.job, task or recipe_of(checkpoint.job).task()
     about = About(
         name=str(config.register_as),
         data=data,

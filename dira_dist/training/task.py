@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dira_dist.config import RequestError, Section
+from dira_dist.config import RequestError, Section, with_environment
 from dira_dist.data.batch import LocalBatch
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
@@ -230,7 +230,7 @@ def recipes() -> dict[str, type[Recipe]]:
 
 
 def recipe_of(job: Mapping[str, Any]) -> Recipe:
-    """The recipe in a recorded job, such as a checkpoint holds.
+    """The recipe in a recorded job, such as a checkpoint holds; variables that it names are read where they are set.
 
     Raises:
         RequestError: its kind is not known here, or its settings are none of this version's.
@@ -238,7 +238,8 @@ def recipe_of(job: Mapping[str, Any]) -> Recipe:
     known, kind = recipes(), job.get("kind", "pretrain")
     if kind not in known:
         raise RequestError(f"the recorded job is of kind {kind!r}; this version knows {', '.join(sorted(known))}")
-    values = {name: job[name] for name in known[kind].model_fields if name in job}
+    values = {name: with_environment(job[name]) for name in known[kind].model_fields if name in job}
+    values["name"] = "recorded"  # whose name it is changes nothing, and it may come from a variable
     try:
         return known[kind].model_validate_json(json.dumps(values), strict=True)
     except ValueError as error:
