@@ -25,7 +25,7 @@ class LocalBatch:
 
     Attributes:
         images: ``(B, C, *S)`` with two or three spatial axes, of the type that the set's index says: uint8 or uint16,
-            or int16 or float32 for arrays; zero-padded at the end of each axis to the largest sample in it.
+            or int16, float32 or float64 for arrays; zero-padded at the end of each axis to the largest sample in it.
         sizes_px: ``(B, n)`` int64, true sizes along the spatial axes.
         sample_ids: ``(B,)`` int64, place in the shard set; :data:`NO_SAMPLE` for padding of a validation batch.
         epochs: ``(B,)`` int64.

@@ -33,8 +33,8 @@ from dira_dist.data.store import Store, open_store
 
 INDEX_NAME = "index.json"
 ImageMode = Literal["L", "I;16", "RGB", "volume", "planes"]
-PixelType = Literal["uint8", "uint16", "int16", "float32"]
-_PIXEL_TYPES: tuple[PixelType, ...] = ("uint8", "uint16", "int16", "float32")
+PixelType = Literal["uint8", "uint16", "int16", "float32", "float64"]
+_PIXEL_TYPES: tuple[PixelType, ...] = ("uint8", "uint16", "int16", "float32", "float64")
 T = TypeVar("T")
 Encoding = Literal["png", "jpeg", "npy"]
 EXTENSIONS: dict[Encoding, str] = {"png": "png", "jpeg": "jpg", "npy": "npy"}

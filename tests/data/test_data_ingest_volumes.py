@@ -211,6 +211,14 @@ def _array(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
+def test_a_set_has_the_type_that_holds_all_its_volumes(tmp_path: Path, run: Any) -> None:
+    for name, values in {"a": BODY, "b": BODY * 1e37}.items():
+        (tmp_path / "src" / f"{name}.nii").write_bytes(nifti(values))
+    _, found = run()
+    assert {sample["image"].dtype.name for sample in found} == {"int16", "float64"}
+    assert read_index(str(tmp_path / "set")).image.dtype == "float64"
+
+
 def test_pairs_of_header_and_voxels(tmp_path: Path, run: Any) -> None:
     nibabel.save(nibabel.Nifti1Pair(BODY, STEPS), tmp_path / "src" / "a.hdr")
     _, (sample,) = run()
