@@ -57,7 +57,7 @@ class ResourcesConfig(Section):
 
 
 class TrainingJob(Recipe):
-    """A task and where it runs. A subclass is a kind of job; its file in this folder is all that it takes."""
+    """A task and where it runs. A subclass is a kind of job, see :mod:`dira_dist.jobs.kinds`."""
 
     guards: GuardConfig = GuardConfig()
     resources: ResourcesConfig = ResourcesConfig()

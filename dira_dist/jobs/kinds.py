@@ -1,4 +1,4 @@
-"""The kinds of job that train something, by name: a further kind is a further file of this folder."""
+"""The kinds of job that train something, by name: a further kind is a file of this folder and its import here."""
 
 from collections.abc import Iterator
 
@@ -16,6 +16,3 @@ def _concrete(job: type[TrainingJob]) -> Iterator[type[TrainingJob]]:
         if not each.model_fields["kind"].is_required():
             yield each
         yield from _concrete(each)
-
-
-KINDS = kinds()

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,8 +13,9 @@ from pydantic import TypeAdapter
 from dira_dist.config import Document, RequestError, dump_yaml, public_values, read_document, validate
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.kinds import kinds
-from dira_dist.jobs.tune import AnyJob, TuneJob
+from dira_dist.jobs.tune import TuneJob
 from dira_dist.search.config import SearchConfig
+from dira_dist.training.precision import Precision
 
 Driver = Literal["fit", "search"]
 """What brings a job to its end."""
@@ -31,6 +34,10 @@ class LoadedJob:
 
     job: TrainingJob
     public: dict[str, Any]
+
+    def in_precision(self, precision: Precision) -> "LoadedJob":
+        """The same with the precision that was settled, in both forms."""
+        return LoadedJob(self.job.in_precision(precision), {**self.public, "precision": precision})
 
     def side_by_side(self) -> int:
         """How many such jobs run at once."""
@@ -115,32 +122,43 @@ def load_training_job(document: Document) -> LoadedJob:
     Raises:
         RequestError: with every mistake found in one message.
     """
-    known, kind = kinds(), document.values.get("kind", "pretrain")
-    if kind not in known:
-        allowed = ", ".join(map(repr, sorted([*known, "tune"])))
-        raise RequestError(f"{document.place(('kind',))}: found {kind!r}; allowed: {allowed}")
-    document = known[kind].completed(document)
-    job = validate(known[kind], document)
+    kind = _kind(document, document.values)
+    document = kind.completed(document)
+    job = validate(kind, document)
     return LoadedJob(job, public_values(job, document))
 
 
 def _load_search(document: Document) -> LoadedSearch:
     """What stands under ``base`` is completed like a job that stands alone."""
     given = document.values.get("base")
+    kind = _kind(document, given if isinstance(given, dict) else {}, "base")
     if isinstance(given, dict):
-        kind = kinds().get(str(given.get("kind", "pretrain")))
-        base = Document({"name": f"{document.values.get('name')}-best"} | given)
-        base = base if kind is None else kind.completed(base)
+        base = kind.completed(Document({"name": f"{document.values.get('name')}-best"} | given))
         inherited = frozenset(("base", *path) for path in base.inherited)
         document = replace(document, values=document.values | {"base": base.values}, inherited=inherited)
-    tune = validate(TuneJob, document)
+    tune = validate(_search_over(kind), document)
     job = tune.base.model_copy(update={"name": tune.name})
     return LoadedSearch(job, public_values(tune, document), tune.search, tune.base.name, dict(given or {}))
 
 
+def _kind(document: Document, section: Mapping[str, Any], *path: str) -> type[TrainingJob]:
+    """What a section says it is; a pretraining unless it says so."""
+    known, kind = kinds(), section.get("kind", "pretrain")
+    if kind in known:
+        return known[kind]
+    allowed = ", ".join(map(repr, sorted(known if path else [*known, "tune"])))
+    raise RequestError(f"{document.place((*path, 'kind'))}: found {kind!r}; allowed: {allowed}")
+
+
+def _search_over(kind: Any) -> type[TuneJob[TrainingJob]]:
+    """The section of a search over jobs of this kind, or of a union of kinds."""
+    return TuneJob[kind]
+
+
 def job_schema() -> dict[str, Any]:
     """JSON Schema of the job file, for editors; what stages inherit and ``${env:NAME}`` included."""
-    return TypeAdapter(AnyJob | TuneJob).json_schema()
+    any_kind: Any = reduce(or_, kinds().values())
+    return TypeAdapter(any_kind | _search_over(any_kind)).json_schema()
 
 
 def dump_job(public: dict[str, Any]) -> str:

@@ -19,14 +19,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dira_dist.config import RequestError, Section, with_environment
+from dira_dist.config import ENV_REFERENCE, RequestError, Section, with_environment
 from dira_dist.data.batch import LocalBatch
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
 from dira_dist.evaluation.config import EvaluationConfig
 from dira_dist.training.networks import Networks
 from dira_dist.training.precision import PrecisionChoice
-from dira_dist.training.running_guards import RunningGuards
+from dira_dist.training.running_guards import NoGuards, RunningGuards
 from dira_dist.training.stages import Plan, Position, StageConfig, StageSpan, plan_stages
 from dira_dist.training.step import StepResult
 
@@ -122,7 +122,7 @@ class Task(Protocol):
     """What a kind of job trains."""
 
     def starting_weights(self) -> Start | None:
-        """Weights that the recipe names, read once for all workers alike; None where it starts from chance.
+        """Weights that the recipe names, read by each worker, alike on all; None where it starts from chance.
 
         Raises:
             RequestError: they cannot be read, or do not fit.
@@ -205,7 +205,7 @@ class Recipe(Section):
 
     def running_guards(self) -> RunningGuards:
         """What watches its figures while it is trained."""
-        return RunningGuards()
+        return NoGuards()
 
     def ways_to_save_memory(self, *, on_gpu: bool) -> list[str]:
         """Settings that this recipe does not use, each of which makes a step smaller, as ``key: value``."""
@@ -243,9 +243,11 @@ def recipe_of(job: Mapping[str, Any]) -> Recipe:
     try:
         return known[kind].model_validate_json(json.dumps(values), strict=True)
     except ValueError as error:
+        unset = sorted(set(ENV_REFERENCE.findall(json.dumps(values))))
+        remedy = f"set {', '.join(unset)}, which it names and which are not set here, or " if unset else ""
         raise RequestError(
             f"the recorded job {job.get('name', '')!r} is not of this version's form: {error}\n"
-            "use the version of dira-dist that made it"
+            f"{remedy}use the version of dira-dist that made it"
         ) from error
 
 

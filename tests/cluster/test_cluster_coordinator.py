@@ -84,6 +84,13 @@ def test_steps_done_again_are_those_after_the_checkpoint(clock: list[float]) -> 
     assert "go on from step 25; steps done again: 2" in coordinator.read().warnings[0]
 
 
+def test_a_loss_of_an_earlier_stage_is_forgotten() -> None:
+    coordinator = Coordinator(stall_s=60)
+    coordinator.post(9, {"train/loss/discriminator": 0.1, "train/loss/total": 2.0})
+    coordinator.post(10, {"train/loss/total": 1.5})
+    assert coordinator.read().figures == {"train/loss/total": 1.5}
+
+
 def test_how_long_workers_are_waited_for(clock: list[float]) -> None:
     coordinator = Coordinator(stall_s=60)
     clock[0] += 30

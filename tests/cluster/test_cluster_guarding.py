@@ -21,7 +21,7 @@ from dira_dist.quickstart.phantom import write_archive
 from dira_dist.runs.evaluations import EvaluationEntry
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
-from dira_dist.training.running_guards import WON_REPORTS, RunningGuards
+from dira_dist.training.pretrain.running_guards import WON_REPORTS, PretrainGuards
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -77,7 +77,7 @@ def test_a_run_tells_of_its_recipe_and_of_its_probe_sets(
 def test_what_guards_find_is_shown_and_kept_with_what_was_known(cluster: None, tmp_path: Path) -> None:
     coordinator = start_coordinator(stall_s=60)
     run = TrackingRun.create(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", system_metrics_every_s=0), "job", {})
-    watch, heard = GuardWatch(RunningGuards("lsgan"), coordinator, run, ["a recipe"]), []
+    watch, heard = GuardWatch(PretrainGuards("lsgan"), coordinator, run, ["a recipe"]), []
     watch.catch_up([EvaluationEntry("untrained", 0, "step-0", {"val/rankme": 40.0})])
     for step in range(WON_REPORTS):
         for _ in range(3):  # the view reads more often than workers report

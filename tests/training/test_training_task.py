@@ -126,6 +126,9 @@ def test_a_task_is_made_again_from_a_recorded_job(monkeypatch: pytest.MonkeyPatc
     named = load_job({"name": "${env:USER_NAME}", "data": {"train": "x"}, "stages": [{"objective": "re", "steps": 1}]})
     monkeypatch.delenv("USER_NAME")
     assert recipe_of(named.public).stage_configs() == again.stage_configs(), "nor a name"
+    views = {"views": {"crop": "${env:NOBODY_SET_THIS}"}}
+    with pytest.raises(RequestError, match="set NOBODY_SET_THIS, which it names"):
+        recipe_of({**named.public, **views})
     with pytest.raises(RequestError, match="kind 'knitting'"):
         recipe_of({"kind": "knitting"})
 
@@ -139,7 +142,7 @@ def test_the_three_losses_are_named_in_few_modules() -> None:
         for file in package.rglob("*.py")
         if len(set(words.findall(file.read_text()))) >= 2 and file.name != "__init__.py"
     }
-    assert found <= {"objectives/parts.py", "training/pretrain/losses.py", "training/running_guards.py"}
+    assert found <= {"objectives/parts.py", "training/pretrain/losses.py", "training/pretrain/running_guards.py"}
 
 
 class CubesConfig(BackboneSection):

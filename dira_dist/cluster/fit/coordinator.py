@@ -90,9 +90,9 @@ class Coordinator:
         self._requests: list[EvaluationRequest] = []
 
     def post(self, step: int, figures: Mapping[str, float]) -> None:
-        """Keep the newest figures of the run, for :meth:`read`."""
+        """Keep the newest figures of the run, and only those, for :meth:`read`."""
         self._step, self._furthest = step, max(self._furthest, step)
-        self._figures.update(figures)
+        self._figures = dict(figures)
 
     def warn(self, warning: str) -> None:
         """Have the driver show a line."""

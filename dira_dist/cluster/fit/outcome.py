@@ -90,7 +90,7 @@ def _published(session: FitSession, run_id: str, checkpoint: Checkpoint, quality
     train, job = session.facts.train, session.job
     if job.tracking.register_as is None or not run_id:
         return ""
-    data = {"address": job.data.train, "images": train.samples, "digest": train.digest}
+    data = {"address": session.loaded.public["data"]["train"], "images": train.samples, "digest": train.digest}
     try:
         task = _as_it_ran(session).task()
         return publish(job.tracking, run_id, checkpoint, quality, data, task=task, tags=session.tags).address

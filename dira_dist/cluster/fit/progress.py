@@ -77,6 +77,7 @@ class ProgressView(Background):
 
     def stop(self) -> None:
         super().stop()
+        self._read()  # the last figures, of which the guards may warn
         self._read()  # the last warnings
 
     def _run(self) -> None:

@@ -138,8 +138,9 @@ def _open_reporter(
         return NullReporter(setup.loaded, run)
     run.set_tags({"dira.precision": precision})
     run.log_table(hosts, f"hosts/step-{start.step}.json")
-    store = open_store(setup.loaded.job.run_folder, SHORT_RETRY)
-    return Reporter(setup.loaded, store, run, setup.coordinator, start)
+    loaded = setup.loaded.in_precision(precision)
+    store = open_store(loaded.job.run_folder, SHORT_RETRY)
+    return Reporter(loaded, store, run, setup.coordinator, start)
 
 
 def _newest_checkpoint(setup: WorkerSetup, device: torch.device) -> Checkpoint | None:

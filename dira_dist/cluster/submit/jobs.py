@@ -125,7 +125,7 @@ def talking_to(address: str | None) -> Iterator[JobSubmissionClient]:
 
 @contextmanager
 def _answering(place: str) -> Iterator[None]:
-    """Retrier with a cluster that is there, such as a working directory beyond Ray's limit."""
+    """Trouble with a cluster that is there, such as a working directory beyond Ray's limit."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:

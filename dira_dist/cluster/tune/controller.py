@@ -228,7 +228,7 @@ class SearchController:
         self._keep(self._state.with_trial(trial))
 
     def _keep(self, state: SearchState) -> None:
-        """Retrier with the storage loses nothing as long as this process lives: the next event is written with all."""
+        """Trouble with the storage loses nothing as long as this process lives: the next event is written with all."""
         with self._lock:
             self._state = state
             try:

@@ -190,12 +190,12 @@ def trials_at_once(plan: SearchPlan) -> int:
         return _asked_of_a_growing_cluster(plan)
     resources = plan.loaded.job.resources
     sizes = [node.size for node in live_nodes()]
-    shares = _shares(resources)
-    fit = trials_that_fit(sizes, shares)
+    requests = _requests(resources)
+    fit = trials_that_fit(sizes, requests)
     asked = plan.loaded.search.max_concurrent
     if fit == 0 or (asked or 0) > fit:
         room = ", ".join(f"{cpus:g} CPUs and {gpus} GPUs" for cpus, gpus in sizes)
-        each = f"{len(shares)} workers with {shares[0].cpus:g} CPUs and {shares[0].gpus:g} GPUs"
+        each = f"{len(requests)} workers with {requests[0].cpus:g} CPUs and {requests[0].gpus:g} GPUs"
         remedy = f"lower it to {fit} or leave it out" if fit else "lower base.resources, or use a larger cluster"
         raise RequestError(
             f"search.max_concurrent: {asked or 1} trials of {each} are asked for at once, and {fit} fit into this Ray "
@@ -215,7 +215,7 @@ def _asked_of_a_growing_cluster(plan: SearchPlan) -> int:
     return min(asked, plan.most_trials)
 
 
-def _shares(resources: ResourcesConfig) -> list[ResourceRequest]:
+def _requests(resources: ResourcesConfig) -> list[ResourceRequest]:
     return [ResourceRequest(resources.cpus_per_worker, gpus_per_worker(resources))] * resources.max_workers
 
 

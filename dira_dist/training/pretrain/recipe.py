@@ -24,7 +24,7 @@ from dira_dist.objectives.parts import (
 )
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
-from dira_dist.training.running_guards import RunningGuards
+from dira_dist.training.pretrain.running_guards import PretrainGuards
 from dira_dist.training.stages import Position, StageConfig
 from dira_dist.training.task import Recipe
 from dira_dist.views import ViewsConfig, check_viewable
@@ -136,8 +136,8 @@ class PretrainRecipe(Recipe):
     def main_metric(self) -> str:
         return PROBE_AUROC.name if self.probe is not None else RANKME.name
 
-    def running_guards(self) -> RunningGuards:
-        return RunningGuards(self.adversarial.loss)
+    def running_guards(self) -> PretrainGuards:
+        return PretrainGuards(self.adversarial.loss)
 
     def ways_to_save_memory(self, *, on_gpu: bool) -> list[str]:
         ways = ["precision: bf16"] if on_gpu and self.precision == "fp32" else []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dira_dist.objectives.adversarial import AdversarialLoss, discriminator_loss
-from dira_dist.training.running_guards import UNDECIDED_LOSS, WON_REPORTS, RunningGuards
+from dira_dist.training.pretrain.running_guards import UNDECIDED_LOSS, WON_REPORTS, PretrainGuards
 
 HEALTHY = {"val/rankme": 40.0, "val/feature_std": 0.3, "val/collapsed": 0.0}
 
@@ -25,7 +25,7 @@ def probed(auroc: float, low: float = 0.02, few: float = 0.7) -> dict[str, float
     }
 
 
-def losses(guards: RunningGuards, *values: float, first_step: int = 1, name: str = "discriminative") -> list[str]:
+def losses(guards: PretrainGuards, *values: float, first_step: int = 1, name: str = "discriminative") -> list[str]:
     """Reports of a loss, one for each step."""
     found = []
     for step, value in enumerate(values, first_step):
@@ -34,7 +34,7 @@ def losses(guards: RunningGuards, *values: float, first_step: int = 1, name: str
 
 
 def test_a_sound_run_is_not_warned_of() -> None:
-    guards = RunningGuards("lsgan")
+    guards = PretrainGuards("lsgan")
     assert guards.evaluated("untrained", 0, probed(0.86)) == []
     assert losses(guards, 3.0, 6.2, 6.0, 5.5) == []
     assert losses(guards, *[0.2, 0.15, 0.1] * 4, name="discriminator") == []
@@ -43,7 +43,7 @@ def test_a_sound_run_is_not_warned_of() -> None:
 
 
 def test_a_probe_that_falls_while_the_loss_falls() -> None:
-    guards = RunningGuards("lsgan")
+    guards = PretrainGuards("lsgan")
     guards.evaluated("untrained", 0, probed(0.866))
     assert losses(guards, 3.0, 6.2, 5.6) == []
     (text,) = guards.evaluated("1-di", 3, probed(0.82))
@@ -53,7 +53,7 @@ def test_a_probe_that_falls_while_the_loss_falls() -> None:
 
 
 def test_few_labels_show_it_first() -> None:
-    guards = RunningGuards("lsgan")
+    guards = PretrainGuards("lsgan")
     guards.evaluated("untrained", 0, probed(0.866, few=0.773))
     losses(guards, 8.0, 5.6)
     (text,) = guards.evaluated("1-di", 2, probed(0.864, few=0.631))
@@ -72,7 +72,7 @@ def test_few_labels_show_it_first() -> None:
     ],
 )
 def test_what_is_no_fall(now: dict[str, float], reports: list[float]) -> None:
-    guards = RunningGuards("lsgan")
+    guards = PretrainGuards("lsgan")
     guards.evaluated("untrained", 0, probed(0.866))
     losses(guards, *reports)
     assert guards.evaluated("1-di", 2, now) == []
@@ -80,7 +80,7 @@ def test_what_is_no_fall(now: dict[str, float], reports: list[float]) -> None:
 
 def test_an_evaluation_is_held_against_the_reports_before_its_checkpoint() -> None:
     """Evaluations come late: here after the whole training."""
-    guards = RunningGuards("lsgan")
+    guards = PretrainGuards("lsgan")
     losses(guards, 6.0, 6.0, 6.0, 5.0)
     guards.evaluated("untrained", 0, probed(0.866))
     assert guards.evaluated("step-3", 3, probed(0.8)) == [], "the loss fell after it"
@@ -88,14 +88,14 @@ def test_an_evaluation_is_held_against_the_reports_before_its_checkpoint() -> No
 
 
 def test_a_loss_below_zero_falls_too() -> None:
-    guards = RunningGuards("lsgan")
+    guards = PretrainGuards("lsgan")
     guards.evaluated("untrained", 0, probed(0.866))
     losses(guards, -0.2, -0.9)
     assert len(guards.evaluated("1-di", 2, probed(0.8))) == 1
 
 
 def test_where_only_restoration_is_trained_its_loss_counts() -> None:
-    guards = RunningGuards("lsgan")
+    guards = PretrainGuards("lsgan")
     guards.evaluated("untrained", 0, {"probe/auroc": 0.9})
     losses(guards, 0.1, 0.05, name="restorative")
     assert guards.evaluated("step-1", 1, {"probe/auroc": 0.86}) == [], "without intervals a small fall may be chance"
@@ -105,7 +105,7 @@ def test_where_only_restoration_is_trained_its_loss_counts() -> None:
 
 @pytest.mark.parametrize(("name", "words"), [("val/rankme", "effective rank"), ("val/feature_std", "spread")])
 def test_dimensions_that_are_lost(name: str, words: str) -> None:
-    guards = RunningGuards("lsgan")
+    guards = PretrainGuards("lsgan")
     guards.evaluated("untrained", 0, HEALTHY)
     assert guards.evaluated("1-di", 5, HEALTHY | {name: HEALTHY[name] * 3}) == []
     assert guards.evaluated("2-dir", 8, HEALTHY | {name: HEALTHY[name] * 1.6}) == []
@@ -116,8 +116,8 @@ def test_dimensions_that_are_lost(name: str, words: str) -> None:
 
 def test_a_collapse_is_told_of_what_was_trained_alone() -> None:
     dead = {"val/collapsed": 1.0, "val/rankme": 1.2, "val/feature_std": 0.3}
-    assert RunningGuards("lsgan").evaluated("untrained", 0, dead) == []
-    (text,) = RunningGuards("lsgan").evaluated("1-di", 7, dead)
+    assert PretrainGuards("lsgan").evaluated("untrained", 0, dead) == []
+    (text,) = PretrainGuards("lsgan").evaluated("1-di", 7, dead)
     assert "at 1-di the encoder hardly tells its inputs apart (val/rankme 1.2, val/feature_std 0.3)" in text
 
 
@@ -127,7 +127,7 @@ def test_a_discriminator_that_has_won(kind: AdversarialLoss) -> None:
     same = torch.full((2, 1, 3, 3), best)
     undecided = float(discriminator_loss(same, same, kind))
     assert undecided == pytest.approx(UNDECIDED_LOSS[kind])
-    guards = RunningGuards(kind)
+    guards = PretrainGuards(kind)
     won = undecided / 100
     assert losses(guards, *[won] * (WON_REPORTS - 1), undecided, name="discriminator") == []
     assert losses(guards, *[won] * (WON_REPORTS - 1), name="discriminator") == [], "not in a row"
@@ -136,7 +136,7 @@ def test_a_discriminator_that_has_won(kind: AdversarialLoss) -> None:
 
 
 def test_figures_that_could_not_be_measured_say_nothing() -> None:
-    guards = RunningGuards("lsgan")
+    guards = PretrainGuards("lsgan")
     guards.evaluated("untrained", 0, probed(math.nan) | {"val/rankme": math.nan})
     losses(guards, 6.0, 5.0)
     assert guards.evaluated("1-di", 2, probed(0.4)) == []
