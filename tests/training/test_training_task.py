@@ -1,16 +1,18 @@
 """Pretraining as a task: which parts are computed, kept and packaged is one answer, whoever asks."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from line import LineJob
 from torch import Tensor, nn
 
 import dira_dist
 from dira_dist.config import RequestError
-from dira_dist.jobs.load import load_job
+from dira_dist.jobs.load import job_schema, load_job
 from dira_dist.jobs.pretrain import PretrainJob
 from dira_dist.models.backbone import Backbone, BackboneSection
 from dira_dist.models.discriminator import DiscriminatorConfig
@@ -188,3 +190,15 @@ def test_the_machinery_asks_a_backbone_for_no_second_dimension(objective: Any, c
     before = networks.unet.encoder.convolution.weight.clone()
     result = step(Views(first, second, first[:, : networks.unet.restored_channels], torch.arange(2)), 0)
     assert result.finite and not torch.equal(networks.unet.encoder.convolution.weight, before)
+
+
+def test_a_search_may_be_over_any_kind() -> None:
+    schema = json.dumps(job_schema())
+    for kind, base in ((LineJob, {"kind": "line"}), (PretrainJob, {"stages": [{"objective": "re", "steps": 1}]})):
+        search = {"kind": "tune", "name": "s", "search": {"space": {"seed": {"choices": [0, 1]}}}, "base": {"data": {"train": "x"}, **base}}
+        found = load_job(search)
+        assert type(found.job) is kind
+        assert found.job.name == "s"
+        assert kind.__name__ in schema
+    with pytest.raises(RequestError, match="found 'knitting'; allowed: 'line', 'pretrain'"):
+        load_job({**search, "base": {"kind": "knitting"}})
