@@ -195,7 +195,12 @@ def test_the_machinery_asks_a_backbone_for_no_second_dimension(objective: Any, c
 def test_a_search_may_be_over_any_kind() -> None:
     schema = json.dumps(job_schema())
     for kind, base in ((LineJob, {"kind": "line"}), (PretrainJob, {"stages": [{"objective": "re", "steps": 1}]})):
-        search = {"kind": "tune", "name": "s", "search": {"space": {"seed": {"choices": [0, 1]}}}, "base": {"data": {"train": "x"}, **base}}
+        search = {
+            "kind": "tune",
+            "name": "s",
+            "search": {"space": {"seed": {"choices": [0, 1]}}},
+            "base": {"data": {"train": "x"}, **base},
+        }
         found = load_job(search)
         assert type(found.job) is kind
         assert found.job.name == "s"
