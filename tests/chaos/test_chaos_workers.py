@@ -86,7 +86,7 @@ def test_a_worker_that_hangs_is_named(make_job: Callable[..., ChaosJob]) -> None
                 continue
     message = str(caught.value)
     assert "the workers waited 15 s: worker " in message
-    assert "not heard of for" in message
+    assert "no heartbeat for" in message
     assert ray.is_initialized()
 
 

@@ -1,4 +1,4 @@
-"""A second task in its smallest form: a line from the brightness of an image to a number. Nothing else knows of it."""
+"""A second task in its smallest form: a line from the brightness of a pixel to a number. Nothing else knows of it."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -66,7 +66,7 @@ class LineTask:
             return Line()
 
     def inputs(self, batch: LocalBatch, span: StageSpan) -> Tensor:
-        return batch.images.float().flatten(1).mean(1, keepdim=True) / 255
+        return batch.images.float().flatten(1)[..., None] / 255
 
     def step(self, networks: Networks, span: StageSpan, device: torch.device) -> TrainStep[Tensor]:
         prepare(networks, device, ExecutionConfig())
