@@ -23,8 +23,8 @@ def estimate_memory(recipe: PretrainRecipe, workers: int, gpus: bool) -> dict[st
     """Bytes of one worker's device memory by purpose, for the stage that needs most.
 
     Counted on a step of the largest local batch, gradient checkpointing included. Under bf16 what passes is halved,
-    which is a little too much; the discriminator's own step and the allocator's slack come on top. Other workers are not
-    spoken to, so one of them may ask by itself.
+    which is a little too much; the discriminator's own step and the allocator's slack come on top. Other workers are
+    not spoken to, so one of them may ask by itself.
 
     Args:
         recipe: of the job.
