@@ -52,7 +52,23 @@ def test_runs_and_searches_of_0_1_0_are_refused_with_what_to_do(name: str, tmp_p
 
 def test_checkpoints_and_models_of_0_1_0_are_read() -> None:
     assert state.FORMAT.load(specimen(folder.MANIFEST, "0.1.0"), "m").position.step == 7
-    assert model_files.FORMAT.load(specimen(model_files.FACTS, "0.1.0"), "m").encoder == "resnet18"
+    model = model_files.FORMAT.load(specimen(model_files.FACTS, "0.1.0"), "m")
+    assert model.encoder == "resnet18" and model.decoder
+
+
+@pytest.mark.parametrize(
+    ("trained", "decoder"),
+    [
+        (["discriminative"], False),
+        (["discriminative", "restorative"], True),
+        (["adversarial"], True),
+        (["discriminative", "another"], False),
+    ],
+)
+def test_a_model_of_version_1_tells_its_decoder_by_its_parts(trained: list[str], decoder: bool) -> None:
+    values = {**json.loads(specimen(model_files.FACTS)), "version": 1, "trained": trained}
+    del values["decoder"]
+    assert model_files.FORMAT.load(json.dumps(values).encode(), "m").decoder is decoder
 
 
 @pytest.mark.parametrize("name", FORMATS)

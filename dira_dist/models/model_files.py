@@ -1,6 +1,6 @@
 """The folder that a registered model is: weights, the encoder as a program, the job, a card for people, checksums."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class ModelFacts:
         encoder: name in segmentation_models_pytorch.
         in_channels: of the network that was trained.
         image_size: pixels of the views it was trained on, a side or one for each axis.
-        trained: the parts whose losses were minimised; without restoration there is no trained decoder.
+        trained: the parts whose losses were minimised.
+        decoder: whether any of them trained the decoder; the model holds none otherwise.
         settings: what a person asks first: method, loss weights, stages, batch, precision ...
         data: address, digest, number of samples ...
         quality: measured figures.
@@ -57,6 +58,7 @@ class ModelFacts:
     in_channels: int
     image_size: int | tuple[int, ...]
     trained: tuple[str, ...] = ()
+    decoder: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -71,7 +73,8 @@ class ModelFile:
         encoder: name in segmentation_models_pytorch.
         in_channels: of the network that was trained.
         image_size: pixels of the views it was trained on, a side or one for each axis.
-        trained: the parts whose losses were minimised; without restoration there is no trained decoder.
+        trained: the parts whose losses were minimised.
+        decoder: whether any of them trained the decoder; the model holds none otherwise.
         encoder_names: library whose names ``encoder.safetensors`` has.
         feature_channels: of what ``features.pt2`` gives.
         features: the expression by which the library's model gives the same features.
@@ -81,6 +84,7 @@ class ModelFile:
     in_channels: int
     image_size: int | tuple[int, ...]
     trained: list[str]
+    decoder: bool
     encoder_names: Format
     feature_channels: int
     features: str
@@ -94,10 +98,16 @@ def _from_0_1_0(values: dict[str, Any]) -> dict[str, Any]:
     """The stages' names alone said then what was trained, and ``dira`` was among them unless all were ``di``."""
     stages = str(values.get("settings", {}).get("stages", "dira")).split(" -> ")
     restored = [] if set(stages) == {"di"} else ["restorative"]
-    return {"trained": ["discriminative", *restored], **values}
+    return _from_1({"trained": ["discriminative", *restored], **values})
 
 
-FORMAT = FileFormat(ModelFile, version=1, upgrades={None: _from_0_1_0})
+def _from_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Whether there is a decoder was told by the parts then, of which these two trained one."""
+    trained = values.get("trained", ())
+    return {"decoder": "restorative" in trained or "adversarial" in trained, **values}
+
+
+FORMAT = FileFormat(ModelFile, version=2, upgrades={None: _from_0_1_0, 1: _from_1})
 
 
 def write_model_folder(
@@ -147,7 +157,7 @@ def write_model_folder(
 
 
 def read_facts(folder: Path) -> ModelFile:
-    """What ``model.json`` says; one that dira-dist 0.1.0 wrote is read as well.
+    """What ``model.json`` says; older ones are read as well.
 
     Raises:
         RequestError: if the folder is no model folder.
@@ -194,7 +204,7 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
     """The card in Markdown: what it is, how to load it, data, settings, quality, licence, use and limits."""
     loading = "\n".join((*exported.loading_lines("encoder.safetensors").splitlines(),))
     quality = {name: f"{value:.4g}" for name, value in facts.quality.items()}
-    decoder = "and U-Net decoder" if exported_decoder(facts.trained) else "(its decoder was not trained)"
+    decoder = "and U-Net decoder" if facts.decoder else "(its decoder was not trained)"
     sections = [
         f"# {facts.name}\n",
         f"Encoder `{facts.encoder}` {decoder}, pretrained by DiRA without labels (parts: {', '.join(facts.trained)}), "
@@ -208,11 +218,6 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
         _NOTICE,
     ]
     return "\n".join(sections)
-
-
-def exported_decoder(trained: Sequence[str]) -> bool:
-    """Whether a model of these trained parts has a decoder worth having: whatever restores trains it."""
-    return any(part != "discriminative" for part in trained)
 
 
 def _side_by_side(image_size: int | tuple[int, ...]) -> str:
@@ -243,6 +248,7 @@ def _model_file(facts: ModelFacts, library: Format, exported: Exported, channels
         in_channels=facts.in_channels,
         image_size=facts.image_size,
         trained=list(facts.trained),
+        decoder=facts.decoder,
         encoder_names=library,
         feature_channels=channels,
         features=exported.features,

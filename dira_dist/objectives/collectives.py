@@ -6,6 +6,9 @@ global batch**. The mean over workers is what :class:`torch.nn.parallel.Distribu
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +68,22 @@ def gather(value: Any) -> list[Any]:
     return found
 
 
+_ALONE = ContextVar("_ALONE", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this worker is the whole batch though there be a process group: for what it computes for itself."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def is_distributed() -> bool:
     """Whether there are other workers to speak to."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not _ALONE.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def sum_over_workers(tensor: Tensor) -> Tensor:

@@ -86,6 +86,14 @@ class MethodSection(Section):
     name: str
 
     @property
+    def example_labels(self) -> Mapping[str, Any] | None:
+        """Labels as some sample may have them, for an estimate of memory; None leaves the method's own part out of it.
+
+        With these the loss is computed on the meta device, where no tensor has numbers to ask for.
+        """
+        return None
+
+    @property
     def least_batch(self) -> int:
         """Smallest global batch that the loss can be estimated from; a smaller one is warned of."""
         return 1

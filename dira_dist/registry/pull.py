@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dira_dist.config import RequestError
 from dira_dist.models.export import Format, export, save_weights
-from dira_dist.models.model_files import FACTS, ModelFile, exported_decoder, read_facts
+from dira_dist.models.model_files import FACTS, ModelFile, read_facts
 from dira_dist.registry.checkpoint import download_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.fetch import fetch
@@ -101,7 +101,7 @@ def _fetch(
 
 def _check_decoder(model: str, facts: ModelFile) -> None:
     """The format ``smp`` is encoder and decoder."""
-    if not exported_decoder(facts.trained):
+    if not facts.decoder:
         raise RequestError(
             f"--format smp: {model} has no trained decoder, for its stages were discriminative alone; take torchvision "
             "or timm for the encoder, or pretrain with a stage that restores (dir, dira, re, rea)"

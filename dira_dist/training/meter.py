@@ -19,6 +19,7 @@ from dira_dist.metrics import (
     STEP_S,
     WORKERS,
 )
+from dira_dist.objectives.collectives import is_distributed
 
 
 class Meter:
@@ -87,7 +88,7 @@ class Meter:
         counts = counts.to(self._device)
         worst = [self._wait_s / elapsed, elapsed, _peak_memory_bytes(self._device)]
         worst_of_all = torch.tensor(worst, dtype=torch.float64, device=self._device)
-        if distributed.is_available() and distributed.is_initialized():
+        if is_distributed():
             distributed.all_reduce(counts)
             distributed.all_reduce(worst_of_all, op=distributed.ReduceOp.MAX)
         wait_share, elapsed, memory = worst_of_all.tolist()
@@ -101,7 +102,7 @@ class Meter:
             SKIPPED_STEPS.name: float(self._skipped),
             BAD_SAMPLES.name: bad_samples,
             SAMPLE_FINGERPRINT.name: fingerprint,
-            WORKERS.name: float(distributed.get_world_size()) if distributed.is_initialized() else 1.0,
+            WORKERS.name: float(distributed.get_world_size()) if is_distributed() else 1.0,
         }
         self.restart()
         return report

@@ -1,14 +1,24 @@
 """What a step is said to take beforehand, beside what it takes."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dira_dist.jobs.load import load_job
 from dira_dist.jobs.preflight import estimate_memory
+from dira_dist.models.discriminator import PatchDiscriminator
+from dira_dist.objectives import METHODS, GlobalBatch, Method
+from dira_dist.objectives.collectives import is_distributed
+from dira_dist.objectives.method import MethodInputs, Need
+from dira_dist.objectives.parts import Objective, active_parts
 from dira_dist.training.memory import LiveTensors
-from dira_dist.training.pretrain.networks import build_networks
+from dira_dist.training.pretrain.memory import stage_activation_bytes
+from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
 from dira_dist.training.pretrain.task import pretrain_step
 from dira_dist.views import Views
 
@@ -63,3 +73,76 @@ def test_the_estimate_follows_the_job() -> None:
         usual["key encoder and queue"] - 65_000 * 128 * 4
     )
     assert sum(estimate_memory(_job(resources={"workers": 4})).values()) < sum(usual.values())
+
+
+@pytest.mark.parametrize("precision", [None, "auto"])
+def test_gpus_halve_what_passes_unless_told_otherwise(precision: str | None) -> None:
+    def passing(gpus: bool, precision: str | None) -> int:
+        return estimate_memory(_job(precision=precision, resources={"gpus_per_worker": int(gpus)}))[
+            "activations and gradients"
+        ]
+
+    assert passing(True, precision) == passing(False, "bf16") < passing(True, "fp32") == passing(False, precision)
+
+
+STAGES = [[{"objective": objective, "steps": 1}] for objective in ("di", "dir", "dira", "re", "rea")]
+
+
+@pytest.mark.parametrize("stages", STAGES, ids=lambda stages: stages[0]["objective"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_estimated(method: str, stages: list[dict[str, Any]]) -> None:
+    parts = estimate_memory(_job(batch=4, method={"name": method}, stages=stages))
+    assert all(math.isfinite(size) for size in parts.values())
+    assert parts["activations and gradients"] > 0 and parts["weights"] > 0
+
+
+class Greedy(Method):
+    """Asks for everything that a method may ask for beside a second view."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(features, 1000)
+
+    def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
+        assert inputs.second_view is None and inputs.pooled is None, "only what is asked for is given"
+        assert inputs.maps is not None and inputs.labels is not None and inputs.distortion is not None
+        pooled = inputs.maps[-1].mean((2, 3))
+        age = torch.tensor([label["age"] for label in inputs.labels], device=pooled.device)
+        wanted = age + inputs.distortion["kind"]
+        return batch.local_weight * (self.head(pooled) - wanted[:, None]).square().mean()
+
+
+@pytest.mark.parametrize("objective", ["di", "dira"])
+def test_a_method_that_needs_labels_can_be_estimated(objective: Objective) -> None:
+    job = _job()
+    with torch.device("meta"):
+        unet = job.model.build()
+        needs = frozenset[Need]({"maps", "labels", "distortion"})
+        discriminator = PatchDiscriminator(job.adversarial.discriminator, unet.dims, unet.restored_channels)
+        networks = PretrainNetworks(unet, Greedy(unet.channels), discriminator, needs=needs)
+    given = networks, active_parts(objective), job.adversarial, 4, (64, 64)
+    encoded, whole = stage_activation_bytes(*given), stage_activation_bytes(*given, {"age": 3.0})
+    assert 0 < encoded < whole
+    assert networks.needs == needs and isinstance(networks.method, Greedy), "an estimate changes nothing"
+
+
+@pytest.fixture
+def two_workers() -> Iterator[None]:
+    """A group of two, of which the other one answers to nothing."""
+    store = FakeStore()
+    torch.distributed.init_process_group("fake", store=store, rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+METHOD_SETTINGS = {"barlow_twins": {"projector_width": 256}, "moco_v2": {"queue_size": 64}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_among_others_estimates_as_one_alone(method: str, request: pytest.FixtureRequest) -> None:
+    job = _job(method={"name": method, **METHOD_SETTINGS.get(method, {})}, execution={"gradient_compression": "bf16"})
+    beforehand = estimate_memory(job)
+    request.getfixturevalue("two_workers")
+    assert is_distributed()
+    assert estimate_memory(job) == beforehand
+    assert is_distributed(), "the other worker is there again"

@@ -111,6 +111,7 @@ def test_a_model_holds_what_was_trained(tmp_path: Path) -> None:
     assert not (di / "discriminator.safetensors").exists() and (dira / "discriminator.safetensors").exists()
     assert (di / "unet.safetensors").stat().st_size < (dira / "unet.safetensors").stat().st_size
     assert read_facts(di).trained == ["discriminative"]
+    assert not read_facts(di).decoder and read_facts(dira).decoder
     assert "its decoder was not trained" in (di / CARD).read_text()
     assert "parts: discriminative, restorative, adversarial" in (dira / CARD).read_text()
     _check_decoder("models:/a/1", read_facts(dira))

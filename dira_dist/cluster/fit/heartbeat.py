@@ -12,6 +12,7 @@ from torch import distributed
 
 from dira_dist.background import Background
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, StopRequest
+from dira_dist.objectives.collectives import is_distributed
 
 EVERY_S = 1.0
 
@@ -39,7 +40,7 @@ class Heartbeat(Background):
 
     def requested(self) -> bool:
         """Whether any worker knows of a request to stop: the same answer on all of them; a collective."""
-        if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        if not is_distributed():
             return self._request != ""
         requested_anywhere = torch.tensor([float(self._request != "")], device=self._device)
         distributed.all_reduce(requested_anywhere, op=distributed.ReduceOp.MAX)

@@ -8,10 +8,8 @@ from dira_dist.cluster.fit.session import FitSession
 from dira_dist.cluster.outcome import JobOutcome
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.evaluation.pictures import LOSSES
-from dira_dist.jobs.base import TrainingJob
 from dira_dist.registry.publish import publish
 from dira_dist.runs.evaluations import best, by_label, figures_of, read_evaluations
-from dira_dist.runs.run import read_run
 from dira_dist.tracking.history import draw_losses
 from dira_dist.tracking.protocol import Run
 from dira_dist.tracking.run import TrackingRun
@@ -92,16 +90,10 @@ def _published(session: FitSession, run_id: str, checkpoint: Checkpoint, quality
         return ""
     data = {"address": session.loaded.public["data"]["train"], "images": train.samples, "digest": train.digest}
     try:
-        task = _as_it_ran(session).task()
+        task = session.job_as_it_ran.task()
         return publish(job.tracking, run_id, checkpoint, quality, data, task=task, tags=session.tags).address
     except RequestError as error:
         raise JobFailedError(
             f"{job.name} is trained, but its model was not registered: {error}\n"
             f"its checkpoints are in {job.run_folder}; the same command registers it"
         ) from error
-
-
-def _as_it_ran(session: FitSession) -> TrainingJob:
-    """The job in the precision that its workers settled."""
-    state = read_run(session.store)
-    return session.job.in_precision(state.precision) if state and state.precision else session.job

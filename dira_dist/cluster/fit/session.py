@@ -9,6 +9,7 @@ from dira_dist.data.store import Store
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob
 from dira_dist.jobs.preflight import Preflight
+from dira_dist.runs.run import read_run
 from dira_dist.tracking.config import TrackingConfig
 
 
@@ -33,6 +34,12 @@ class FitSession:
     @property
     def job(self) -> TrainingJob:
         return self.loaded.job
+
+    @property
+    def job_as_it_ran(self) -> TrainingJob:
+        """The job in the precision that its workers settled; as it was given where they settled none."""
+        state = read_run(self.store)
+        return self.job.in_precision(state.precision) if state and state.precision else self.job
 
     @property
     def tracking(self) -> TrackingConfig:

@@ -50,7 +50,7 @@ def train_on_ray(session: FitSession, run: Run, console: Console) -> None:
             stopped = fit_until_stopped(trainer.fit, coordinator, job.resources.start_timeout_s)
             cause = coordinator.call(Coordinator.fatal)
         except ray.train.TrainingFailedError as error:
-            stopped, cause = False, coordinator.call(Coordinator.fatal) or _cause(job, error)
+            stopped, cause = False, coordinator.call(Coordinator.fatal) or _cause(session, error)
         except TimeoutError as error:
             stopped, cause = False, _no_room(job.resources, error)
         if cause:
@@ -94,7 +94,7 @@ def _run_config(job: TrainingJob, scratch: str, coordinator: CoordinatorClient) 
     )
 
 
-def _cause(job: TrainingJob, error: ray.train.TrainingFailedError) -> str:
+def _cause(session: FitSession, error: ray.train.TrainingFailedError) -> str:
     """The first failure, as far as it is known: not that of a worker which only lost its connection to a failed one."""
     failures = worker_failures(error)
     if not failures:
@@ -102,5 +102,5 @@ def _cause(job: TrainingJob, error: ray.train.TrainingFailedError) -> str:
     own = {rank: failure for rank, failure in failures.items() if not isinstance(failure, COLLATERAL_ERRORS)}
     rank, failure = min((own or failures).items())
     if isinstance(failure, ray.exceptions.OutOfMemoryError):
-        return f"worker {rank}: {advice_on_memory(job)}"
+        return f"worker {rank}: {advice_on_memory(session.job_as_it_ran)}"
     return f"worker {rank}: {type(failure).__name__}: {failure}"

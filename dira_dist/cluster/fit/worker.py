@@ -17,6 +17,7 @@ from dira_dist.data.batch import LocalBatch
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.store import RetryPolicy, open_store
 from dira_dist.data.stream import ShardStream
+from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob
 from dira_dist.objectives.collectives import gather
 from dira_dist.runs.run import keep_precision
@@ -66,9 +67,11 @@ def train_worker(setup: WorkerSetup) -> None:
     if any(gather(over)):  # all or none, or the others would wait for those that left
         return  # Ray restarts the workers after any error; the driver says the reason
     rank, device = ray.train.get_context().get_world_rank(), ray.train.torch.get_device()
+    job = setup.loaded.job
     try:
         with Heartbeat(coordinator, rank, device) as heartbeat:
-            _train(setup, device, heartbeat)
+            job = job.in_precision(precision := _precision(setup, device))
+            _train(setup, job, precision, device, heartbeat)
     except LASTING_ERRORS as error:
         coordinator.call(Coordinator.give_up, f"worker {rank}: {type(error).__name__}: {error}")
         raise
@@ -77,7 +80,7 @@ def train_worker(setup: WorkerSetup) -> None:
             raise MovedError(str(error)) from None
     except Exception as error:
         if is_out_of_memory(error):
-            advice = advice_on_memory(setup.loaded.job, device, error)
+            advice = advice_on_memory(job, device, error)
             coordinator.call(Coordinator.give_up, f"worker {rank}: {advice}")
         elif is_timeout(error) and (straggler := coordinator.call(Coordinator.straggler)):
             raise RuntimeError(
@@ -86,10 +89,10 @@ def train_worker(setup: WorkerSetup) -> None:
         raise
 
 
-def _train(setup: WorkerSetup, device: torch.device, heartbeat: Heartbeat) -> None:
-    """Train from the newest whole checkpoint, or from the start."""
-    precision = _precision(setup, device)
-    job = setup.loaded.job.in_precision(precision)
+def _train(
+    setup: WorkerSetup, job: TrainingJob, precision: Precision, device: torch.device, heartbeat: Heartbeat
+) -> None:
+    """Train ``job``, whose precision is settled, from the newest whole checkpoint, or from the start."""
     task = job.task()
     resumed = _newest_checkpoint(setup, device)
     start = task.starting_weights() if resumed is None else None

@@ -1,10 +1,15 @@
 """How much device memory a worker of a pretraining takes, from shapes alone."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dira_dist.config import per_axis
-from dira_dist.objectives import AdversarialConfig, GlobalBatch
+from dira_dist.objectives import AdversarialConfig, GlobalBatch, Method
+from dira_dist.objectives.collectives import alone
+from dira_dist.objectives.method import MethodInputs, Need
 from dira_dist.objectives.parts import ActiveParts
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.memory import activation_bytes
@@ -18,7 +23,8 @@ def estimate_memory(recipe: PretrainRecipe, workers: int, gpus: bool) -> dict[st
     """Bytes of one worker's device memory by purpose, for the stage that needs most.
 
     Counted on a step of the largest local batch, gradient checkpointing included. Under bf16 what passes is halved,
-    which is a little too much; the discriminator's own step and the allocator's slack come on top.
+    which is a little too much; the discriminator's own step and the allocator's slack come on top. Other workers are
+    not spoken to, so one of them may ask by itself.
 
     Args:
         recipe: of the job.
@@ -26,12 +32,18 @@ def estimate_memory(recipe: PretrainRecipe, workers: int, gpus: bool) -> dict[st
         gpus: whether they have GPUs, which compute in bf16 unless told otherwise.
     """
     networks = networks_on_meta(recipe.model, recipe.method, recipe.adversarial, recipe.parts())
-    stages = (_stage_memory(recipe, networks, stage, workers, gpus) for stage in recipe.stages)
+    with alone():
+        stages = [_stage_memory(recipe, networks, stage, workers, gpus) for stage in recipe.stages]
     return max(stages, key=lambda purposes: sum(purposes.values()))
 
 
 def stage_activation_bytes(
-    networks: PretrainNetworks, parts: ActiveParts, adversarial: AdversarialConfig, samples: int, size: tuple[int, ...]
+    networks: PretrainNetworks,
+    parts: ActiveParts,
+    adversarial: AdversarialConfig,
+    samples: int,
+    size: tuple[int, ...],
+    labels: Mapping[str, Any] | None = None,
 ) -> int:
     """The most that the U-Net's step takes in float32 beside what lasts: views, activations, gradients.
 
@@ -41,14 +53,25 @@ def stage_activation_bytes(
         adversarial: the adversarial part's settings.
         samples: of one worker.
         size: of the views in pixels, along each axis.
+        labels: of each sample, for a method that needs them; without them its own part is not counted.
     """
     networks.train().set_trainable(parts)
+    if "labels" in networks.needs and labels is None:
+        networks = _without_method(networks)
+    needs = networks.needs if parts.discriminates else frozenset[Need]()
     losses = PretrainLosses(networks, parts, adversarial, ExecutionConfig(channels_last=False))
 
     def loss() -> Tensor:
         shape = (samples, networks.unet.config.in_channels, *size)
-        first, second = (torch.empty(shape, device="meta") for _ in range(2))
-        views = Views(first, second, first[:, : networks.unet.restored_channels], torch.arange(samples))
+        first = torch.empty(shape, device="meta")
+        views = Views(
+            first,
+            torch.empty(shape, device="meta") if "second_view" in needs else None,
+            first[:, : networks.unet.restored_channels] if parts.restores else None,
+            torch.arange(samples),
+            {"kind": torch.empty(samples, dtype=torch.int64, device="meta")},
+            (labels,) * samples if labels is not None and "labels" in needs else None,
+        )
         autocast = torch.autocast("cpu", enabled=False)
         terms, _ = losses.terms(views, GlobalBatch((samples,)), autocast)
         return torch.stack(list(terms.values())).sum()
@@ -58,19 +81,35 @@ def stage_activation_bytes(
     return taken
 
 
+class _EncodedAlone(Method):
+    """In place of a method whose labels nobody can make up: its views pass the encoder, and no more is computed."""
+
+    def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
+        assert inputs.pooled is not None
+        loss = inputs.pooled.mean()
+        return loss if inputs.second_view is None else loss + inputs.encode(inputs.second_view).mean()
+
+
+def _without_method(networks: PretrainNetworks) -> PretrainNetworks:
+    """The same U-Net and discriminator, set to learn what they were, and what the method asks for beside labels."""
+    needs = (networks.needs - {"labels"}) | {"pooled"}
+    return PretrainNetworks(networks.unet, _EncodedAlone(), networks.discriminator, needs=needs)
+
+
 def _stage_memory(
     recipe: PretrainRecipe, networks: PretrainNetworks, stage: PretrainStage, workers: int, gpus: bool
 ) -> dict[str, int]:
     samples = -(-stage.global_batch // workers)
     size = per_axis(recipe.data.image_size, recipe.model.dims)
-    passing = stage_activation_bytes(networks, stage.parts(), recipe.adversarial, samples, size)
+    labels = recipe.method.example_labels
+    passing = stage_activation_bytes(networks, stage.parts(), recipe.adversarial, samples, size, labels)
     memory = [] if networks.method is None else [*networks.method.parameters(), *networks.method.buffers()]
     beside = [each for each in memory if not each.requires_grad]
     learned = {
         name: sum(each.nbytes for each in part.parameters() if each.requires_grad)
         for name, part in networks.named_children()
     }
-    halved = recipe.precision == "bf16" or (recipe.precision is None and gpus)
+    halved = recipe.precision == "bf16" or (recipe.precision in (None, "auto") and gpus)
     adam = 2 * learned.pop("discriminator", 0)
     weights = {id(each) for each in beside}
     return {

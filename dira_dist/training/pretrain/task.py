@@ -151,6 +151,7 @@ class PretrainTask:
             in_channels=recipe.model.in_channels,
             image_size=recipe.data.image_size,
             trained=parts.names,
+            decoder=parts.restores,
             settings=flatten(shown) | {"stages": stages},
             data=about.data,
             quality=about.quality,
