@@ -19,7 +19,8 @@ import dira_dist
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "build" / "docs"
 BESIDE = ("LICENSE", "NOTICE", "docs/site.css")
-GUIDES = ["sharding", "operations", "recovery", "evaluation", "search", "models"]  # in reading order; others follow by name
+# In reading order; others follow by name.
+GUIDES = ["sharding", "operations", "recovery", "evaluation", "search", "models"]
 
 
 def main() -> None:
