@@ -92,7 +92,7 @@ class _EncodedAlone(Method):
 
 def _without_method(networks: PretrainNetworks) -> PretrainNetworks:
     """The same U-Net and discriminator, set to learn what they were, and what the method asks for beside labels."""
-    needs = (networks.needs - {"labels"}) | {"pooled"}
+    needs = (networks.needs - {"labels"}) | frozenset[Need]({"pooled"})
     return PretrainNetworks(networks.unet, _EncodedAlone(), networks.discriminator, needs=needs)
 
 
