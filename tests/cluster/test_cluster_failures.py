@@ -19,7 +19,7 @@ from dira_dist.cluster.fit.session import FitSession
 from dira_dist.data.store import open_store
 from dira_dist.jobs.load import LoadedJob, load_job
 from dira_dist.jobs.pretrain import PretrainJob
-from dira_dist.runs.run import RunState, read_run
+from dira_dist.runs.run import RunState, keep_precision, read_run
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def begun(tmp_path: Path) -> LoadedJob:
         "precision": "auto",
         "checkpoint": {"storage": str(tmp_path)},
     }
-    loaded = load_job(values)
+    loaded: Any = load_job(values)
     RunState(loaded.public, {}).write(open_store(loaded.job.run_folder))
     return loaded
 
@@ -89,7 +89,7 @@ def test_a_machine_out_of_memory_is_advised_on_in_the_precision_of_the_run(begun
     facts: Any = None
     session = FitSession(begun, facts, store, None, {})
     assert session.job_as_it_ran == begun.job
-    worker.keep_precision(store, "bf16")
+    keep_precision(store, "bf16")
     assert (state := read_run(store)) and state.precision == session.job_as_it_ran.precision == "bf16"
     error: Any = WorkerGroupError("one has ended", {1: ray.exceptions.OutOfMemoryError("killed")})
     assert trainer._cause(session, error) == f"worker 1: {advice_on_memory(begun.job.in_precision('bf16'))}"
