@@ -108,6 +108,7 @@ tracking: {{uri: "sqlite:///{tmp_path}/{name}.db", register_as: line, log_every_
         jobs.append(ChaosJob(tmp_path, name, 60, f"{tmp_path}/runs"))
     unbroken, broken = jobs
     outcome = unbroken.run()
+    assert unbroken.run() == outcome, "a finished run tells how it ended"
     with when(lambda: broken.has_reached(20), lambda: worker_processes()[0].kill()):
         broken.run()
     assert broken.setbacks()[0] == 1
