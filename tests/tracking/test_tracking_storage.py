@@ -10,6 +10,7 @@ import boto3
 import numpy as np
 import pytest
 import torch
+from line import LineJob
 from mlflow import MlflowClient
 from mlflow_server import MlflowServer
 
@@ -243,6 +244,22 @@ def test_a_checkpoint_without_a_run_gets_one_when_it_is_registered(tmp_path: Pat
     assert seen[-1][0] == seen[-1][1] > 1_000_000
     assert json.loads((tmp_path / "runs" / "untracked" / "evaluations.json").read_text())["evaluations"][0]["step"] == 7
     assert pulled.path.is_file()
+
+
+def test_versions_are_compared_by_the_figure_of_their_task_and_in_its_direction(tmp_path: Path) -> None:
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", register_as="line", system_metrics_every_s=0)
+    job = LineJob.model_validate({"name": "line", "data": {"train": "a"}}).model_dump(mode="json")
+    run = TrackingRun.create(config, "line", job)
+    moved = []
+    for number, error in enumerate((0.3, 0.5, 0.1)):
+        weights = {"line.weight": torch.full((1, 1), float(number)), "line.bias": torch.zeros(1)}
+        checkpoint = Checkpoint(Position(step=5), job, run.run_id, tensors={"networks": weights})
+        quality = {"val/rankme": -float(number), "val/error": error}
+        moved.append(publish(config, run.run_id, checkpoint, quality, DATA).is_best)
+    run.finish("FINISHED")
+    assert moved == [True, False, True]
+    tags = MlflowClient(config.uri).get_model_version_by_alias("line", "best").tags
+    assert (tags["dira.metric"], tags["dira.metric_value"]) == ("val/error", "0.1")
 
 
 def test_what_cannot_be_pulled_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dira_dist.config import JobFailedError, RequestError
 from dira_dist.evaluation.pictures import LOSSES
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.registry.publish import publish
-from dira_dist.runs.evaluations import best, by_label, figures_of, read_evaluations
+from dira_dist.runs.evaluations import by_label, figures_of, read_evaluations
 from dira_dist.runs.run import read_run
 from dira_dist.tracking.history import draw_losses
 from dira_dist.tracking.protocol import Run
@@ -26,7 +26,7 @@ class Outcome(JobOutcome):
     Attributes:
         steps: optimiser steps of all stages.
         checkpoint: address of the last checkpoint.
-        best: address of the checkpoint with the highest ``checkpoint.best``; empty where nothing was evaluated.
+        best: address of the checkpoint that is best by ``checkpoint.best``; empty where nothing was evaluated.
         model: ``models:/name/version`` of the registered model, or an empty string.
         quality: the figures of the networks before and after each stage, by stage and name.
     """
@@ -58,7 +58,7 @@ def conclude(session: FitSession, run: Run) -> Outcome:
             raise session.undelivered()
     log_late(run, session.store)
     evaluations = read_evaluations(session.store)
-    best_one = best(evaluations, job.checkpoint.best)
+    best_one = job.best_evaluation(evaluations)
     for gone in folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else []):
         run.log_removal(step_of(gone))
     return Outcome(
@@ -92,8 +92,8 @@ def _published(session: FitSession, run_id: str, checkpoint: Checkpoint, quality
         return ""
     data = {"address": job.data.train, "images": train.samples, "digest": train.digest}
     try:
-        task = _as_it_ran(session).task()
-        return publish(job.tracking, run_id, checkpoint, quality, data, task=task, tags=session.tags).address
+        recipe = _as_it_ran(session)
+        return publish(job.tracking, run_id, checkpoint, quality, data, recipe=recipe, tags=session.tags).address
     except RequestError as error:
         raise JobFailedError(
             f"{job.name} is trained, but its model was not registered: {error}\n"
