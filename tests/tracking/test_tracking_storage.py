@@ -19,6 +19,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.evaluation.features import extract_features
 from dira_dist.jobs.load import load_job
+from dira_dist.models import model_files
 from dira_dist.registry.publish import publish, register
 from dira_dist.registry.pull import pull
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation
@@ -280,6 +281,26 @@ def test_what_cannot_be_pulled_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(RequestError, match=r"state\.pt is damaged where it is stored"):
         pull(address, tmp_path / "weights", format="timm")
+
+
+def test_a_pull_that_was_broken_off_while_it_wrote_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = a_job("job", str(tmp_path / "runs"))
+    address = stored(checkpoint_of(networks_of(job), job, "", 7), tmp_path / "w", {})
+
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model_files, "write_checksums", interrupted)
+        pull(address, tmp_path / "weights", format="timm")
+    assert list((tmp_path / "weights").glob(".pulling-*/model/unet.safetensors"))
+    pulled = pull(address, tmp_path / "weights", format="timm")
+    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == [
+        pulled.path.name,
+        f"{pulled.path.name}.sha256",
+    ]
 
 
 def test_what_cannot_be_registered_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
