@@ -137,7 +137,7 @@ CHECKPOINT_STEP = Metric(
 
 CATALOGUE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
-# By which checkpoints and models are compared, and trials where a search names nothing: the first that was measured.
+# By which checkpoints and models are compared where their task names nothing that was measured: the first that was.
 RANKING = (PROBE_AUROC.name, RANKME.name)
 
 

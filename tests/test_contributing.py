@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import GlobalBatch, MethodConfig
+from dira_dist.objectives.method import MethodInputs
 
 view = torch.rand(4, 1, 8, 8)
 encode = lambda images: images.flatten(1)
@@ -25,7 +26,9 @@ losses = []
 for strength in (1.0, 3.0):
     section = TypeAdapter(MethodConfig).validate_python({"name": "pull", "strength": strength})
     method = section.build(torch.nn.Identity(), 64)
-    losses.append(method(encode(view), view.flip(3), encode, GlobalBatch((4,))))
+    inputs = MethodInputs(encode, pooled=encode(view), second_view=view.flip(3))
+    assert section.needs == {"pooled", "second_view"}
+    losses.append(method(inputs, GlobalBatch((4,))))
 assert losses[0] > 0 and torch.isclose(losses[1], 3 * losses[0])
 print("done")
 """

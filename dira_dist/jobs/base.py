@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from dira_dist.config import MAY_CHANGE, Document, RequestError, Section
 from dira_dist.data.order import choose_lanes
 from dira_dist.data.shards import ShardSetIndex
+from dira_dist.runs.evaluations import EvaluationEntry, best
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.loop import GuardConfig
 from dira_dist.training.precision import Precision
@@ -145,6 +146,11 @@ class TrainingJob(Recipe):
             train: index of the training set.
         """
         return []
+
+    def best_evaluation(self, evaluations: list[EvaluationEntry]) -> EvaluationEntry | None:
+        """That of the checkpoint to keep, by ``checkpoint.best``; none where none has its figure."""
+        named = self.checkpoint.best
+        return best(evaluations, self.ranking() if named is None else (named,), self.better)
 
     @property
     def run_folder(self) -> str:

@@ -11,7 +11,7 @@ from dira_dist.config import RequestError, flatten
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob, LoadedSearch
 from dira_dist.jobs.preflight import Preflight, lay_out, preflight
-from dira_dist.metrics import Mode, better, find
+from dira_dist.metrics import Mode, find
 from dira_dist.search.config import Dimension
 from dira_dist.search.ranking import CONFIRMED, Goal
 from dira_dist.search.rungs import Rungs, plan_rungs
@@ -139,7 +139,7 @@ def _goal(loaded: LoadedSearch) -> Goal:
             near = difflib.get_close_matches(metric, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise RequestError(f"search.metric: nobody reports {metric!r} here; {hint}known: {', '.join(known)}")
-    natural: tuple[Mode, ...] = tuple(map(better, metrics))
+    natural: tuple[Mode, ...] = tuple(map(job.better, metrics))
     return Goal(metrics, search.modes or natural)
 
 

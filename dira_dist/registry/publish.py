@@ -22,7 +22,7 @@ from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.run import TrackingRun
 from dira_dist.tracking.server import ask, connect
 from dira_dist.training.state import Checkpoint
-from dira_dist.training.task import About, Task, recipe_of
+from dira_dist.training.task import About, Recipe, recipe_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def publish(
     quality: Mapping[str, float],
     data: Mapping[str, Any],
     *,
-    task: Task | None = None,
+    recipe: Recipe | None = None,
     tags: Mapping[str, str] | None = None,
     timeout_s: float = REGISTRY_TIMEOUT_S,
 ) -> Registered:
@@ -52,16 +52,17 @@ def publish(
         run_id: the run that made them.
         checkpoint: of a finished run.
         quality: what the checkpoint's networks were evaluated to be, may be empty; by the first figure of
-            :data:`dira_dist.metrics.RANKING` in it versions are compared.
+            the recipe's ranking in it versions are compared.
         data: what the card says of the training images; ``digest`` becomes a tag.
-        task: that trained it; made again from the checkpoint's own job if none.
+        recipe: of the task that trained it; the checkpoint's own if none.
         tags: more of them, such as the search that a run was a part of.
         timeout_s: how long a registry that does not answer is waited for.
 
     Raises:
         RequestError: the registry is away for longer, or refuses.
     """
-    job, task = checkpoint.job, task or recipe_of(checkpoint.job).task()
+    job, recipe = checkpoint.job, recipe or recipe_of(checkpoint.job)
+    task = recipe.task()
     about = About(
         name=str(config.register_as),
         data=data,
@@ -72,8 +73,8 @@ def publish(
     )
     with tempfile.TemporaryDirectory() as scratch:
         package = task.package(checkpoint.tensors, checkpoint.position, Path(scratch) / "model", about)
-        figure = ranked_by(quality)
-        metric = None if figure is None else Metric(figure, quality[figure])
+        figure = ranked_by(quality, recipe.ranking())
+        metric = None if figure is None else Metric(figure, quality[figure], recipe.better(figure) == "max")
         notes = {**task.notes(), "train_digest": data.get("digest", "")}
         own = {f"dira.{name}": str(value) for name, value in notes.items()} | dict(tags or {})
         return register_version(config, run_id, package, metric=metric, tags=own, timeout_s=timeout_s)

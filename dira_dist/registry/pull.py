@@ -94,6 +94,7 @@ def _fetch(
     else:
         found = download_checkpoint(model, work, progress).checkpoint
         task = recipe_of(found.job).task()
+        shutil.rmtree(work / "model", ignore_errors=True)  # of a call that was broken off while it wrote
         package = task.package(found.tensors, found.position, work / "model", About(found.job["name"]))
         folder = package.folder
     return load_file(folder / "unet.safetensors"), read_facts(folder)
@@ -103,8 +104,9 @@ def _check_decoder(model: str, facts: ModelFile) -> None:
     """The format ``smp`` is encoder and decoder."""
     if not facts.decoder:
         raise RequestError(
-            f"--format smp: {model} has no trained decoder, for its stages were discriminative alone; take torchvision "
-            "or timm for the encoder, or pretrain with a stage that restores (dir, dira, re, rea)"
+            f"--format smp: {model} has no trained decoder, for nothing that restores was trained up to that point; "
+            "take torchvision or timm for the encoder, a later checkpoint, of a stage that restores (dir, dira, re, rea), "
+            "or pretrain with such a stage"
         )
 
 

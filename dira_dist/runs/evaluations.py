@@ -1,11 +1,12 @@
 """The figures of a run's evaluated checkpoints, ``evaluations.json``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dira_dist.data.store import MissingObjectError, Store
 from dira_dist.formats import FileFormat
-from dira_dist.metrics import RANKING
+from dira_dist.metrics import RANKING, Mode
+from dira_dist.metrics import better as catalogued
 from dira_dist.runs.folder import EVALUATIONS
 
 
@@ -69,21 +70,27 @@ def figures_of(evaluations: list[EvaluationEntry], checkpoint: str) -> dict[str,
     return next((each.metrics for each in evaluations if each.checkpoint == checkpoint), {})
 
 
-def best(evaluations: list[EvaluationEntry], metric: str | None = None) -> EvaluationEntry | None:
-    """The evaluation of a trained network with the highest value, the latest of equal ones; none where none has it.
+def best(
+    evaluations: list[EvaluationEntry],
+    ranking: Sequence[str] = RANKING,
+    better: Callable[[str], Mode] = catalogued,
+) -> EvaluationEntry | None:
+    """The evaluation of a trained network with the best value, the latest of equal ones; none where none has it.
 
     Args:
         evaluations: of one run.
-        metric: a figure's name; the first of :data:`dira_dist.metrics.RANKING` that was measured if none.
+        ranking: figures by name; the first that was measured counts.
+        better: whether more or less of a figure is better.
     """
     trained = [each for each in evaluations if each.step > 0]
-    for name in (metric,) if metric else RANKING:
+    for name in ranking:
         measured = [each for each in trained if name in each.metrics]
         if measured:
-            return max(measured, key=lambda each: (each.metrics[name], each.step))
+            sign = 1 if better(name) == "max" else -1
+            return max(measured, key=lambda each: (sign * each.metrics[name], each.step))
     return None
 
 
-def ranked_by(metrics: Mapping[str, float]) -> str | None:
+def ranked_by(metrics: Mapping[str, float], ranking: Sequence[str] = RANKING) -> str | None:
     """The name of the figure by which these are compared."""
-    return next((name for name in RANKING if name in metrics), None)
+    return next((name for name in ranking if name in metrics), None)

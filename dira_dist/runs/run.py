@@ -95,7 +95,9 @@ def claim(store: Store, wanted: RunState, may_change: Sequence[str], stages_pass
             + "\n  ".join(differences)
             + "\ngive the job another name, or the same values to go on with that run"
         )
-    if existing.status == "finished" and flatten(existing.job["stages"]) != flatten(wanted.job["stages"]):
+    # not every task has stages
+    old_stages, new_stages = (flatten(state.job.get("stages")) for state in (existing, wanted))
+    if existing.status == "finished" and old_stages != new_stages:
         raise RequestError(
             f"{store.address}: this run is finished, and a finished run's stages cannot be made longer; "
             "give the job another name, and model.init its pulled weights to start from them"

@@ -35,8 +35,8 @@ class CheckpointConfig(Section):
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
     best: str | None = Field(
         None,
-        description="figure by which one more is kept, the one where it was highest; "
-        "left out: probe/auroc, or val/rankme without a probe",
+        description="figure by which one more is kept, the one where it was best; "
+        "left out: the task's own (of pretraining probe/auroc, or val/rankme without a probe)",
     )
     storage_timeout_s: float = Field(
         1800,

@@ -24,6 +24,7 @@ from dira_dist.data.batch import LocalBatch
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
 from dira_dist.evaluation.config import EvaluationConfig
+from dira_dist.metrics import RANKING, Mode, better
 from dira_dist.training.networks import Networks
 from dira_dist.training.precision import PrecisionChoice
 from dira_dist.training.running_guards import NoGuards, RunningGuards
@@ -202,6 +203,14 @@ class Recipe(Section):
     def main_metric(self) -> str:
         """The figure that runs are compared by where nobody names another; only where some are reported."""
         return self.reported_metrics()[0]
+
+    def better(self, metric: str) -> Mode:
+        """Whether more or less of a figure is better; a recipe says it of those that are not in the catalogue."""
+        return better(metric)
+
+    def ranking(self) -> tuple[str, ...]:
+        """Figures by which its checkpoints and models are compared: the first that was measured."""
+        return (self.main_metric(), *RANKING) if self.is_evaluated else RANKING
 
     def running_guards(self) -> RunningGuards:
         """What watches its figures while it is trained."""

@@ -13,6 +13,7 @@ import ray
 import torch
 from chaos import ChaosJob, different, when, worker_processes
 from line import INTERCEPT, SLOPE, LineJob
+from mlflow import MlflowClient
 from mlflow.pyfunc import load_model
 
 from dira_dist.cluster.session import embedded_ray
@@ -101,6 +102,7 @@ kind: line
 name: {name}
 data: {{train: {chaos_shards}, image_size: 32, loader_workers: 0}}
 steps: 60
+evaluation: {{every_steps: 25}}
 resources: {{workers: 2, resize_every_s: 5}}
 checkpoint: {{storage: "{tmp_path}/runs", every_steps: 5}}
 tracking: {{uri: "sqlite:///{tmp_path}/{name}.db", register_as: line, log_every_steps: 1, system_metrics_every_s: 0}}
@@ -108,6 +110,8 @@ tracking: {{uri: "sqlite:///{tmp_path}/{name}.db", register_as: line, log_every_
         jobs.append(ChaosJob(tmp_path, name, 60, f"{tmp_path}/runs"))
     unbroken, broken = jobs
     outcome = unbroken.run()
+    again = unbroken.run()
+    assert again.already_done and again.model == outcome.model
     with when(lambda: broken.has_reached(20), lambda: worker_processes()[0].kill()):
         broken.run()
     assert broken.setbacks()[0] == 1
@@ -115,6 +119,9 @@ tracking: {{uri: "sqlite:///{tmp_path}/{name}.db", register_as: line, log_every_
     assert different(broken.final().tensors, unbroken.final().tensors) == []
     first, last = outcome.quality["untrained"]["val/error"], outcome.quality["1-train"]["val/error"]
     assert last < 0.2 < first
+    assert outcome.best == outcome.checkpoint, "the error is smallest at the end"
+    registered = MlflowClient(unbroken.database).get_model_version("line", "1")
+    assert registered.tags["dira.metric"] == "val/error"
     mlflow.set_tracking_uri(unbroken.database)
     predicted = load_model(f"models:/{outcome.model.removeprefix('models:/')}").predict(np.array([0.5]))
     assert predicted == pytest.approx([SLOPE * 0.5 + INTERCEPT], abs=0.2)

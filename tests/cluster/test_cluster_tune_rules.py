@@ -77,6 +77,19 @@ def test_another_search_of_the_name_is_refused(store: Store, override: str, word
     assert words in str(caught.value)
 
 
+def test_a_search_over_a_task_without_stages_is_gone_on_with(tmp_path: Path) -> None:
+    def without_stages(steps: int) -> SearchState:
+        job = wanted().job
+        base = {key: value for key, value in job["base"].items() if key != "stages"} | {"steps": steps}
+        return replace(wanted(), job={**job, "base": base})
+
+    store = open_store(str(tmp_path))
+    replace(without_stages(40), run_id="run").write(store)
+    assert claim_search(store, without_stages(40)).run_id == "run"
+    with pytest.raises(RequestError, match=r"base\.steps: 40 there, 41 here"):
+        claim_search(store, without_stages(41))
+
+
 def test_other_images_and_a_pretraining_of_the_name_are_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="training images"):
         claim_search(store, replace(wanted(), train_digest="other"))

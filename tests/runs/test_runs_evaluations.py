@@ -30,9 +30,26 @@ def test_the_best_is_of_a_trained_network_and_by_the_first_figure_that_there_is(
     ]
     found = best(evaluations)
     assert found is not None and found.checkpoint == "c"
-    found = best(evaluations, "val/rankme")
+    found = best(evaluations, ["val/rankme"])
     assert found is not None and found.checkpoint == "b"
-    assert best(evaluations, "val/nobody") is None
+    assert best(evaluations, ["val/nobody"]) is None
     assert best(evaluations[:1]) is None
     assert ranked_by({"val/rankme": 1.0, "val/psnr": 2.0}) == "val/rankme"
     assert ranked_by({"val/psnr": 2.0}) is None
+
+
+def test_the_best_has_least_of_what_less_is_better_of() -> None:
+    evaluations = [
+        EvaluationEntry("untrained", 0, "a", {"val/uniformity": -9.0}),
+        EvaluationEntry("x", 5, "b", {"val/uniformity": -3.0, "val/error": 0.1, "probe/auroc": 0.9}),
+        EvaluationEntry("y", 9, "c", {"val/uniformity": -1.0, "val/error": 0.2, "probe/auroc": 0.5}),
+        EvaluationEntry("z", 12, "d", {"val/uniformity": -3.0, "val/error": 0.3, "probe/auroc": 0.7}),
+    ]
+    found = best(evaluations, ["val/uniformity"])
+    assert found is not None and found.checkpoint == "d", "the latest of equal ones"
+    ranking = ["val/error", "probe/auroc"]
+    found = best(evaluations, ranking, lambda name: "min")
+    assert found is not None and found.checkpoint == "b"
+    found = best(evaluations, ranking)
+    assert found is not None and found.checkpoint == "d", "nobody says that less of it is better"
+    assert ranked_by(evaluations[1].metrics, ranking) == "val/error"

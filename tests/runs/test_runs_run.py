@@ -54,6 +54,23 @@ def test_claim_goes_on_with_the_run_that_is_there(tmp_path: Path) -> None:
     assert claimed.job["resources"]["workers"] == 4
 
 
+def test_a_finished_run_is_claimed_again_but_no_longer_one(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    RunState(JOB, {"train": "a"}, "run-1").finished({"steps": 9}).write(store)
+    assert claim(store, RunState(JOB, {"train": "a"}), MAY_CHANGE).outcome == {"steps": 9}
+    with pytest.raises(RequestError, match="a finished run's stages cannot be made longer"):
+        claim(store, RunState(changed("stages.0.epochs", 3), {"train": "a"}), MAY_CHANGE)
+
+
+def test_a_finished_run_of_a_task_without_stages_is_claimed_again(tmp_path: Path) -> None:
+    store, job = open_store(str(tmp_path)), {"name": "a", "steps": 40, "resources": {"workers": 1}}
+    RunState(job, {"train": "a"}, "run-1").finished({"steps": 40}).write(store)
+    again = claim(store, RunState({**job, "resources": {"workers": 2}}, {"train": "a"}), MAY_CHANGE)
+    assert (again.status, again.outcome) == ("finished", {"steps": 40})
+    with pytest.raises(RequestError, match="steps: 40 there, 41 here"):
+        claim(store, RunState({**job, "steps": 41}, {"train": "a"}), MAY_CHANGE)
+
+
 def test_claim_refuses_another_configuration_and_other_images(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     RunState(JOB, {"train": "a", "val": "b"}, "run-1").write(store)

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dira_dist.data.batch import LocalBatch
+from dira_dist.jobs import tune  # noqa: F401  (a search's base is of the kinds known by then, and not of this one)
 from dira_dist.jobs.base import TrainingJob
+from dira_dist.metrics import Mode
 from dira_dist.models.model_files import write_checksums
 from dira_dist.objectives import GlobalBatch
 from dira_dist.training.execution import ExecutionConfig, distribute, prepare
@@ -105,3 +107,6 @@ class LineJob(TrainingJob):
 
     def reported_metrics(self) -> list[str]:
         return ["val/error"]
+
+    def better(self, metric: str) -> Mode:
+        return "min" if metric == "val/error" else super().better(metric)

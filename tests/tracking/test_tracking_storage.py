@@ -10,6 +10,7 @@ import boto3
 import numpy as np
 import pytest
 import torch
+from line import LineJob
 from mlflow import MlflowClient
 from mlflow_server import MlflowServer
 
@@ -18,6 +19,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.evaluation.features import extract_features
 from dira_dist.jobs.load import load_job
+from dira_dist.models import model_files
 from dira_dist.registry.publish import publish, register
 from dira_dist.registry.pull import pull
 from dira_dist.runs.evaluations import EvaluationEntry, add_evaluation
@@ -245,6 +247,22 @@ def test_a_checkpoint_without_a_run_gets_one_when_it_is_registered(tmp_path: Pat
     assert pulled.path.is_file()
 
 
+def test_versions_are_compared_by_the_figure_of_their_task_and_in_its_direction(tmp_path: Path) -> None:
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", register_as="line", system_metrics_every_s=0)
+    job = LineJob.model_validate({"name": "line", "data": {"train": "a"}}).model_dump(mode="json")
+    run = TrackingRun.create(config, "line", job)
+    moved = []
+    for number, error in enumerate((0.3, 0.5, 0.1)):
+        weights = {"line.weight": torch.full((1, 1), float(number)), "line.bias": torch.zeros(1)}
+        checkpoint = Checkpoint(Position(step=5), job, run.run_id, tensors={"networks": weights})
+        quality = {"val/rankme": -float(number), "val/error": error}
+        moved.append(publish(config, run.run_id, checkpoint, quality, DATA).is_best)
+    run.finish("FINISHED")
+    assert moved == [True, False, True]
+    tags = MlflowClient(config.uri).get_model_version_by_alias("line", "best").tags
+    assert (tags["dira.metric"], tags["dira.metric_value"]) == ("val/error", "0.1")
+
+
 def test_what_cannot_be_pulled_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     job = a_job("job", str(tmp_path / "runs"))
     address = stored(checkpoint_of(networks_of(job), job, "", 7), tmp_path / "w", {})
@@ -263,6 +281,26 @@ def test_what_cannot_be_pulled_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(RequestError, match=r"state\.pt is damaged where it is stored"):
         pull(address, tmp_path / "weights", format="timm")
+
+
+def test_a_pull_that_was_broken_off_while_it_wrote_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = a_job("job", str(tmp_path / "runs"))
+    address = stored(checkpoint_of(networks_of(job), job, "", 7), tmp_path / "w", {})
+
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model_files, "write_checksums", interrupted)
+        pull(address, tmp_path / "weights", format="timm")
+    assert list((tmp_path / "weights").glob(".pulling-*/model/unet.safetensors"))
+    pulled = pull(address, tmp_path / "weights", format="timm")
+    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == [
+        pulled.path.name,
+        f"{pulled.path.name}.sha256",
+    ]
 
 
 def test_what_cannot_be_registered_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

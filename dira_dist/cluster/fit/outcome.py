@@ -9,7 +9,7 @@ from dira_dist.cluster.outcome import JobOutcome
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.evaluation.pictures import LOSSES
 from dira_dist.registry.publish import publish
-from dira_dist.runs.evaluations import best, by_label, figures_of, read_evaluations
+from dira_dist.runs.evaluations import by_label, figures_of, read_evaluations
 from dira_dist.tracking.history import draw_losses
 from dira_dist.tracking.protocol import Run
 from dira_dist.tracking.run import TrackingRun
@@ -24,7 +24,7 @@ class Outcome(JobOutcome):
     Attributes:
         steps: optimiser steps of all stages.
         checkpoint: address of the last checkpoint.
-        best: address of the checkpoint with the highest ``checkpoint.best``; empty where nothing was evaluated.
+        best: address of the checkpoint that is best by ``checkpoint.best``; empty where nothing was evaluated.
         model: ``models:/name/version`` of the registered model, or an empty string.
         quality: the figures of the networks before and after each stage, by stage and name.
     """
@@ -56,7 +56,7 @@ def conclude(session: FitSession, run: Run) -> Outcome:
             raise session.undelivered()
     log_late(run, session.store)
     evaluations = read_evaluations(session.store)
-    best_one = best(evaluations, job.checkpoint.best)
+    best_one = job.best_evaluation(evaluations)
     for gone in folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else []):
         run.log_removal(step_of(gone))
     return Outcome(
@@ -90,8 +90,8 @@ def _published(session: FitSession, run_id: str, checkpoint: Checkpoint, quality
         return ""
     data = {"address": session.loaded.public["data"]["train"], "images": train.samples, "digest": train.digest}
     try:
-        task = session.job_as_it_ran.task()
-        return publish(job.tracking, run_id, checkpoint, quality, data, task=task, tags=session.tags).address
+        recipe = session.job_as_it_ran
+        return publish(job.tracking, run_id, checkpoint, quality, data, recipe=recipe, tags=session.tags).address
     except RequestError as error:
         raise JobFailedError(
             f"{job.name} is trained, but its model was not registered: {error}\n"

@@ -10,7 +10,7 @@ from dira_dist.data.store import Store
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob
 from dira_dist.metrics import RESTARTS, STEPS_DONE_AGAIN
-from dira_dist.runs.evaluations import best, read_evaluations
+from dira_dist.runs.evaluations import read_evaluations
 from dira_dist.tracking.protocol import Run
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
 from dira_dist.training.loop import Checkpointer, Tracker
@@ -127,7 +127,7 @@ class Reporter:
     def _spared(self) -> Iterable[str]:
         """The best checkpoint so far, and those that are not evaluated yet."""
         evaluations = read_evaluations(self._store)
-        found = best(evaluations, self._job.checkpoint.best)
+        found = self._job.best_evaluation(evaluations)
         evaluated = {each.label for each in evaluations}
         waiting = [name for label, name in self._labelled.items() if label not in evaluated]
         return [*waiting, *([found.checkpoint] if found else [])]

@@ -159,7 +159,7 @@ def _differing_keys(existing: SearchState, wanted: SearchState) -> Iterator[str]
     there, here = existing.job["base"], wanted.job["base"]
     # no stage may be made longer: trials that ended have all of them behind them
     for line in differing_keys(
-        there, here, mutable_keys(kinds()[here["kind"]], "search"), stages_passed=len(there["stages"])
+        there, here, mutable_keys(kinds()[here["kind"]], "search"), stages_passed=len(there.get("stages", ()))
     ):
         yield f"base.{line}"
     old, new = flatten(existing.job["search"]), flatten(wanted.job["search"])

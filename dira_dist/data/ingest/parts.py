@@ -23,7 +23,7 @@ from dira_dist.data.store import open_store
 PLAN_NAME = "plan.json"
 _PROGRESS = "progress/"
 _HASHED = ("source", "salt", "labels", "boxes")
-_LIBRARIES = ("numpy", "pillow", "pydicom", "nibabel", "tifffile", "pylibjpeg")
+_LIBRARIES = ("numpy", "pillow", "pydicom", "nibabel", "tifffile", "pylibjpeg", "pyjpegls", "imagecodecs", "zlib-ng")
 
 
 def _difference(name: str, there: Any, now: Any) -> str:

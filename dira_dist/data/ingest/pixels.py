@@ -16,6 +16,7 @@ Pixels = NDArray[Any]
 PictureMode = Literal["L", "I;16", "RGB"]
 Side = Literal["shortest", "longest"]
 
+_COLOURED_SHARE = 0.001  # fewer pixels are a mark or noise of the sensor
 _CHROMA_TOLERANCE = 12  # JPEG's chroma quantisation tints grey pictures by a few levels
 
 
@@ -25,9 +26,8 @@ def mode_of(pixels: Pixels) -> PictureMode:
         return "I;16" if pixels.dtype == np.uint16 else "L"
     red, green, blue = np.moveaxis(pixels[::3, ::3], 2, 0).astype(np.int16)  # a ninth of them tells as much
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    return (
-        "RGB" if int(np.count_nonzero(spread > _CHROMA_TOLERANCE)) > pixels.shape[0] * pixels.shape[1] // 1000 else "L"
-    )
+    coloured = int(np.count_nonzero(spread > _CHROMA_TOLERANCE))
+    return "RGB" if coloured > spread.size * _COLOURED_SHARE else "L"
 
 
 def to_mode(pixels: Pixels, mode: PictureMode) -> Pixels:
