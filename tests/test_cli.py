@@ -213,7 +213,8 @@ def test_schema_is_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert dira_dist(monkeypatch, "schema") == 0
     schema = json.loads(capsys.readouterr().out)
     kinds = {kind["$ref"].rpartition("/")[2] for kind in schema["anyOf"]}
-    assert kinds == {"PretrainJob", "TuneJob_PretrainJob_"}
+    assert "PretrainJob" in kinds
+    assert any(kind.startswith("TuneJob_") for kind in kinds)
     assert "loss_weights" in schema["$defs"]["PretrainJob"]["properties"]
 
 

@@ -105,8 +105,8 @@ def _check_decoder(model: str, facts: ModelFile) -> None:
     if not facts.decoder:
         raise RequestError(
             f"--format smp: {model} has no trained decoder, for nothing that restores was trained up to that point; "
-            "take torchvision or timm for the encoder, a later checkpoint, of a stage that restores (dir, dira, re, rea), "
-            "or pretrain with such a stage"
+            "take torchvision or timm for the encoder, or a later checkpoint, of a stage that restores (dir, dira, re, "
+            "rea), or pretrain with such a stage"
         )
 
 

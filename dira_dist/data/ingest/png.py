@@ -1,9 +1,9 @@
 """PNG, written fast and read strictly.
 
-Written: each row as its difference to the row above, coded by Huffman alone. A radiograph has no repetitions worth the
-search for them: beside Pillow's level 4 the coding alone takes a tenth of the time for 2 per cent more bytes, and is read
-a third faster (the whole conversion: ``benchmarks/data.py --only shard``). Where more than half of the differences are
-zero, runs are coded too; both ways find the same bytes on every machine, which a search for repetitions does not.
+Written: each row as its difference to the row above, coded by Huffman alone. A radiograph has no repetitions that are
+worth a search: beside Pillow's level 4 the coding takes a tenth of the time for 2 per cent more bytes, and is read
+a third faster (``benchmarks/data.py --only shard`` has the whole conversion). Where more than half of the differences
+are zero, runs are coded too; both ways find the same bytes on every machine, which a search for repetitions does not.
 
 Read: only the chunks that hold pixels reach the decoder, each with its checksum compared.
 """
