@@ -266,7 +266,9 @@ def pull(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID, or a checkpoint")],
     dest: Annotated[Path, typer.Argument(help="folder for the weights")],
     format: Annotated[str, typer.Option(help="torchvision, timm or smp")] = "torchvision",  # noqa: A002
-    in_channels: Annotated[int | None, typer.Option(help="1 or 3; the model's own where left out")] = None,
+    in_channels: Annotated[
+        int | None, typer.Option(help="1 or 3 of a grey or colour model; the model's own where left out")
+    ] = None,
     file_format: Annotated[str, typer.Option(help="safetensors or pt")] = "safetensors",
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; MLFLOW_TRACKING_URI where left out")] = None,
 ) -> None:

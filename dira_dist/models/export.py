@@ -151,9 +151,10 @@ def with_channels(unet_state: Mapping[str, Tensor], encoder: str, in_channels: i
         elif (weight.shape[1], in_channels) == (1, 3):
             weight = (weight / 3).expand(-1, 3, *weight.shape[2:])
         elif weight.shape[1] != in_channels:
+            own = weight.shape[1]
             raise RequestError(
-                f"the network takes {weight.shape[1]} channels and {in_channels} are wanted: grey and colour (1 and 3) "
-                f"can be exchanged and no others; take {weight.shape[1]}"
+                f"input channels: found {in_channels}, of a network that takes {own}; allowed: "
+                f"{'1 (grey) and 3 (colour)' if own in (1, 3) else f'{own}, its own, for only grey and colour convert'}"
             )
         state[f"encoder.{name}"] = weight
     return {name: tensor.contiguous().clone() for name, tensor in state.items()}
@@ -282,9 +283,10 @@ def _smp_export(state: StateDict, encoder: str, in_channels: int) -> Exported:
         call = f"smp.encoders.get_encoder({encoder!r}, in_channels={in_channels}, weights=None)"
         lines = ("import segmentation_models_pytorch as smp", f"model = {call}")
         return Exported(own, lines, "model(x)[-1].mean((-2, -1))")
+    classes = state["segmentation_head.0.weight"].shape[0]  # of other images than grey and colour all are restored
     call = (
         f"smp.Unet({encoder!r}, encoder_weights=None, decoder_channels={decoder_channels}, "
-        f"in_channels={in_channels}, classes=1, activation='sigmoid')"
+        f"in_channels={in_channels}, classes={classes}, activation='sigmoid')"
     )
     lines = ("import segmentation_models_pytorch as smp", f"model = {call}")
     return Exported(state, lines, "model.encoder(x)[-1].mean((-2, -1))")

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,7 +19,6 @@ from dira_dist.tracking.config import TrackingConfig, tracking_at
 from dira_dist.training.task import About, recipe_of
 
 FILE_FORMATS = ("safetensors", "pt")
-Channels = Literal[1, 3]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def pull(
             checkpoint, or of a run, whose newest checkpoint is meant.
         dest: folder; the file in it is named after encoder and format.
         format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder).
-        in_channels: 1 or 3; the model's own if none.
+        in_channels: 1 or 3 where the model has one of them; the model's own if none.
         file_format: ``safetensors``, or ``pt`` for ``torch.load(..., weights_only=True)``.
         tracking_uri: MLflow; ``MLFLOW_TRACKING_URI`` if none.
         progress: called with the bytes that are here and the bytes in all.
@@ -118,8 +117,7 @@ def _known_format(name: str) -> Format:
     raise RequestError(f"--format {name!r}: allowed are {', '.join(get_args(Format))}")
 
 
-def _known_channels(count: int | None) -> Channels | None:
-    allowed: dict[int | None, Channels | None] = {None: None, 1: 1, 3: 3}
-    if count in allowed:
-        return allowed[count]
-    raise RequestError(f"--in-channels {count}: allowed are 1 (grey) and 3; leave it out for the model's own")
+def _known_channels(count: int | None) -> int | None:
+    if count is not None and count < 1:
+        raise RequestError(f"--in-channels {count}: allowed are numbers from 1; leave it out for the model's own")
+    return count

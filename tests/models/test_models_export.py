@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -21,11 +21,10 @@ from dira_dist.models.export import export, save_feature_program, save_weights, 
 from dira_dist.models.pretrained import import_weights
 from dira_dist.models.unet import UNet, UNetConfig
 
-Channels = Literal[1, 3]
 SMALL = (8, 8, 8, 8, 8)
 
 
-def trained(encoder: str, in_channels: Channels = 1, seed: int = 0) -> UNet:
+def trained(encoder: str, in_channels: int = 1, seed: int = 0) -> UNet:
     """A U-Net with weights and batch statistics of its own, as after some training."""
     torch.manual_seed(seed)
     network = UNet(UNetConfig(encoder=encoder, in_channels=in_channels, decoder_channels=SMALL))
@@ -50,7 +49,7 @@ def load_by_the_printed_lines(lines: str, features: str, x: Tensor) -> tuple[nn.
 @pytest.mark.parametrize("source", [1, 3])
 @pytest.mark.parametrize("library", ["torchvision", "timm", "smp"])
 def test_a_resnet_gives_the_same_features_everywhere(
-    library: Any, source: Channels, target: Channels, ending: str, tmp_path: Path
+    library: Any, source: int, target: int, ending: str, tmp_path: Path
 ) -> None:
     network = trained("resnet18", source)
     exported = export(network.state_dict(), "resnet18", library, target)
@@ -130,6 +129,23 @@ def test_channels_are_converted_there_and_back() -> None:
     one = with_channels(trained("resnet18", 3).state_dict(), "resnet18", 1)["encoder.conv1.weight"]
     three = trained("resnet18", 3).state_dict()["encoder.conv1.weight"]
     assert torch.allclose(one[:, 0], three[:, 0] + three[:, 1] + three[:, 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm", "smp"])
+def test_a_network_of_other_channels_keeps_them(library: Any) -> None:
+    network = trained("resnet18", 4)
+    exported = export(network.state_dict(), "resnet18", library, 4)
+    names: dict[str, Any] = {}
+    exec("\n".join(exported.construction), names)
+    names["model"].load_state_dict(exported.state)
+    x = torch.rand(2, 4, 64, 64)
+    with torch.no_grad():
+        features = eval(exported.features, names | {"x": x, "model": names["model"].eval()})
+        assert torch.allclose(features, network(x)[0], atol=1e-5)
+    with pytest.raises(RequestError, match="found 3, of a network that takes 4; allowed: 4"):
+        export(network.state_dict(), "resnet18", library, 3)
+    with pytest.raises(RequestError, match="found 4, of a network that takes 3; allowed: 1 "):
+        export(trained("resnet18", 3).state_dict(), "resnet18", library, 4)
 
 
 def test_an_export_shares_no_memory_with_the_network() -> None:
