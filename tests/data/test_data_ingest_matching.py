@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dicom_files import dicom, dicom_bytes
 from PIL import Image
 from shard_sets import read_shard
 
@@ -259,3 +260,44 @@ def test_which_columns_tell_patients(archive: Path) -> None:
     assert patient_column(found) is None
     assert column_of_groups(found, ("image", "findings")) == "code"
     assert column_of_groups(found, ("image", "findings", "code")) is None
+
+
+def radiograph(archive: Path, name: str, patient: str, first: int) -> None:
+    values = RAMP.astype(np.int16)
+    values[0, 0] = first
+    (archive / "src" / name).write_bytes(dicom_bytes(dicom(values, Modality="CR", PatientID=patient)))
+
+
+def groups(archive: Path) -> list[str]:
+    """The groups of all samples of a set in one part, in no order."""
+    store = open_store(str(archive / "set"))
+    shards = read_index(str(archive / "set")).shards
+    records = [json.loads(members["json"]) for info in shards for _, members in read_shard(store, info.name)]
+    return sorted(record.get("split_group") or "" for record in records)
+
+
+def test_the_header_names_the_patient_where_the_table_has_a_column_of_that_name(archive: Path) -> None:
+    for file in (archive / "src").iterdir():
+        file.unlink()
+    for name in ("a.dcm", "b.dcm"):
+        radiograph(archive, name, "P1", ord(name[0]))
+    rows = table(archive, "image,label,PatientID\na.dcm,n,X\n")
+    report = run(archive, labels=rows)
+    assert report.grouped_by == "PatientID" and not report.warnings
+    found = groups(archive)
+    assert found[0] and found[0] == found[1]
+    assert run(archive, labels=rows, group_by="PatientID").samples == 1, "asked for, the column decides"
+
+
+def test_images_beside_dicom_are_grouped_by_the_table(archive: Path) -> None:
+    """One patient has a radiograph and two pictures, and six pictures are of nobody."""
+    radiograph(archive, "a.dcm", "P1", 0)
+    rows = table(archive, "image,label,patient_id\nx0.png,n,P1\nx1.png,n,P1\n")
+    report = run(archive, labels=rows)
+    assert report.grouped_by == "PatientID and patient_id"
+    assert "images whose header names no patient are grouped by the column 'patient_id'" in warned(report)
+    found = groups(archive)
+    assert found.count("") == 6 and len(set(found)) == 2
+    shutil.rmtree(archive / "set")
+    report = run(archive, labels=rows, split={"train": 0.5, "val": 0.5})
+    assert "6 images name no patient: each of them is split by itself" in warned(report)

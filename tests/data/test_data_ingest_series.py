@@ -484,7 +484,7 @@ def test_identifiers_that_hardly_differ_are_warned_of_without_naming_them(tmp_pa
 def test_images_without_a_patient_are_told_where_they_are_split(tmp_path: Path, run: Any) -> None:
     write(tmp_path / "src", _of_patients(["P1"] * 4 + ["P2"] * 4 + [""] * 20))
     report, found = run(split={"train": 0.5, "val": 0.5})
-    assert len(found) == 28 and "20 DICOM images name no patient" in told(report)
+    assert len(found) == 28 and "20 images name no patient" in told(report)
 
 
 # --------------------------------------------------------------------- privacy

@@ -232,6 +232,34 @@ def test_pairs_of_header_and_voxels(tmp_path: Path, run: Any) -> None:
         run()
 
 
+@pytest.mark.parametrize("row", ["scan", "scan.hdr", "scan.img", "deep/scan.img"])
+def test_a_row_means_a_pair_by_either_of_its_files(tmp_path: Path, run: Any, row: str) -> None:
+    (tmp_path / "src" / "deep").mkdir()
+    nibabel.save(nibabel.Nifti1Pair(BODY, STEPS), tmp_path / "src" / "deep" / "scan.hdr")
+    (tmp_path / "labels.csv").write_text(f"image,label\n{row},mass\n")
+    report, (sample,) = run(labels=str(tmp_path / "labels.csv"))
+    assert sample["labels"] == {"label": "mass"} and not report.unmatched and not report.unlabelled
+
+
+def test_a_second_row_of_a_pair_is_told_of(tmp_path: Path, run: Any) -> None:
+    nibabel.save(nibabel.Nifti1Pair(BODY, STEPS), tmp_path / "src" / "scan.hdr")
+    (tmp_path / "labels.csv").write_text("image,label\nscan,mass\nscan.img,none\n")
+    report, (sample,) = run(labels=str(tmp_path / "labels.csv"))
+    assert sample["labels"] == {"label": "none"} and report.unmatched == {"labels.csv": ("scan",)}
+
+
+def test_a_name_that_a_pair_shares_with_another_file_is_refused(tmp_path: Path, run: Any) -> None:
+    """Unless another row tells what the pair is called."""
+    nibabel.save(nibabel.Nifti1Pair(BODY, STEPS), tmp_path / "src" / "scan.hdr")
+    (tmp_path / "src" / "scan.nii").write_bytes(nifti(BODY))
+    (tmp_path / "labels.csv").write_text("image,label\nscan,mass\n")
+    with pytest.raises(RequestError, match=r"'scan' could be any of 2 files"):
+        run(labels=str(tmp_path / "labels.csv"))
+    (tmp_path / "labels.csv").write_text("image,label\nscan.img,mass\nscan.nii,none\n")
+    _, found = run(labels=str(tmp_path / "labels.csv"))
+    assert sorted(sample["labels"]["label"] for sample in found) == ["mass", "none"]
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_nrrd_and_metaimage(tmp_path: Path, run: Any, suffix: str) -> None:
     sitk: Any = pytest.importorskip("SimpleITK", reason="the extra `formats` is not installed")

@@ -12,31 +12,42 @@ from dira_dist.data.ingest.tables import Table, names_of
 
 
 def named_in(table: Table, item: Item) -> str:
-    """The name by which a table knows an item: that of its file, or for a series of its folder or any slice."""
-    if item.kind != "series":
-        return item.files[0]
-    folder = str(PurePosixPath(item.files[0]).parent)
-    return next((name for name in (folder, *item.files) if table.rows_for(name)), folder)
+    """The name by which a table knows an item: for a series its folder, else that of its files which is known best."""
+    files = item.files
+    if item.kind == "series":
+        folder = str(PurePosixPath(files[0]).parent)
+        if table.name_for(folder) is not None:
+            return folder
+        files = (folder, *files)
+    if len(files) == 1:
+        return files[0]
+    # a path says more than a name, and that more than a stem, which the two files of a pair share
+    names = [(file, names_of(file)) for file in files]
+    return next((file for position in range(3) for file, each in names if each[position] in table.rows), files[0])
 
 
 def check_names(called: Naming, options: ShardOptions, tables: Sequence[Table], items: Iterable[Item]) -> None:
-    """A table that calls two files by one name would give one's labels to the other.
+    """A table that calls two items by one name would give one's labels to the other.
 
     Raises:
         RequestError: one does.
     """
-    files = [file for item in items for file in item.files] if tables else []
+    named = [(item, [names_of(file) for file in item.files]) for item in items] if tables else []
     for position in (1, 2):
-        counts = Counter(names_of(file)[position] for file in files)
+        # once for an item: the files of a pair share their stem
+        meant = {(names[position], item.files[0]) for item, each in named for names in each}
+        counts = Counter(name for name, _ in meant)
         for table in tables:
-            for file in files:
-                names = names_of(file)
-                name = names[position]
-                if counts[name] > 1 and name in table.rows and not any(n in table.rows for n in names[:position]):
-                    raise RequestError(
-                        f"{table.address}: {called.row(name)!r} could be any of {counts[name]} files, {called(file)!r} "
-                        f"for one; in column {options.image_column!r} write paths within the source."
-                    )
+            for item, each in named:
+                if any(name in table.rows for names in each for name in names[:position]):
+                    continue
+                for name in {names[position]: None for names in each}:
+                    if counts[name] > 1 and name in table.rows:
+                        raise RequestError(
+                            f"{table.address}: {called.row(name)!r} could be any of {counts[name]} files, "
+                            f"{called(item.files[0])!r} for one; in column {options.image_column!r} write paths within "
+                            "the source."
+                        )
 
 
 def unmatched_rows(called: Naming, table: Table, items: Sequence[Item]) -> list[str]:
@@ -45,7 +56,9 @@ def unmatched_rows(called: Naming, table: Table, items: Sequence[Item]) -> list[
     Raises:
         RequestError: none of them belongs to any.
     """
-    names = (table.name_for(file) for item in items for file in (named_in(table, item), *item.files))
+    # a series has a row for each slice; of two rows for the files of a pair one is not read
+    slices = (file for item in items if item.kind == "series" for file in item.files)
+    names = (table.name_for(file) for file in (*(named_in(table, item) for item in items), *slices))
     used = {name for name in names if name is not None}
     unused = [name for name in table.rows if name not in used]
     if not used:

@@ -381,20 +381,19 @@ def _assign_parts(plan: Plan, items: Iterable[Item], headers: Mapping[str, Heade
     split = plan.options.split or {WHOLE: 1.0}
     plan.parts = {part: [] for part in split}
     items = sorted(items, key=lambda item: item.key)
-    group_by = _settled_group(plan, items, headers)
-    values = {item.key: _group_of(plan, group_by, item, headers) for item in items} if group_by else {}
+    group_by, values = _settled_groups(plan, items, headers)
     _warn_of_near_spellings(plan, {values[item.key]: item.files[0] for item in reversed(items) if values.get(item.key)})
     for item in items:
         if values.get(item.key):
             plan.groups[item.key] = plan.salt.digest("group", values[item.key])
     together = _kept_together(plan, items)
     for item in items:
-        if plan.options.group_by and group_by and item.key not in plan.groups:
+        if plan.options.group_by not in (None, NO_GROUPS) and item.key not in plan.groups:
             plan.skipped.append((item.files[0], f"it has no {group_by} to group by"))
             continue
         group = plan.groups.get(item.key, item.key)
         plan.parts[part_of(plan.salt.fraction(together.get(group, group)), split)].append(item)
-    plan.grouped_by = group_by or ""
+    plan.grouped_by = group_by
     empty = [part for part, found in plan.parts.items() if not found]
     if empty:
         groups = len(set(plan.groups.values())) or plan.items
@@ -430,35 +429,58 @@ def _kept_together(plan: Plan, items: Iterable[Item]) -> dict[str, str]:
     return {group: leader(group) for group in leaders}
 
 
-def _settled_group(plan: Plan, items: Iterable[Item], headers: Mapping[str, Header]) -> str | None:
-    """What groups: as asked for; where nothing was said, the patient of the DICOM headers, if they name any."""
+def _settled_groups(plan: Plan, items: Sequence[Item], headers: Mapping[str, Header]) -> tuple[str, dict[str, str]]:
+    """What groups, empty where nothing does, and the group of each item's key, empty where it has none."""
     asked = plan.options.group_by
+    if asked == NO_GROUPS:
+        return "", {}
     if asked is not None:
-        return None if asked == NO_GROUPS else asked
-    unknown = sum(1 for item in items if item.files[0] in headers and not headers[item.files[0]].patient)
-    if not any(header.patient for header in headers.values()):
-        return _group_column(plan)
-    if unknown and plan.options.split:
-        plan.warnings.append(f"{unknown} DICOM images name no patient: each of them is split by itself")
-    return "PatientID"
+        return asked, {item.key: _group_of(plan, asked, item, headers) for item in items}
+    return _found_groups(plan, items, headers)
 
 
-def _group_column(plan: Plan) -> str | None:
-    """A column of the label table that names patients; one that only looks so is told of where it matters."""
+def _found_groups(plan: Plan, items: Iterable[Item], headers: Mapping[str, Header]) -> tuple[str, dict[str, str]]:
+    """Where nothing was said: the patient of the header, and for items without one the table's column of patients."""
+    values = {item.key: _patient_of(item, headers) for item in items}
+    by = ["PatientID"] if any(values.values()) else []
+    others = [item for item in items if not values[item.key]]
+    column = _group_column(plan, rest=bool(by)) if others else None
+    if plan.labels and column is not None:
+        values.update({item.key: _cell_of(plan.labels, column, item) for item in others})
+        by += [column] if column not in by else []
+    alone = sum(1 for value in values.values() if not value)
+    if alone and plan.options.split:
+        plan.warnings.append(
+            f"{alone} images name no patient: each of them is split by itself. Group them with --group-by 'folder' or "
+            "a column of the label table, or say --group-by none."
+        )
+    return " and ".join(by), values
+
+
+def _group_column(plan: Plan, rest: bool) -> str | None:
+    """A column of the label table that names patients; one that only looks so is told of where it matters.
+
+    Args:
+        plan: with its label table, if any.
+        rest: whether it is only for images whose header names no patient, which the warnings say.
+    """
     if plan.labels is None:
         return None
     table = plan.labels.table
+    which = "images whose header names no patient are " if rest else ""
+    where = " where no header names the patient" if rest else ""
     named = patient_column(table)
     if named is not None and named not in plan.labels.kinds:
         plan.warnings.append(
-            f"grouped by the column {named!r} of the label table, for it names patients; --group-by says otherwise"
+            f"{which}grouped by the column {named!r} of the label table, for it names patients; "
+            "--group-by says otherwise"
         )
         return named
     guessed = column_of_groups(table, (*plan.labels.kinds, plan.options.image_column)) if plan.options.split else None
     if guessed is not None:
         plan.warnings.append(
-            f"the split is by image, though the column {guessed!r} looks as if it told patients apart: images of one "
-            f"patient may lie in two parts. Split by it with --group-by {guessed!r}, or say --group-by none."
+            f"the split is by image{where}, though the column {guessed!r} looks as if it told patients apart: images "
+            f"of one patient may lie in two parts. Split by it with --group-by {guessed!r}, or say --group-by none."
         )
     return None
 
@@ -474,11 +496,20 @@ def _warn_of_near_spellings(plan: Plan, example_of: Mapping[str, str]) -> None:
 
 
 def _group_of(plan: Plan, group_by: str, item: Item, headers: Mapping[str, Header]) -> str:
+    """The group that was asked for: of the table where it has such a column, else of the path or the header."""
     if plan.labels and group_by in plan.labels.table.columns:
-        rows = plan.labels.table.rows_for(named_in(plan.labels.table, item))
-        return identifier(rows[0][group_by]) if rows else ""
+        return _cell_of(plan.labels, group_by, item)
     if group_by == "folder":
         folders = PurePosixPath(item.files[0]).parts[:-1]
         return folders[0] if folders else ""
+    return _patient_of(item, headers)
+
+
+def _patient_of(item: Item, headers: Mapping[str, Header]) -> str:
     header = headers.get(item.files[0])
     return header.patient if header else ""
+
+
+def _cell_of(labels: Labels, column: str, item: Item) -> str:
+    rows = labels.table.rows_for(named_in(labels.table, item))
+    return identifier(rows[0][column]) if rows else ""
