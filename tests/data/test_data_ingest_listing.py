@@ -14,7 +14,7 @@ from deadly import DeadlyConverter
 from PIL import Image
 
 from dira_dist.config import RequestError
-from dira_dist.data.ingest import ShardOptions, ShardReport, shard, work
+from dira_dist.data.ingest import ShardOptions, ShardReport, plan, shard, work
 from dira_dist.data.ingest.kinds import why_ignored
 from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.store import StoreError, open_store
@@ -231,11 +231,14 @@ def test_refusals_name_no_file_either(archive: Path, trouble: str) -> None:
     assert "DOE" not in str(caught.value)
 
 
-def test_trouble_with_storage_names_no_object_either(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+@pytest.mark.parametrize("where", [(work, "survey"), (plan, "list_source"), (plan, "read_headers")])
+def test_trouble_with_storage_names_no_object_either(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise StoreError("read s3://bucket/DOE_JANE.png failed")
 
-    monkeypatch.setattr(work, "survey", refuse)
+    monkeypatch.setattr(*where, refuse)
     with pytest.raises(StoreError, match="DOE_JANE"):
         run(archive)
     with pytest.raises(StoreError) as caught:

@@ -16,7 +16,7 @@ from dira_dist.data.ingest.items import VOLUME_KINDS as VOLUME_KINDS
 from dira_dist.data.ingest.items import Item as Item
 from dira_dist.data.ingest.listing import MaskFiles, list_source, one_file_of, without_suffix
 from dira_dist.data.ingest.matching import check_names, named_in, unmatched_rows
-from dira_dist.data.ingest.names import Naming, printable, runs_as_a_job
+from dira_dist.data.ingest.names import Naming, by_keys, printable
 from dira_dist.data.ingest.options import FOLDERS, Content, ShardOptions, check_split
 from dira_dist.data.ingest.pairing import MaskNames, pair
 from dira_dist.data.ingest.patients import identifier, near_spellings
@@ -83,8 +83,7 @@ class Plan:
     @cached_property
     def called(self) -> Naming:
         """How files are called where others may read it."""
-        asked = self.options.names
-        return Naming(self.salt, runs_as_a_job() if asked is None else asked == "keys")
+        return Naming(self.salt, by_keys(self.options.names))
 
     @property
     def items(self) -> int:
