@@ -265,9 +265,9 @@ def _nifti_item(file: str, files: Mapping[str, FileKind], key: str, plan: Plan) 
         return [Item(key, "nifti", (file,))]
     other = next((stem + end for end in _PAIR[suffix.lower()] if stem + end in files), None)
     if other is None:
-        needed = f"{PurePosixPath(stem).name}{_PAIR[suffix.lower()][0]}"
+        needed = f"of the same name with the suffix {_PAIR[suffix.lower()][0]}"
         _skip_unreadable(
-            plan, file, f"it is half of a pair of header and voxels, whose other half {needed} is not there"
+            plan, file, f"it is half of a pair of header and voxels, whose other half, {needed}, is not there"
         )
     elif suffix.lower() == ".hdr":
         return [Item(key, "nifti", (file, other))]
