@@ -14,7 +14,7 @@ from deadly import DeadlyConverter
 from PIL import Image
 
 from dira_dist.config import RequestError
-from dira_dist.data.ingest import ShardOptions, ShardReport, shard, work
+from dira_dist.data.ingest import ShardOptions, ShardReport, plan, shard, work
 from dira_dist.data.ingest.kinds import why_ignored
 from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.store import StoreError, open_store
@@ -202,7 +202,7 @@ def test_names_are_relative_and_give_way_to_keys_where_others_read(
     assert "DOE_JANE" in told(run(archive, names="files"))
 
 
-@pytest.mark.parametrize("trouble", ["strict", "ambiguous mask", "unknown rows", "nothing left", "two files"])
+@pytest.mark.parametrize("trouble", ["strict", "ambiguous mask", "unknown rows", "row twice", "half", "nothing left", "two files"])
 def test_refusals_name_no_file_either(archive: Path, trouble: str) -> None:
     table = archive / "labels.csv"
     options: dict[str, Any] = {"names": "keys"}
@@ -218,6 +218,12 @@ def test_refusals_name_no_file_either(archive: Path, trouble: str) -> None:
         (archive / "src" / "a.png").rename(archive / "src" / "DOE.png")
         table.write_text("image,label\nDOE_2.png,x\n")
         options["labels"] = str(table)
+    elif trouble == "row twice":
+        table.write_text("image,label\nDOE.png,x\nDOE.png,y\n")
+        options["labels"] = str(table)
+    elif trouble == "half":
+        (archive / "src" / "a.png").unlink()
+        (archive / "src" / "DOE.hdr").write_bytes(bytes([92, 1]) + bytes(346))
     elif trouble == "nothing left":
         (archive / "src" / "a.png").unlink()
         (archive / "src" / "DOE.png").write_bytes(b"damaged")
@@ -231,11 +237,14 @@ def test_refusals_name_no_file_either(archive: Path, trouble: str) -> None:
     assert "DOE" not in str(caught.value)
 
 
-def test_trouble_with_storage_names_no_object_either(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+@pytest.mark.parametrize("where", [(work, "survey"), (plan, "list_source"), (plan, "read_headers")])
+def test_trouble_with_storage_names_no_object_either(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise StoreError("read s3://bucket/DOE_JANE.png failed")
 
-    monkeypatch.setattr(work, "survey", refuse)
+    monkeypatch.setattr(*where, refuse)
     with pytest.raises(StoreError, match="DOE_JANE"):
         run(archive)
     with pytest.raises(StoreError) as caught:

@@ -15,6 +15,7 @@ from shard_sets import read_shard
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions, ShardReport, shard
 from dira_dist.data.ingest.pairing import MASK_ENDINGS, pair
+from dira_dist.data.ingest.parts import Part
 from dira_dist.data.ingest.tables import column_of_groups, patient_column, read_table
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import open_store
@@ -185,8 +186,26 @@ def test_a_mask_that_its_compression_smears_is_left_out_with_a_word(archive: Pat
     report = run(archive, masks=str(archive / "masks"))
     assert report.samples == 8 and "mask" not in samples(archive / "set")[0]
     assert [note.text for note in report.notes] == [
-        "its mask x0.jpg is a JPEG, whose compression smears its values: it is left out"
+        "its mask is a JPEG, whose compression smears its values: it is left out"
     ]
+
+
+def test_what_is_said_of_a_mask_does_not_tell_its_name(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def finish(part: Part, mode: Any) -> None:
+        written.extend(path.read_text() for path in (archive / "set" / "progress").iterdir())
+        finish_really(part, mode)
+
+    finish_really = Part.finish
+    monkeypatch.setattr(Part, "finish", finish)
+    (archive / "src" / "x0.png").rename(archive / "src" / "DOE_JANE.png")
+    noisy = np.random.default_rng(0).integers(0, 3, (60, 80)).astype(np.uint8) * 100
+    Image.fromarray(noisy).save(archive / "masks" / "DOE_JANE_mask.jpg", quality=75)
+    report = run(archive, masks=str(archive / "masks"), names="keys", samples_per_shard=2)
+    written.append((archive / "set" / "index.json").read_text())
+    assert sum("smears its values" in text for text in written) == 2
+    assert not any("DOE_JANE" in text for text in (*written, *report.lines()))
 
 
 @pytest.mark.parametrize("where", ["image and mask", "image alone"])

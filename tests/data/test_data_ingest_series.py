@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from deadly import deadly_settle
 from dicom_files import (
     CAPTURE,
     CT,
@@ -28,7 +29,7 @@ from pydicom.dataset import FileDataset
 from shard_sets import read_shard
 
 from dira_dist.config import RequestError
-from dira_dist.data.ingest import ShardOptions, ShardReport, shard
+from dira_dist.data.ingest import ShardOptions, ShardReport, shard, work
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import open_store
 
@@ -390,6 +391,21 @@ def test_slices_of_a_series_share_a_scale(tmp_path: Path, run: Any) -> None:
     _, found = run(intensity="full")
     for sample, plane in zip(sorted(found, key=lambda s: s["image"].std()), values, strict=True):
         assert np.abs(sample["image"] / 65535 - (plane.astype(float) - low) / (high - low)).max() < 1e-4
+
+
+def test_a_series_that_ends_the_process_that_measures_it_goes_without_a_common_scale(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "settle", deadly_settle)
+    values = np.stack([BODY[0] // 4, BODY[0]])
+    for folder in ("a", "deadly", "z"):
+        write(tmp_path / "src" / folder, slices(values, SeriesInstanceUID=pydicom.uid.generate_uid()))
+    report, found = run(intensity="full", processes=2)
+    assert report.samples == 6 and not report.skipped
+    (note,) = report.notes
+    assert "deadly" in note.file and "each file of the series has a scale of its own" in note.text
+    scales = [json.dumps(sample["intensity"]) for sample in found]
+    assert sorted(map(scales.count, set(scales))) == [1, 5], "the whole range, and that of the weaker slice alone"
 
 
 def test_slices_with_windows_of_their_own_take_the_middle_one(tmp_path: Path, run: Any) -> None:

@@ -228,7 +228,7 @@ def test_pairs_of_header_and_voxels(tmp_path: Path, run: Any) -> None:
     assert sample["spacing_mm"] == [4, 3, 2] and sample["affine_ras_mm"] is None
     assert "orientation is not known" in report.notes[0].text
     (tmp_path / "src" / "a.img").unlink()
-    with pytest.raises(RequestError, match=r"other half a\.img is not there"):
+    with pytest.raises(RequestError, match=r"other half, of the same name with the suffix \.img, is not there"):
         run()
 
 

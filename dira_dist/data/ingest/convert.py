@@ -16,7 +16,6 @@ from dira_dist.data.ingest.intensity import parse_intensity
 from dira_dist.data.ingest.itk import read_itk
 from dira_dist.data.ingest.label_maps import LossyMaskError, coded_mask
 from dira_dist.data.ingest.listing import one_file_of
-from dira_dist.data.ingest.names import printable
 from dira_dist.data.ingest.nifti import read_nifti
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.pixels import PictureMode, Pixels
@@ -151,7 +150,7 @@ class Converter:
             try:
                 labels = coded_mask(mask, picture, size, self._rules)
             except LossyMaskError as error:
-                findings.note(f"its mask {PurePosixPath(printable(task.mask)).name} {error}: it is left out")
+                findings.note(f"its mask {error}: it is left out")  # the set keeps its notes: no name may stand in them
         return self._picture_sample(picture, task.item.key, {**task.record(), "boxes": boxes}, labels)
 
     def _size_of(self, picture: Picture) -> tuple[int, int]:

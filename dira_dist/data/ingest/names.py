@@ -49,6 +49,11 @@ class Naming:
         return ", ".join(self(file) for file in files[:most]) + more
 
 
+def by_keys(asked: str | None) -> bool:
+    """Whether keys stand in the place of names, by what was asked for: where others read the log if it was nothing."""
+    return runs_as_a_job() if asked is None else asked == "keys"
+
+
 def runs_as_a_job() -> bool:
     """Whether this process belongs to a job of Ray or a pod of Kubernetes, whose logs others read."""
     return any(name in os.environ for name in ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_JOB_ID", "KUBERNETES_SERVICE_HOST"))

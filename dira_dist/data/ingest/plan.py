@@ -16,7 +16,7 @@ from dira_dist.data.ingest.items import VOLUME_KINDS as VOLUME_KINDS
 from dira_dist.data.ingest.items import Item as Item
 from dira_dist.data.ingest.listing import MaskFiles, list_source, one_file_of, without_suffix
 from dira_dist.data.ingest.matching import check_names, named_in, unmatched_rows
-from dira_dist.data.ingest.names import Naming, printable, runs_as_a_job
+from dira_dist.data.ingest.names import Naming, by_keys, printable
 from dira_dist.data.ingest.options import FOLDERS, Content, ShardOptions, check_split
 from dira_dist.data.ingest.pairing import MaskNames, pair
 from dira_dist.data.ingest.patients import identifier, near_spellings
@@ -83,8 +83,7 @@ class Plan:
     @cached_property
     def called(self) -> Naming:
         """How files are called where others may read it."""
-        asked = self.options.names
-        return Naming(self.salt, runs_as_a_job() if asked is None else asked == "keys")
+        return Naming(self.salt, by_keys(self.options.names))
 
     @property
     def items(self) -> int:
@@ -266,9 +265,9 @@ def _nifti_item(file: str, files: Mapping[str, FileKind], key: str, plan: Plan) 
         return [Item(key, "nifti", (file,))]
     other = next((stem + end for end in _PAIR[suffix.lower()] if stem + end in files), None)
     if other is None:
-        needed = f"{PurePosixPath(stem).name}{_PAIR[suffix.lower()][0]}"
+        needed = f"of the same name with the suffix {_PAIR[suffix.lower()][0]}"
         _skip_unreadable(
-            plan, file, f"it is half of a pair of header and voxels, whose other half {needed} is not there"
+            plan, file, f"it is half of a pair of header and voxels, whose other half, {needed}, is not there"
         )
     elif suffix.lower() == ".hdr":
         return [Item(key, "nifti", (file, other))]

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dira_dist.config import RequestError, Section
-from dira_dist.data.ingest.names import printable
+from dira_dist.data.ingest.names import by_keys, printable
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.parts import Part
 from dira_dist.data.ingest.plan import WHOLE, Plan, make_plan
@@ -173,22 +173,21 @@ def shard(
     source, dest = os.fspath(source), os.fspath(dest)
     if options.report is not None and not Path(options.report).absolute().parent.is_dir():
         raise RequestError(f"report {options.report}: there is no such folder; make it first, or choose another place.")
-    plan = make_plan(source, options)
-    with _discreet_storage(plan):
-        return _shard(plan, dest, progress, started_s)
+    with _discreet_storage(by_keys(options.names)):  # the plan lists the source and reads its headers, too
+        return _shard(make_plan(source, options), dest, progress, started_s)
 
 
 @contextmanager
-def _discreet_storage(plan: Plan) -> Iterator[None]:
+def _discreet_storage(keys: bool) -> Iterator[None]:
     """Trouble with storage names the object that it befell: not where names are not shown."""
     try:
         yield
     except StoreError as error:
-        if not plan.called.keys:
+        if not keys:
             raise
         cause = type(error.__cause__ or error).__name__
         raise StoreError(
-            f"the source or the destination failed ({cause}); the same command goes on from there"
+            f"the source, a table or the destination failed ({cause}); the same command goes on from there"
         ) from None
 
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ class Table:
         address: where it was read.
         columns: names in order.
         rows: by image, in the table's order; those that name no image are left out.
+        lines: of the file, where the rows of each image end.
         sha256: of the file, hexadecimal.
         problems: what was found wrong with rows or cells that are left out; without a word of theirs.
     """
@@ -60,6 +61,7 @@ class Table:
     rows: Mapping[str, Sequence[Row]]
     sha256: str
     problems: tuple[str, ...] = ()
+    lines: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def rows_for(self, file: str) -> Sequence[Row]:
         """The rows of an image of the source, by its path, its name, or its name without suffix."""
@@ -87,6 +89,7 @@ def read_table(address: str, image_column: str, needed: Iterable[str] = ()) -> T
     try:
         reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), restval="", restkey="")
         rows: dict[str, list[Row]] = {}
+        lines: dict[str, list[int]] = {}
         columns = tuple(reader.fieldnames or ())
         for column in (image_column, *needed):
             require_column(address, columns, column)
@@ -96,6 +99,7 @@ def read_table(address: str, image_column: str, needed: Iterable[str] = ()) -> T
                 refused.append(reader.line_num)
             elif name := row[image_column].strip():
                 rows.setdefault(name, []).append(row)
+                lines.setdefault(name, []).append(reader.line_num)
     except (UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"{address}: this is no CSV text in UTF-8: {error}") from error
     problems = [_refused_rows(address, refused, len(columns))] if refused else []
@@ -103,15 +107,19 @@ def read_table(address: str, image_column: str, needed: Iterable[str] = ()) -> T
         raise RequestError(
             f"{address}: the table has a header but no rows that name an image. {' '.join(problems)}".strip()
         )
-    return Table(address, columns, rows, hashlib.sha256(content).hexdigest(), tuple(problems))
+    return Table(address, columns, rows, hashlib.sha256(content).hexdigest(), tuple(problems), lines)
 
 
 def _refused_rows(address: str, lines: Sequence[int], columns: int) -> str:
-    shown = ", ".join(map(str, lines[:5])) + (" and others" if len(lines) > 5 else "")
     return (
         f"{PurePosixPath(address).name}: {len(lines)} rows have more fields than the {columns} of the header and are "
-        f"left out (line {shown}); put cells with a comma in quotes"
+        f"left out ({_shown_lines(lines)}); put cells with a comma in quotes"
     )
+
+
+def _shown_lines(lines: Sequence[int]) -> str:
+    """Where rows stand, without a word of theirs."""
+    return f"line {', '.join(map(str, lines[:5]))}{' and others' if len(lines) > 5 else ''}"
 
 
 def require_column(address: str, columns: Sequence[str], column: str) -> None:
@@ -202,7 +210,10 @@ def read_labels(address: str, image_column: str, wanted: tuple[str, ...] | None,
     table = read_table(address, image_column, wanted or ())
     for image, rows in table.rows.items():
         if len(rows) > 1:
-            raise RequestError(f"{address}: {image!r} stands in {len(rows)} rows; keep one row for each image.")
+            raise RequestError(
+                f"{address}: one image stands in {len(rows)} rows ({_shown_lines(table.lines[image])}); "
+                "keep one row for each image."
+            )
     columns = wanted if wanted is not None else _guess_columns(table, image_column, group_by)
     if group_by in columns:
         raise RequestError(

@@ -8,21 +8,23 @@ temporary folder.
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from dira_dist.data.cores import usable_cores
 from dira_dist.data.ingest.convert import Converter, Task
+from dira_dist.data.ingest.intensity import Mapping as Greying
 from dira_dist.data.ingest.intensity import parse_intensity
 from dira_dist.data.ingest.items import Item
 from dira_dist.data.ingest.making import Bench, ShardJob, make_shard
 from dira_dist.data.ingest.matching import named_in
 from dira_dist.data.ingest.parts import Part, ShardOutcome
 from dira_dist.data.ingest.plan import Plan, strict_refusal
-from dira_dist.data.ingest.scales import series_to_settle, settle
+from dira_dist.data.ingest.scales import Series, series_to_settle, settle
 from dira_dist.data.ingest.survey import raster_rules, survey
 from dira_dist.data.ingest.tables import boxes_for
 from dira_dist.data.ingest.workers import MakeConverter, Workers, end_with_parent
@@ -130,21 +132,42 @@ def _settle_scales(plan: Plan, processes: int) -> None:
     rule = parse_intensity(plan.options.intensity)
     found = series_to_settle(plan.headers, rule)
     settling = partial(settle, plan.source, rule=rule)
-    with _mapper(min(processes, len(found))) as over:
-        for series, (scale, note) in zip(found, over(settling, found), strict=True):
+    outcomes = map(settling, found) if processes <= 1 else _settled_in_processes(settling, found, processes)
+    for series, (scale, note) in zip(found, outcomes, strict=True):
+        if scale is not None:
             plan.scales.update(dict.fromkeys(series.files, scale))
-            if note:
-                plan.notes.append((series.files[0], note))
+        if note:
+            plan.notes.append((series.files[0], note))
 
 
-@contextmanager
-def _mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """``map``, over so many fresh processes where they are more than one."""
-    if processes <= 1:
-        yield map
-        return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_measuring) as pool:
-        yield pool.map
+_Settled = tuple[Greying | None, str]
+_NO_SCALE = (
+    "the process that measured the grey scale of its series was ended, as the kernel does when memory runs out or a "
+    "decoder crashes: each file of the series has a scale of its own"
+)
+
+
+def _settled_in_processes(
+    settling: Callable[[Series], _Settled], found: Sequence[Series], processes: int
+) -> list[_Settled]:
+    """Outcomes in the order of the series, also where one of them ends the process that measures it."""
+    outcomes: list[_Settled] = []
+    if found:
+        with suppress(BrokenProcessPool), _pool(min(processes, len(found))) as pool:
+            outcomes.extend(pool.map(settling, found))
+    while len(outcomes) < len(found):  # a broken pool does not say which it was: the others go one by one
+        with _pool(1) as pool:
+            for series in found[len(outcomes) :]:
+                try:
+                    outcomes.append(pool.submit(settling, series).result())
+                except BrokenProcessPool:
+                    outcomes.append((None, _NO_SCALE))
+                    break  # on to a fresh pool
+    return outcomes
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_measuring)
 
 
 def _start_measuring() -> None:
