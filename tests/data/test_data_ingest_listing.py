@@ -202,7 +202,9 @@ def test_names_are_relative_and_give_way_to_keys_where_others_read(
     assert "DOE_JANE" in told(run(archive, names="files"))
 
 
-@pytest.mark.parametrize("trouble", ["strict", "ambiguous mask", "unknown rows", "row twice", "half", "nothing left", "two files"])
+@pytest.mark.parametrize(
+    "trouble", ["strict", "ambiguous mask", "unknown rows", "row twice", "half", "nothing left", "two files"]
+)
 def test_refusals_name_no_file_either(archive: Path, trouble: str) -> None:
     table = archive / "labels.csv"
     options: dict[str, Any] = {"names": "keys"}

@@ -21,6 +21,7 @@ from dira_dist.data.ingest.intensity import Mapping as Greying
 from dira_dist.data.ingest.intensity import parse_intensity
 from dira_dist.data.ingest.items import Item
 from dira_dist.data.ingest.making import Bench, ShardJob, make_shard
+from dira_dist.data.ingest.matching import named_in
 from dira_dist.data.ingest.parts import Part, ShardOutcome
 from dira_dist.data.ingest.plan import Plan, strict_refusal
 from dira_dist.data.ingest.scales import Series, series_to_settle, settle
@@ -85,7 +86,7 @@ def _task(plan: Plan, item: Item) -> Task:
     return Task(
         item=item,
         labels=plan.labels_of(item),
-        boxes=boxes_for(plan.boxes, item.files[0]) if plan.boxes else (),
+        boxes=boxes_for(plan.boxes, named_in(plan.boxes, item)) if plan.boxes else (),
         mask=plan.mask_of(item),
         group=plan.groups.get(item.key),
         scale=plan.scales.get(item.files[0]),
