@@ -260,6 +260,25 @@ def test_a_name_that_a_pair_shares_with_another_file_is_refused(tmp_path: Path, 
     assert sorted(sample["labels"]["label"] for sample in found) == ["mass", "none"]
 
 
+@pytest.mark.parametrize("content", ["volumes", "images"])
+def test_boxes_of_a_volume_are_left_out_with_a_word(tmp_path: Path, run: Any, content: str) -> None:
+    for name in "ab":
+        (tmp_path / "src" / f"{name}.nii").write_bytes(nifti(BODY))
+    (tmp_path / "boxes.csv").write_text("image,x,y,width,height\na.nii,1,1,2,2\nb.nii,,,,\n")
+    report, found = run(content=content, boxes=str(tmp_path / "boxes.csv"))
+    assert not any(sample["boxes"] for sample in found)
+    (note,) = (note for note in report.notes if "boxes" in note.text)
+    assert note.file == "a.nii" and "they are left out" in note.text
+
+
+@pytest.mark.parametrize("name", ["p", "p/im001.dcm"])
+def test_boxes_of_a_series_are_left_out_with_a_word_whatever_they_call_it(tmp_path: Path, run: Any, name: str) -> None:
+    write(tmp_path / "src" / "p", slices(BODY))
+    (tmp_path / "boxes.csv").write_text(f"image,x,y,width,height\n{name},1,1,2,2\n")
+    report, _ = run(content="volumes", boxes=str(tmp_path / "boxes.csv"))
+    assert any("its boxes belong to: they are left out" in note.text for note in report.notes)
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_nrrd_and_metaimage(tmp_path: Path, run: Any, suffix: str) -> None:
     sitk: Any = pytest.importorskip("SimpleITK", reason="the extra `formats` is not installed")

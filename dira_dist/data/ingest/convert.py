@@ -110,6 +110,8 @@ class Converter:
         """
         mask = files.pop() if task.mask is not None else None
         if task.item.kind in VOLUME_KINDS:
+            if task.boxes:
+                findings.note("it is a volume, and nothing says which plane its boxes belong to: they are left out")
             yield from self._volume_samples(task, files, mask, findings)
             return
         pictures = self._pictures(task, files[0])
