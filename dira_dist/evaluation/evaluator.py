@@ -59,7 +59,7 @@ class Evaluation:
     """Figures by name, ready for a tracker, and what there is to look at.
 
     Attributes:
-        restorations: where there is a validation set.
+        restorations: where there is a validation set, and something that restores.
         scores: where a discriminator was given as well.
         features: where there is a probe.
         warnings: what a person should know of these figures.
@@ -72,12 +72,14 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
 
 
-VAL_METRICS = tuple(metric.name for metric in (PSNR, SSIM, RANKME, FEATURE_STD, UNIFORMITY, COLLAPSED, ALIGNMENT))
+RESTORATION_METRICS = (PSNR.name, SSIM.name)
+VAL_METRICS = tuple(metric.name for metric in (RANKME, FEATURE_STD, UNIFORMITY, COLLAPSED, ALIGNMENT))
 
 
-def reported_metrics(val: str | None, probe: ProbeConfig | None) -> list[str]:
-    """Names of the figures that a :class:`Evaluator` with these sets gives."""
-    return [*(VAL_METRICS if val is not None else ()), *(probe_metric_names(probe) if probe is not None else ())]
+def reported_metrics(val: str | None, probe: ProbeConfig | None, *, restores: bool = True) -> list[str]:
+    """Names of the figures that a :class:`Evaluator` with these settings gives."""
+    of_val = (*(RESTORATION_METRICS if restores else ()), *VAL_METRICS) if val is not None else ()
+    return [*of_val, *(probe_metric_names(probe) if probe is not None else ())]
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Evaluator:
         seed: the job's.
         image_size: pixels of the views, a side or one for each axis.
         timeout_s: seconds of trouble with the storage that are borne.
+        restores: whether the decoder is ever trained; the restorations of one that is not mean nothing.
     """
 
     val: str | None
@@ -101,6 +104,7 @@ class Evaluator:
     seed: int
     image_size: int | Sequence[int]
     timeout_s: float = 300.0
+    restores: bool = True
 
     @torch.no_grad()
     def evaluate(self, unet: Backbone, device: torch.device, discriminator: nn.Module | None = None) -> Evaluation:
@@ -116,10 +120,10 @@ class Evaluator:
         warnings: tuple[str, ...] = ()
         with frozen(unet):
             if self.val is not None:
-                figures, restorations, agreement = self._restoration(unet, self.val, device)
+                figures, restorations = self._of_views(unet, self.val, device)
                 features = self._features(unet, self.val, device, MOST_IMAGES).features
-                metrics |= figures | representation_health(features).as_metrics() | {ALIGNMENT.name: agreement}
-                if discriminator is not None:
+                metrics |= figures | representation_health(features).as_metrics()
+                if discriminator is not None and restorations is not None:
                     target, restored = restorations.target.to(device), restorations.restored.to(device)
                     scores = PatchScores(discriminator(target).float().cpu(), discriminator(restored).float().cpu())
             if self.probe is not None:
@@ -134,11 +138,12 @@ class Evaluator:
         with ValidationStream(address, options, batch_size=BATCH, ids=ids, index=index) as stream:
             yield from stream
 
-    def _restoration(
+    def _of_views(
         self, unet: Backbone, address: str, device: torch.device
-    ) -> tuple[dict[str, float], Restorations, float]:
-        """PSNR and SSIM, images to look at, and the alignment of the two views' features."""
-        signal, similarity, distances, shown = [], [], [], None
+    ) -> tuple[dict[str, float], Restorations | None]:
+        """The alignment of two views' features; of what restores PSNR, SSIM and images to look at."""
+        found: dict[str, list[Tensor]] = {}
+        shown = None
         for batch in self._batches(address, MOST_IMAGES):
             views = make_views(
                 batch.images.to(device),
@@ -149,18 +154,19 @@ class Evaluator:
                 image_size=self.image_size,
                 in_channels=unet.config.in_channels,
                 config=self.views,
+                with_target=self.restores,
             )
-            assert views.target is not None and views.view_2 is not None
-            maps, valid = unet.encode(views.view_1), batch.valid.to(device)
-            restored = unet.decode(maps)
-            distances.append(view_distances(unet.pooled(maps), unet.pooled(unet.encode(views.view_2)))[valid])
-            signal.append(psnr(restored, views.target)[valid])
-            similarity.append(ssim(restored, views.target)[valid])
-            if shown is None:
-                shown = Restorations(*(images[:PICTURED].cpu() for images in (views.view_1, restored, views.target)))
-        assert shown is not None, "a shard set has at least one sample"
-        figures = {PSNR.name: float(torch.cat(signal).mean()), SSIM.name: float(torch.cat(similarity).mean())}
-        return figures, shown, float(torch.cat(distances).mean())
+            assert views.view_2 is not None
+            maps = unet.encode(views.view_1)
+            figures = {ALIGNMENT.name: view_distances(unet.pooled(maps), unet.pooled(unet.encode(views.view_2)))}
+            if views.target is not None:
+                restored = unet.decode(maps)
+                figures |= {PSNR.name: psnr(restored, views.target), SSIM.name: ssim(restored, views.target)}
+                seen = (views.view_1, restored, views.target)
+                shown = shown or Restorations(*(images[:PICTURED].cpu() for images in seen))
+            for name, values in figures.items():
+                found.setdefault(name, []).append(values[batch.valid.to(device)])
+        return {name: float(torch.cat(values).mean()) for name, values in found.items()}, shown
 
     def _features(self, unet: Backbone, address: str, device: torch.device, most: int) -> LabelledSet:
         """Features of the samples that can be decoded, and all their labels by name."""

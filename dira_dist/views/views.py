@@ -210,13 +210,21 @@ def check_viewable(image: ImageInfo, axes: int, in_channels: int) -> None:
             f"samples with {image.axes} spatial axes, and the model takes {axes}: choose another model.name, or a set "
             f"of {'images' if axes == 2 else 'volumes or cubes'}"
         )
+    if image.mode in ("volume", "planes") and image.channels == 3:
+        raise RequestError(
+            "arrays of 3 channels: views take 3 channels for RGB, whose hue is turned and whose luma is restored, and "
+            "these are none; store one sequence (1 channel), or 2 or 4 and more"
+        )
     assert image.dtype is not None, "see check_set"
     _check(getattr(torch, image.dtype), image.channels, in_channels)
 
 
 def _check(dtype: torch.dtype, channels: int, in_channels: int) -> None:
     if dtype not in _WHITE:
-        raise RequestError(f"images of type {dtype}: views are made of uint8 or uint16; convert them when sharding")
+        raise RequestError(
+            f"images of type {dtype}: views are made of uint8 or uint16; shard volumes as pictures "
+            "(--content slices), or store arrays scaled to one of the two"
+        )
     if channels not in (1, in_channels) and (channels, in_channels) != (3, 1):
         raise RequestError(
             f"images with {channels} channels, and the model takes {in_channels}: it takes 1 (repeated), 3 (RGB, "

@@ -13,6 +13,7 @@ from dira_dist.data.ingest import ShardOptions, shard
 from dira_dist.data.shards import Sample, read_index
 from dira_dist.evaluation import evaluator as evaluator_module
 from dira_dist.evaluation.config import ProbeConfig
+from dira_dist.evaluation.evaluator import RESTORATION_METRICS as RESTORED
 from dira_dist.evaluation.evaluator import Evaluator, reported_metrics
 from dira_dist.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from dira_dist.models.unet import UNet, UNetConfig
@@ -74,10 +75,18 @@ def test_what_is_asked_for_is_handed_out(shards: Path, unet: UNet) -> None:
 
 
 def test_the_figures_are_named_before_they_are_measured(shards: Path, unet: UNet) -> None:
-    for probe in (True, False):
-        asked = evaluator(shards, probe)
-        assert set(asked.evaluate(unet, torch.device("cpu")).metrics) == set(reported_metrics(asked.val, asked.probe))
+    for probe, restores in ((True, True), (False, True), (False, False)):
+        asked = replace(evaluator(shards, probe), restores=restores)
+        named = reported_metrics(asked.val, asked.probe, restores=restores)
+        assert set(asked.evaluate(unet, torch.device("cpu")).metrics) == set(named)
     assert reported_metrics(None, None) == []
+
+
+def test_a_decoder_that_is_never_trained_is_not_looked_at(shards: Path, unet: UNet) -> None:
+    device, asked = torch.device("cpu"), evaluator(shards, probe=False)
+    whole, encoded = (replace(asked, restores=each).evaluate(unet, device) for each in (True, False))
+    assert encoded.restorations is None and encoded.scores is None
+    assert encoded.metrics == {name: value for name, value in whole.metrics.items() if name not in RESTORED}
 
 
 def test_an_untrained_encoder_gives_the_same_figures_each_time(shards: Path, unet: UNet) -> None:

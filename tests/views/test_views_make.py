@@ -425,6 +425,7 @@ def test_each_sequence_of_a_sample_is_changed_as_grey_is(canvas: tuple[int, ...]
         ({"mode": "L"}, 3, 1, "2 spatial axes, and the model takes 3"),
         ({"mode": "volume", "array_type": "int16"}, 3, 1, "int16.*uint8 or uint16"),
         ({"mode": "planes", "array_type": "uint8", "array_channels": 4}, 2, 3, "4 channels, and the model takes 3"),
+        ({"mode": "planes", "array_type": "uint8", "array_channels": 3}, 2, 3, "arrays of 3 channels: views take 3"),
         ({"mode": "planes", "array_type": "uint8", "array_channels": 4}, 2, 4, ""),
         ({"mode": "volume", "array_type": "uint8"}, 3, 4, ""),
         ({"mode": "RGB"}, 2, 1, ""),

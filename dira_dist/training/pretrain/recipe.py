@@ -131,7 +131,7 @@ class PretrainRecipe(Recipe):
             _check_apart(self.probe, sets["probe-train"], sets["probe-val"])
 
     def reported_metrics(self) -> list[str]:
-        return reported_metrics(self.data.val, self.probe)
+        return reported_metrics(self.data.val, self.probe, restores=self.parts().restores)
 
     def main_metric(self) -> str:
         return PROBE_AUROC.name if self.probe is not None else RANKME.name

@@ -110,6 +110,7 @@ class PretrainTask:
             recipe.seed,
             recipe.data.image_size,
             recipe.data.storage_timeout_s,
+            restores=recipe.parts().restores,
         )
         opponent: nn.Module | None = networks.discriminator if recipe.trained_parts(position).plays else None
         found = evaluator.evaluate(networks.unet, device, opponent and opponent.eval())
