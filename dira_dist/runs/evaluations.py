@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dira_dist.data.store import MissingObjectError, Store
+from dira_dist.data.store import Store
 from dira_dist.formats import FileFormat
 from dira_dist.metrics import RANKING, Mode
 from dira_dist.metrics import better as catalogued
-from dira_dist.runs.folder import EVALUATIONS
+from dira_dist.runs.folder import EVALUATIONS, read_file
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,8 @@ def read_evaluations(store: Store) -> list[EvaluationEntry]:
     Raises:
         FormatError: the file is damaged, or of another version.
     """
-    try:
-        content = store.read_bytes(EVALUATIONS)
-    except MissingObjectError:
-        return []
-    return FORMAT.load(content, store.join(EVALUATIONS)).evaluations
+    found = read_file(store, EVALUATIONS, FORMAT)
+    return found.evaluations if found else []
 
 
 def add_evaluation(store: Store, evaluated: EvaluationEntry) -> list[EvaluationEntry]:

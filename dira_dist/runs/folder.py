@@ -11,7 +11,27 @@ search.md            the table of trials
 driver.json          which process drives the run or the search; gone when it ends
 """
 
+from typing import TypeVar
+
+from dira_dist.data.store import MissingObjectError, Store
+from dira_dist.formats import FileFormat
+
+FileT = TypeVar("FileT")
+
 RUN, EVALUATIONS = "run.json", "evaluations.json"
 CHECKPOINT_PREFIX, STATE, MANIFEST = "step-", "state.pt", "manifest.json"
 SEARCH, WINNER, TABLE = "search.json", "best.yaml", "search.md"
 DRIVER = "driver.json"
+
+
+def read_file(store: Store, name: str, form: FileFormat[FileT]) -> FileT | None:
+    """A file of the folder in a store, or none where it is not there.
+
+    Raises:
+        FormatError: it is damaged, or of another version.
+    """
+    try:
+        content = store.read_bytes(name)
+    except MissingObjectError:
+        return None
+    return form.load(content, store.join(name))

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from dira_dist.background import Background
 from dira_dist.config import RequestError
-from dira_dist.data.store import MissingObjectError, Store
+from dira_dist.data.store import Store
 from dira_dist.formats import FileFormat, FormatError
-from dira_dist.runs.folder import DRIVER
+from dira_dist.runs.folder import DRIVER, read_file
 
 BEAT_S = 10.0
 GONE_AFTER_S = 3.5 * BEAT_S
@@ -161,10 +161,7 @@ class Lease(Background):
         return found is not None and found.token == self._own.token
 
     def _read(self) -> Driver | None:
-        try:
-            return FORMAT.load(self._store.read_bytes(DRIVER), self._store.join(DRIVER))
-        except MissingObjectError:
-            return None
+        return read_file(self._store, DRIVER, FORMAT)
 
     def _write(self) -> None:
         self._store.write_bytes(DRIVER, FORMAT.dump(self._own))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from dira_dist.config import RequestError, flatten
 from dira_dist.data.store import Store
 from dira_dist.formats import OF_0_1_0, FileFormat
-from dira_dist.runs.folder import RUN
+from dira_dist.runs.folder import RUN, read_file
 
 Precision = Literal["bf16", "fp32"]
 
@@ -48,9 +48,7 @@ def read_run(store: Store) -> RunState | None:
     Raises:
         FormatError: it is damaged, or of another version.
     """
-    if store.stat(RUN) is None:
-        return None
-    return FORMAT.load(store.read_bytes(RUN), store.join(RUN))
+    return read_file(store, RUN, FORMAT)
 
 
 def keep_precision(store: Store, found: Precision) -> Precision:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dira_dist.data.store import Store
 from dira_dist.formats import OF_0_1_0, FileFormat
-from dira_dist.runs.folder import SEARCH
+from dira_dist.runs.folder import SEARCH, read_file
 from dira_dist.search.trial import Trial
 
 
@@ -48,6 +48,4 @@ def read_search(store: Store) -> SearchState | None:
     Raises:
         FormatError: it is damaged, or of another version.
     """
-    if store.stat(SEARCH) is None:
-        return None
-    return FORMAT.load(store.read_bytes(SEARCH), store.join(SEARCH))
+    return read_file(store, SEARCH, FORMAT)

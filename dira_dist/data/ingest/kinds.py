@@ -47,8 +47,3 @@ def why_ignored(key: str) -> tuple[str, bool]:
     if name.startswith(_PLAIN_NAMES):
         return _BESIDE, False
     return "is of no kind that is read, by its name and its first bytes", True
-
-
-def suffix_of(key: str) -> str:
-    """How closing lines call a kind of file: ``.zip``, ``no suffix``."""
-    return PurePosixPath(key.lower()).suffix or "no suffix"
