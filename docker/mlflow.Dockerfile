@@ -1,6 +1,6 @@
 # An MLflow server with the PostgreSQL and S3 clients, in the versions that the jobs write with.
 #
-#   docker build -f docker/mlflow.Dockerfile -t dira-mlflow:0.1.0 .
+#   docker build -f docker/mlflow.Dockerfile -t dira-mlflow:0.2.0 .
 #
 # Everything is set by the environment, so that no secret stands on a command line: MLFLOW_BACKEND_STORE_URI,
 # MLFLOW_ARTIFACTS_DESTINATION, MLFLOW_SERVER_ALLOWED_HOSTS, AWS_*.

@@ -64,6 +64,7 @@ def a_job(name: str, storage: str, encoder: str = "tu-test_resnet") -> dict[str,
         "data": {"train": "shards", "image_size": SIZE_PX, "global_batch": 4},
         "model": {"encoder": encoder, "decoder_channels": [8, 8, 8, 8, 8]},
         "adversarial": {"discriminator": {"channels": [4, 8]}},
+        "stages": [{"objective": "dira", "steps": 5}],
         "checkpoint": {"storage": storage},
         "tracking": {"register_as": "dira-cxr14"},
     }
@@ -76,7 +77,7 @@ def networks_of(record: dict[str, Any], seed: int = 0) -> PretrainNetworks:
 
 
 def checkpoint_of(networks: PretrainNetworks, job: dict[str, Any], run_id: str, step: int) -> Checkpoint:
-    return Checkpoint(Position(step=step), job, run_id, tensors={"networks": networks.state_dict()})
+    return Checkpoint(Position(step_in_stage=step, step=step), job, run_id, tensors={"networks": networks.state_dict()})
 
 
 def stored(checkpoint: Checkpoint, scratch: Path, quality: dict[str, float]) -> str:
