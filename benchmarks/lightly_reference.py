@@ -16,8 +16,9 @@ examples. In one process "shuffle BN" changes the order of a batch and nothing e
 
 import copy
 import json
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,16 @@ METHODS = {"moco_v2": MoCo, "barlow_twins": BarlowTwins, "simsiam": SimSiam}
 
 
 def train(model: nn.Module, views: Weights, settings: Mapping[str, Any]) -> list[float]:
-    """The loss of each step: SGD, its rate falling along a cosine to 0."""
-    learned = [each for each in model.parameters() if each.requires_grad]
-    optimizer = torch.optim.SGD(learned, settings["lr"], momentum=0.9, weight_decay=settings["weight_decay"])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=len(views["view_1"]))
-    dtype, losses = learned[0].dtype, []
+    """The loss of each step: SGD, its rate falling along a cosine to 0, but for SimSiam's predictor (its section 4.2)."""
+    steps = len(views["view_1"])
+    learned = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    steady = [each for name, each in learned.items() if name.startswith("prediction.")]
+    falling = [each for name, each in learned.items() if not name.startswith("prediction.")]
+    groups = [{"params": falling}, *([{"params": steady}] if steady else [])]
+    optimizer = torch.optim.SGD(groups, settings["lr"], momentum=0.9, weight_decay=settings["weight_decay"])
+    shares: list[Callable[[int], float]] = [lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)), lambda _: 1.0]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shares[: len(groups)])
+    dtype, losses = falling[0].dtype, []
     for view_1, view_2 in zip(views["view_1"], views["view_2"], strict=True):
         loss = model(view_1.to(dtype) / 255, view_2.to(dtype) / 255)
         optimizer.zero_grad()
