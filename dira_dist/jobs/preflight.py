@@ -84,7 +84,7 @@ def lay_out(job: TrainingJob, train: ShardSetIndex) -> Plan:
 
 def estimate_memory(job: TrainingJob) -> dict[str, int]:
     """Bytes of one worker's device memory by purpose, from shapes alone, for the stage that needs most."""
-    return job.task().memory(job.resources.min_workers, bool(job.resources.gpus_per_worker))
+    return job.build_task().memory(job.resources.min_workers, bool(job.resources.gpus_per_worker))
 
 
 def _readable_set(key: str, address: str) -> ShardSetIndex:

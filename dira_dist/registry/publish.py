@@ -62,7 +62,7 @@ def publish(
         RequestError: the registry is away for longer, or refuses.
     """
     job, recipe = checkpoint.job, recipe or recipe_of(checkpoint.job)
-    task = recipe.task()
+    task = recipe.build_task()
     about = About(
         name=str(config.register_as),
         data=data,

@@ -92,7 +92,7 @@ def _fetch(
         folder = fetch(model, work, config, progress, only=("unet.safetensors", FACTS))
     else:
         found = download_checkpoint(model, work, progress).checkpoint
-        task = recipe_of(found.job).task()
+        task = recipe_of(found.job).build_task()
         shutil.rmtree(work / "model", ignore_errors=True)  # of a call that was broken off while it wrote
         package = task.package(found.tensors, found.position, work / "model", About(found.job["name"]))
         folder = package.folder

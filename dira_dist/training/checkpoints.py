@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,13 @@ from dira_dist.training.state import (
 )
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 30.0
+
+
+class Labelled(NamedTuple):
+    """A checkpoint that people ask about: its name, and its figures where they were known when it was saved."""
+
+    name: str
+    figures: dict[str, float] | None
 
 
 class CheckpointFolder:
@@ -65,8 +72,8 @@ class CheckpointFolder:
         except MissingObjectError:
             return None
 
-    def labelled(self) -> dict[str, str]:
-        """Names of the finished checkpoints that have a label, by label; those with a damaged manifest are left out."""
+    def labelled(self) -> dict[str, "Labelled"]:
+        """The finished checkpoints that have a label, by label; those with a damaged manifest are left out."""
         found = {}
         for name in self.names():
             try:
@@ -74,7 +81,7 @@ class CheckpointFolder:
             except BrokenCheckpointError:
                 continue  # whoever resumes from it says so
             if manifest is not None and manifest.label:
-                found[manifest.label] = name
+                found[manifest.label] = Labelled(name, manifest.figures)
         return found
 
     def newest_manifest(self) -> Manifest | None:

@@ -19,6 +19,8 @@ from dira_dist.objectives.collectives import gather
 from dira_dist.training.meter import Meter
 from dira_dist.training.stages import Plan, Position, StageSpan
 from dira_dist.training.task import Step
+from dira_dist.training.validation import NoValidation, Validator, Verdict
+from dira_dist.training.validation import NoValidation, Validator, Verdict
 
 
 class Samples(Protocol):
@@ -47,12 +49,18 @@ class Checkpointer(Protocol):
     """Keeps checkpoints. Its ``save`` takes a copy and returns.
 
     A ``label`` names a moment that people ask about, ``untrained`` or the stage that has ended: the networks of such a
-    checkpoint are evaluated, elsewhere and later.
+    checkpoint are evaluated, elsewhere and later, unless their ``figures`` are known already.
     """
 
     def due(self, position: Position) -> bool: ...
 
-    def save(self, position: Position, tensors: Mapping[str, Any], label: str = "") -> None: ...
+    def save(
+        self,
+        position: Position,
+        tensors: Mapping[str, Any],
+        label: str = "",
+        figures: Mapping[str, float] | None = None,
+    ) -> None: ...
 
 
 class Interruption(Protocol):
@@ -104,6 +112,7 @@ class Training(Generic[BatchT]):
         seed: of what a network draws in a step, such as dropout; of this worker's own.
         log_every_steps: optimiser steps between two reports; each checkpoint and each stage's end make one more.
         max_nonfinite_steps: steps skipped in a row after which the job ends.
+        validator: of the networks, at the ends of epochs.
     """
 
     plan: Plan
@@ -117,6 +126,7 @@ class Training(Generic[BatchT]):
     seed: int
     log_every_steps: int
     max_nonfinite_steps: int
+    validator: Validator = NoValidation()
 
 
 def train(training: Training[BatchT], position: Position, tensors: Mapping[str, Any] | None = None) -> Position:
@@ -131,16 +141,17 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
         NonFiniteError: after ``max_nonfinite_steps`` skipped steps in a row.
         InterruptedRunError: somebody wanted it to stop.
     """
-    meter, guard = Meter(training.device), _NonFiniteGuard(training.max_nonfinite_steps)
+    meter, guard, verdict = Meter(training.device), _NonFiniteGuard(training.max_nonfinite_steps), Verdict()
+    training.validator.load_state_dict(tensors or {})
     for span in training.plan.remaining(position):
         step = training.make_step(span)
         if tensors is None:
-            training.checkpointer.save(position, step.state_dict(), "untrained")
+            training.checkpointer.save(position, _state(training, step), "untrained")
         else:
             step.load_state_dict(tensors, optimizers=position.step_in_stage > 0 or span.config.keep_optimizer)
         with training.open_stream(span, position) as batches:
             meter.restart()
-            while position.step_in_stage < span.steps:
+            while position.step_in_stage < span.steps and not verdict.ends:
                 with meter.waiting():
                     batch = next(batches)
                 torch.manual_seed(training.seed + position.step)  # dropout is the step's own, resumed or not
@@ -155,18 +166,34 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                     finite=result.finite,
                 )
                 with meter.paused():
-                    pause = _pause(training, span, position)
+                    verdict = _verdict(training, step, span, position)
+                    pause = _pause(training, span, position, verdict)
                 if pause.reports:
                     place = {STAGE.name: span.number + 1, SAMPLES.name: position.samples}
-                    training.tracker.log_metrics(meter.summary() | place, position.step)
+                    training.tracker.log_metrics({**meter.summary(), **place, **verdict.figures}, position.step)
                 if pause.saves:
                     with meter.paused():
-                        training.checkpointer.save(position, step.state_dict())
+                        training.checkpointer.save(position, _state(training, step), *verdict.known)
                 if pause.stops:
                     raise InterruptedRunError(position)
-        tensors, position = step.state_dict(), position.after_stage()
-        training.checkpointer.save(position, tensors, span.name)
+        tensors = _state(training, step)
+        position = training.plan.end(position) if verdict.ends else position.after_stage()
+        training.checkpointer.save(position, tensors, *(verdict.known or (span.name,)))
+        if verdict.ends:
+            break
     return position
+
+
+def _state(training: Training[BatchT], step: Step) -> dict[str, Any]:
+    return {**step.state_dict(), **training.validator.state_dict()}
+
+
+def _verdict(training: Training[BatchT], step: Step, span: StageSpan, position: Position) -> Verdict:
+    """What is found of the networks where an epoch has ended, with statistics that all workers share."""
+    if not training.validator.due(span, position):
+        return Verdict()
+    step.agree()
+    return training.validator.validate(position)
 
 
 class _Pause(NamedTuple):
@@ -177,12 +204,13 @@ class _Pause(NamedTuple):
     reports: bool
 
 
-def _pause(training: Training[BatchT], span: StageSpan, position: Position) -> _Pause:
+def _pause(training: Training[BatchT], span: StageSpan, position: Position, verdict: Verdict) -> _Pause:
     """A save closes the report: whoever goes on from it has not seen the steps before. A stage's end saves later."""
-    ends = position.step_in_stage == span.steps
+    ends = position.step_in_stage == span.steps or verdict.ends
     stops = not ends and training.interruption.requested()
-    saves = stops or (not ends and training.checkpointer.due(position))
-    return _Pause(stops, saves, ends or saves or position.step % training.log_every_steps == 0)
+    saves = not ends and (stops or verdict.label != "" or training.checkpointer.due(position))
+    reports = ends or saves or bool(verdict.figures) or position.step % training.log_every_steps == 0
+    return _Pause(stops, saves, reports)
 
 
 class _NonFiniteGuard:

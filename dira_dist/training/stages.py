@@ -109,6 +109,10 @@ class Plan:
     def samples(self) -> int:
         return self.spans[-1].end_sample
 
+    def end(self, position: Position) -> Position:
+        """Where a run stands that has ended, be it before its last stage or epoch."""
+        return Position(len(self.spans), 0, position.step, position.samples)
+
     def remaining(self, position: Position) -> Iterator[StageSpan]:
         """The stages from ``position`` on, the current one first."""
         yield from self.spans[position.stage :]

@@ -58,6 +58,7 @@ class Manifest:
         job: the resolved job, secrets left out.
         run_id: the MLflow run, or an empty string.
         label: what the evaluation of these networks is filed under; empty where nobody is to evaluate them.
+        figures: what they were found to be, where that was known when they were saved.
         pending_metrics: figures measured but not yet with the tracking server.
     """
 
@@ -65,6 +66,7 @@ class Manifest:
     job: dict[str, Any]
     run_id: str = ""
     label: str = ""
+    figures: dict[str, float] | None = None
     pending_metrics: list[list[Any]] = field(default_factory=list)
 
 

@@ -134,9 +134,13 @@ class TrainStep(Generic[InputsT]):
 
         A collective, for batch-norm statistics are each worker's own until they are asked for, and averaged here.
         """
-        self._statistics.agree()
+        self.agree()
         optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
         return {"networks": self.networks.state_dict(), "optimizers": optimizers}
+
+    def agree(self) -> None:
+        """Averages the statistics of batch norms over the workers; a collective."""
+        self._statistics.agree()
 
     def load_state_dict(self, state: Mapping[str, Any], *, optimizers: bool = True) -> None:
         """Goes on from a state of this or another stage.

@@ -30,6 +30,7 @@ from dira_dist.training.precision import PrecisionChoice
 from dira_dist.training.running_guards import NoGuards, RunningGuards
 from dira_dist.training.stages import Plan, Position, StageConfig, StageSpan, plan_stages
 from dira_dist.training.step import StepResult
+from dira_dist.training.validation import Validator
 
 Picture = npt.NDArray[np.uint8]
 """(H, W, 3)."""
@@ -46,6 +47,9 @@ class Step(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any], *, optimizers: bool = True) -> None:
         """Goes on from a state of this or another stage."""
+
+    def agree(self) -> None:
+        """Makes what each worker measures for itself, statistics of batch norms, the same on all; a collective."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class About:
         origin: job, run, steps ...
         job: the recorded job file's text, which holds no secrets.
         pictures: by name.
+        report: files of the run's report on these networks, by name; empty where it made none.
     """
 
     name: str
@@ -95,6 +100,7 @@ class About:
     origin: Mapping[str, Any] = field(default_factory=dict)
     job: str = ""
     pictures: Mapping[str, Picture] = field(default_factory=dict)
+    report: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,9 @@ class Task(Protocol):
     def package(self, tensors: Mapping[str, Any], position: Position, folder: Path, about: About) -> Package:
         """Writes the model that a checkpoint of this position holds into an empty folder: what was trained, no more."""
 
+    def validator(self, networks: Networks, device: torch.device) -> Validator:
+        """What measures the networks on the workers, see :mod:`dira_dist.training.validation`."""
+
     def memory(self, workers: int, gpus: bool) -> dict[str, int]:
         """Estimated bytes of one worker's device memory by purpose, from shapes alone, for the stage that needs most.
 
@@ -177,7 +186,7 @@ class Recipe(Section):
     )
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    def task(self) -> Task:
+    def build_task(self) -> Task:
         """The task of these settings."""
         raise NotImplementedError
 
@@ -228,6 +237,11 @@ class Recipe(Section):
     def is_evaluated(self) -> bool:
         """Whether there are samples that its networks can be evaluated on."""
         return bool(self.reported_metrics())
+
+    @property
+    def is_evaluated_beside(self) -> bool:
+        """Whether that happens beside the training, on labelled checkpoints, and not on its workers, while they wait"""
+        return self.is_evaluated
 
 
 def recipes() -> dict[str, type[Recipe]]:

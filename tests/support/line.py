@@ -22,6 +22,7 @@ from dira_dist.training.optimizer import NamedOptimizer, OptimizerConfig, Schedu
 from dira_dist.training.stages import Position, StageConfig, StageSpan
 from dira_dist.training.step import MAIN, TrainStep
 from dira_dist.training.task import About, Evaluation, Package, Start
+from dira_dist.training.validation import NoValidation
 
 SLOPE, INTERCEPT = 3.0, 1.0
 RATE = 0.3
@@ -88,6 +89,9 @@ class LineTask:
         write_checksums(folder)
         return Package(folder, "line.safetensors", [Path(__file__).with_name("line_model.py")], "line", "Lines.")
 
+    def validator(self, networks: Networks, device: torch.device) -> NoValidation:
+        return NoValidation()
+
     def memory(self, workers: int, gpus: bool) -> dict[str, int]:
         return {"weights": 8}
 
@@ -99,7 +103,7 @@ class LineJob(TrainingJob):
     kind: Literal["line"] = "line"
     steps: int = Field(40, ge=1)
 
-    def task(self) -> LineTask:
+    def build_task(self) -> LineTask:
         return LineTask(self)
 
     def stage_configs(self) -> Sequence[StageConfig]:

@@ -92,7 +92,7 @@ def run(
     log_every_steps: int = 1,
 ) -> dict[str, Any]:
     """Train to the end; the networks' final state."""
-    task = job.task()
+    task = job.build_task()
     networks, device = task.build(), torch.device("cpu")
 
     def open_stream(span: StageSpan, position: Position) -> ShardStream:

@@ -72,14 +72,14 @@ def test_a_stage_that_computes_nothing_is_refused() -> None:
 
 
 def test_what_no_stage_computes_is_not_kept_and_changes_no_other_weight() -> None:
-    whole = job("di", "dira").task().build().state_dict()
+    whole = job("di", "dira").build_task().build().state_dict()
     for objectives, lacking in (
         (("di",), "discriminator."),
         (("dir",), "discriminator."),
         (("re",), "method."),
         (("rea",), "method."),
     ):
-        found = job(*objectives).task().build().state_dict()
+        found = job(*objectives).build_task().build().state_dict()
         assert not any(name.startswith(lacking) for name in found)
         for name, value in found.items():
             assert torch.equal(value, whole[name]) if isinstance(value, Tensor) else value == whole[name], name
@@ -88,7 +88,7 @@ def test_what_no_stage_computes_is_not_kept_and_changes_no_other_weight() -> Non
 def test_an_adversary_that_weighs_nothing_is_no_adversary() -> None:
     recipe = job("di", "dira", weights="{adversarial: 0}")
     assert not recipe.trained_parts(Position(stage=2)).plays
-    assert recipe.task().build().discriminator is None
+    assert recipe.build_task().build().discriminator is None
 
 
 def test_parts_are_trained_from_the_first_step_of_their_stage_on() -> None:
@@ -101,7 +101,7 @@ def test_parts_are_trained_from_the_first_step_of_their_stage_on() -> None:
 
 
 def packaged(tmp_path: Path, *objectives: str) -> Path:
-    task = job(*objectives).task()
+    task = job(*objectives).build_task()
     tensors = {"networks": task.build().state_dict()}
     return task.package(tensors, Position(stage=len(objectives)), tmp_path / "-".join(objectives), About("a")).folder
 

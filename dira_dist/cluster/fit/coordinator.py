@@ -24,11 +24,13 @@ StopRequest = Literal["", "move", "stop"]
 
 
 class EvaluationRequest(NamedTuple):
-    """A checkpoint to be evaluated: under which label its figures are kept, its optimiser step and its name."""
+    """A checkpoint to be evaluated: under which label its figures are kept, its optimiser step and its name; and the
+    figures, where its own workers have measured them."""
 
     label: str
     step: int
     checkpoint: str
+    figures: dict[str, float] | None = None
 
 
 class Snapshot(NamedTuple):

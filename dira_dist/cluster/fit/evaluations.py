@@ -82,7 +82,7 @@ def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> A
 
 
 def _evaluate(job: TrainingJob, request: EvaluationRequest, checkpoint: Checkpoint) -> Evaluation:
-    task, device = job.task(), torch.device("cpu")
+    task, device = job.build_task(), torch.device("cpu")
     networks = task.build()
     networks.load_state_dict(checkpoint.tensors["networks"])
     return task.evaluate(networks, device, checkpoint.position, title=f"{job.name}: {request.label}")
@@ -158,7 +158,9 @@ class EvaluationRunner(Background):
         labelled = CheckpointFolder(self._store).labelled()
         evaluated = {each.label for each in read_evaluations(self._store)}
         return [
-            EvaluationRequest(label, step_of(name), name) for label, name in labelled.items() if label not in evaluated
+            EvaluationRequest(label, step_of(name), name, figures)
+            for label, (name, figures) in labelled.items()
+            if label not in evaluated
         ]
 
     def _run(self) -> None:
@@ -214,11 +216,13 @@ class EvaluationRunner(Background):
         self._warn(f"{request.label} was not evaluated; the next start of this job tries again: {reason}")
 
     def _ask(self, request: EvaluationRequest) -> Answer | None:
-        """The task's answer, or none where the run has failed meanwhile.
+        """The task's answer, or none where the run has failed meanwhile. What is known already nobody is asked for.
 
         Raises:
             RayError: there is no answer.
         """
+        if request.figures is not None:
+            return Answer(request.figures)
         task = self._task.remote(self._setup, request)
         while not self._cancelled.is_set():
             ready, _ = ray.wait([task], timeout=_POLL_S)

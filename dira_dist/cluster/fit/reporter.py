@@ -12,7 +12,7 @@ from dira_dist.jobs.load import LoadedJob
 from dira_dist.metrics import RESTARTS, STEPS_DONE_AGAIN
 from dira_dist.runs.evaluations import read_evaluations
 from dira_dist.tracking.protocol import Run
-from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter
+from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter, Labelled
 from dira_dist.training.loop import Checkpointer, Tracker
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint
@@ -90,13 +90,19 @@ class Reporter:
     def due(self, position: Position) -> bool:
         return _checkpoint_due(self._job, position)
 
-    def save(self, position: Position, tensors: Mapping[str, Any], label: str = "") -> None:
-        if not self._job.is_evaluated:
+    def save(
+        self,
+        position: Position,
+        tensors: Mapping[str, Any],
+        label: str = "",
+        figures: Mapping[str, float] | None = None,
+    ) -> None:
+        if figures is None and not self._job.is_evaluated_beside:
             label = ""  # it is not evaluated, so it gives way to newer ones like any other
         elif not label and _every(self._job.evaluation.every_steps, position):
             label = f"step-{position.step}"
-        pending = self._run.pending()
-        self._writer.put(Checkpoint(position, self._public, self._run.run_id, label, pending, tensors))
+        pending, known = self._run.pending(), None if figures is None else dict(figures)
+        self._writer.put(Checkpoint(position, self._public, self._run.run_id, label, known, pending, tensors))
 
     def drain(self) -> None:
         """Wait until the last checkpoint is in the storage.
@@ -120,8 +126,8 @@ class Reporter:
         self._run.log_checkpoint(self._folder.address(name), step)
         self._metrics.checkpointed(step)
         if checkpoint.label:
-            self._labelled[checkpoint.label] = name
-            request = EvaluationRequest(checkpoint.label, step, name)
+            self._labelled[checkpoint.label] = Labelled(name, checkpoint.figures)
+            request = EvaluationRequest(checkpoint.label, step, name, checkpoint.figures)
             self._coordinator.call(Coordinator.request_evaluation, request)
 
     def _spared(self) -> Iterable[str]:
@@ -129,7 +135,7 @@ class Reporter:
         evaluations = read_evaluations(self._store)
         found = self._job.best_evaluation(evaluations)
         evaluated = {each.label for each in evaluations}
-        waiting = [name for label, name in self._labelled.items() if label not in evaluated]
+        waiting = [each.name for label, each in self._labelled.items() if label not in evaluated]
         return [*waiting, *([found.checkpoint] if found else [])]
 
 
@@ -151,7 +157,13 @@ class NullReporter:
     def due(self, position: Position) -> bool:
         return _checkpoint_due(self._job, position)
 
-    def save(self, position: Position, tensors: Mapping[str, Any], label: str = "") -> None: ...
+    def save(
+        self,
+        position: Position,
+        tensors: Mapping[str, Any],
+        label: str = "",
+        figures: Mapping[str, float] | None = None,
+    ) -> None: ...
 
     def drain(self) -> None: ...
 

@@ -93,7 +93,7 @@ def _train(
     setup: WorkerSetup, job: TrainingJob, precision: Precision, device: torch.device, heartbeat: Heartbeat
 ) -> None:
     """Train ``job``, whose precision is settled, from the newest whole checkpoint, or from the start."""
-    task = job.task()
+    task = job.build_task()
     resumed = _newest_checkpoint(setup, device)
     start = task.starting_weights() if resumed is None else None
     networks = task.build(start.weights if start else None).to(device)

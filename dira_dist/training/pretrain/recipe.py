@@ -95,7 +95,7 @@ class PretrainRecipe(Recipe):
             raise ValueError(f"data.image_size is {self.data.image_size}: {error}") from error
         return self
 
-    def task(self) -> "PretrainTask":
+    def build_task(self) -> "PretrainTask":
         from dira_dist.training.pretrain.task import PretrainTask  # evaluation and pictures are slow to import
 
         return PretrainTask(self)

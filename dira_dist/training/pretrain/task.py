@@ -36,6 +36,7 @@ from dira_dist.training.pretrain.recipe import PretrainRecipe
 from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.step import MAIN, TrainStep
 from dira_dist.training.task import About, Evaluation, Package, Start
+from dira_dist.training.validation import NoValidation
 from dira_dist.views import Views, make_views
 
 PUBLISHED_WEIGHTS = LossWeights()
@@ -132,6 +133,10 @@ class PretrainTask:
             pictures=about.pictures,
         )
         return packaged(folder)
+
+    def validator(self, networks: Networks, device: torch.device) -> NoValidation:
+        """Nothing is chosen: the last networks are the ones to go on from."""
+        return NoValidation()
 
     def memory(self, workers: int, gpus: bool) -> dict[str, int]:
         """See :func:`dira_dist.training.pretrain.memory.estimate_memory`."""
