@@ -7,7 +7,7 @@ line of the loop asks which worker it is.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -19,7 +19,6 @@ from dira_dist.objectives.collectives import gather
 from dira_dist.training.meter import Meter
 from dira_dist.training.stages import Plan, Position, StageSpan
 from dira_dist.training.task import Step
-from dira_dist.training.validation import NoValidation, Validator, Verdict
 from dira_dist.training.validation import NoValidation, Validator, Verdict
 
 
@@ -126,7 +125,7 @@ class Training(Generic[BatchT]):
     seed: int
     log_every_steps: int
     max_nonfinite_steps: int
-    validator: Validator = NoValidation()
+    validator: Validator = field(default_factory=NoValidation)
 
 
 def train(training: Training[BatchT], position: Position, tensors: Mapping[str, Any] | None = None) -> Position:

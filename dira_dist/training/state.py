@@ -96,7 +96,12 @@ class ManifestFile(Manifest):
     files: dict[str, _FileFacts] = field(default_factory=dict)
 
 
-FORMAT = FileFormat(ManifestFile, version=1)
+def _from_1(values: dict[str, Any]) -> dict[str, Any]:
+    """No task measured its own networks then."""
+    return {"figures": None, **values}
+
+
+FORMAT = FileFormat(ManifestFile, version=2, upgrades={1: _from_1})
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

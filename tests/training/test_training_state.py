@@ -17,13 +17,13 @@ def checkpoint() -> Checkpoint:
         "optimizer": {"lr": 0.1, "step": 3, "name": "sgd"},
     }
     pending = [["train/loss/total", 0.5, 30, 1700000000000]]
-    return Checkpoint(Position(1, 2, 30, 960), {"name": "test"}, "run-1", "1-di", pending, tensors)
+    return Checkpoint(Position(1, 2, 30, 960), {"name": "test"}, "run-1", "1-di", {"val/auroc": 0.75}, pending, tensors)
 
 
 def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
     write_checkpoint(tmp_path / "c", checkpoint)
     again = read_checkpoint(tmp_path / "c")
-    for name in ("position", "job", "run_id", "label", "pending_metrics"):
+    for name in ("position", "job", "run_id", "label", "figures", "pending_metrics"):
         assert getattr(again, name) == getattr(checkpoint, name), name
     assert torch.equal(again.tensors["unet"]["weight"], checkpoint.tensors["unet"]["weight"])
     assert again.tensors["unet"]["half"].dtype == torch.bfloat16
