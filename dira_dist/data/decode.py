@@ -108,7 +108,7 @@ class Decoder:
         Raises:
             CorruptSampleError: there is no image among its members, or one of them cannot be decoded.
         """
-        metadata = _metadata(sample.members.get("json", b"{}"))
+        metadata = read_metadata(sample.members.get("json", b"{}"))
         pixels = self._pixels(sample.members)
         return Row(
             pixels=pixels,
@@ -231,7 +231,12 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _metadata(member: bytes) -> Mapping[str, Any]:
+def read_metadata(member: bytes) -> Mapping[str, Any]:
+    """What the JSON member of a sample says.
+
+    Raises:
+        CorruptSampleError: it is no mapping, or says what it has to in another form.
+    """
     try:
         metadata = dict(json.loads(member).items())
     except (ValueError, AttributeError, RecursionError) as error:

@@ -2,20 +2,22 @@
 
 The index holds no offsets of samples, only counts: a lane that starts inside a shard reads from the shard's beginning
 and lets go what it does not need, undecoded. That costs at most one shard per lane, at a start and at a resume alike.
+Where the places of the samples are known, such as for a list of samples, each run of neighbours is read by its range.
 """
 
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from dira_dist.config import RequestError
 from dira_dist.data.cache import CacheConfig, ShardCache
 from dira_dist.data.decode import SAMPLE_BUDGET_PX, Decoder, EncodedSample
-from dira_dist.data.order import Order, Span, check_set_size, choose_lanes
+from dira_dist.data.order import SampleOrder, Span, check_set_size, choose_lanes
+from dira_dist.data.pieces import FoundSample, Places, take_apart
 from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.shards import ShardInfo, ShardSetIndex
 from dira_dist.data.store import RetryPolicy, S3Store, StoreError, open_store
@@ -75,12 +77,15 @@ class ShardSet:
         address: of the set.
         index: of the set.
         options: how it is read.
+        places: of its samples, where they are known.
     """
 
-    def __init__(self, address: str, index: ShardSetIndex, options: ReadOptions | None = None) -> None:
+    def __init__(
+        self, address: str, index: ShardSetIndex, options: ReadOptions | None = None, places: Places | None = None
+    ) -> None:
         options = options or ReadOptions()
         cache, timeout_s = options.cache, options.storage_timeout_s
-        self.address, self.index = address, index
+        self.address, self.index, self._places = address, index, places
         self.decoder = Decoder(index.image, options.sample_budget_px, options.annotations)
         counts = np.array([shard.samples for shard in index.shards], dtype=np.int64)
         self._starts = np.cumsum(counts) - counts
@@ -103,15 +108,31 @@ class ShardSet:
         """Id of the first sample of a shard: the samples of the shards before it in the index."""
         return int(self._starts[number])
 
-    def open(self, shard: ShardInfo, cancelled: threading.Event) -> BinaryIO:
-        """A reader of one shard, from the cache where there is one with room for it."""
+    def open(
+        self, shard: ShardInfo, cancelled: threading.Event, start: int = 0, first_bytes: int | None = None
+    ) -> BinaryIO:
+        """A reader of one shard, from the cache where there is one with room for it.
+
+        Args:
+            shard: which one.
+            cancelled: when set, ends any waiting.
+            start: first byte that is read.
+            first_bytes: how much to ask a bucket for at first.
+        """
         file = self._cache.open(self.store, shard, cancelled) if self._cache else None
-        return file or self.store.open(shard.name, ObjectRange(shard.etag, shard.bytes, cancelled=cancelled))
+        if file is None:
+            return self.store.open(shard.name, ObjectRange(shard.etag, shard.bytes, start, cancelled, first_bytes))
+        file.seek(start)
+        return file
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether shards are kept on this node's disk."""
+        return self._cache is not None
 
     def fetch_ahead(self, number: int, pool: ThreadPoolExecutor, cancelled: threading.Event) -> None:
-        """Brings a shard to the disk cache, where there is one, before it is opened."""
-        if self._cache:
-            pool.submit(lambda: self.open(self.index.shards[number], cancelled).close())
+        """Brings a shard to the disk cache before it is opened."""
+        pool.submit(lambda: self.open(self.index.shards[number], cancelled).close())
 
     def members_of(self, number: int, cancelled: threading.Event) -> Iterator[dict[str, Any]]:
         """WebDataset's samples of a shard, in order.
@@ -130,9 +151,28 @@ class ShardSet:
                 reason = f"{type(error).__name__}: {first_argument(error)}"
                 raise ShardError(f"{self.store.join(shard.name)} is damaged: {reason}") from error
 
+    def reader(self, cancelled: threading.Event) -> "SpanReader":
+        """What reads runs of samples: by their places where those are known, else through the shard."""
+        return PieceReader(self, self._places, cancelled) if self._places else StreamReader(self, cancelled)
 
-class SpanReader:
-    """Reads runs of samples in turn; one that goes on behind the last one in its shard goes on in the open stream."""
+
+class SpanReader(Protocol):
+    """Reads runs of samples in turn. Used by one thread at a time."""
+
+    def read(self, span: Span) -> list[EncodedSample]:
+        """The samples of one span, encoded.
+
+        Raises:
+            ShardError: the shard is not what the index says.
+            StoreError: it could not be read; ChangedObjectError where it has changed since it was indexed.
+        """
+
+    def close(self) -> None:
+        """Closes the open shard."""
+
+
+class StreamReader:
+    """Reads shards from their beginnings; a run behind the last one in its shard goes on in the open stream."""
 
     def __init__(self, shards: ShardSet, cancelled: threading.Event) -> None:
         self._shards, self._cancelled = shards, cancelled
@@ -169,6 +209,62 @@ class SpanReader:
         self._samples = None
 
 
+class PieceReader:
+    """Reads each run by the range of its shard in which it lies."""
+
+    def __init__(self, shards: ShardSet, places: Places, cancelled: threading.Event) -> None:
+        self._shards, self._places, self._cancelled = shards, places, cancelled
+        self._shard = -1
+        self._file: BinaryIO | None = None
+
+    def read(self, span: Span) -> list[EncodedSample]:
+        """The samples of one span, encoded."""
+        first = self._shards.first_id(span.shard) + span.start
+        ids = range(first, first + len(span))
+        shard = self._shards.index.shards[span.shard]
+        try:
+            found = take_apart(self._bytes(span.shard, ids))
+            self._check_keys(found, ids)
+        except ValueError as error:
+            raise ShardError(
+                f"{self._shards.store.join(shard.name)} is damaged, or not what it was when its samples were listed: "
+                f"{error}"
+            ) from error
+        return [EncodedSample(number, sample.key, sample.members) for number, sample in zip(ids, found, strict=True)]
+
+    def _bytes(self, number: int, ids: range) -> bytes:
+        if self._cancelled.is_set():
+            raise StoreError(f"reading {self._shards.address} was cancelled")
+        start, end = int(self._places.first_byte[ids[0]]), int(self._places.end_byte[ids[-1]])
+        file = self._at(number, start, end - start)
+        data = file.read(end - start)
+        if not file.seekable():
+            self.close()
+        return data
+
+    def _at(self, number: int, start: int, size: int) -> BinaryIO:
+        """The shard, open at a byte; a file on a disk stays open from run to run."""
+        if self._file is None or self._shard != number:
+            self.close()
+            self._file = self._shards.open(self._shards.index.shards[number], self._cancelled, start, size)
+            self._shard = number
+        else:
+            self._file.seek(start)
+        return self._file
+
+    def _check_keys(self, found: list[FoundSample], ids: range) -> None:
+        keys = [sample.key for sample in found]
+        meant = list(self._places.keys[ids.start : ids.stop])
+        if keys != meant:
+            raise ValueError(f"samples {', '.join(keys) or 'none'} stand where {', '.join(meant)} were")
+
+    def close(self) -> None:
+        """Closes the open shard."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
 @dataclass(frozen=True)
 class EncodedBlock:
     """Shuffled rows of a lane.
@@ -176,16 +272,18 @@ class EncodedBlock:
     Attributes:
         epoch: which one.
         first_row: of the block, counted over all epochs.
-        samples: one per row.
+        samples: one per row, then the spares.
+        spares: how many of them only stand in for corrupt ones.
     """
 
     epoch: int
     first_row: int
     samples: tuple[EncodedSample, ...]
+    spares: int = 0
 
     @property
     def stop_row(self) -> int:
-        return self.first_row + len(self.samples)
+        return self.first_row + len(self.samples) - self.spares
 
 
 class LaneReader:
@@ -200,20 +298,22 @@ class LaneReader:
     """
 
     def __init__(
-        self, shards: ShardSet, order: Order, lane: int, pool: ThreadPoolExecutor, cancelled: threading.Event
+        self, shards: ShardSet, order: SampleOrder, lane: int, pool: ThreadPoolExecutor, cancelled: threading.Event
     ) -> None:
         self._shards, self._order, self._lane = shards, order, lane
         self._pool, self._cancelled = pool, cancelled
-        self._spans = SpanReader(shards, cancelled)
+        self._spans = shards.reader(cancelled)
         self._ahead = -1
 
     def load(self, row: int) -> EncodedBlock:
         """The whole block of ``row``, also where the rows before it are not needed: replacements for a corrupt sample
         come from its block, and must not depend on where a run was resumed."""
         block = self._order.block(self._lane, row)
-        self._fetch_ahead(block.stop_row - 1)
+        if self._shards.has_cache:
+            self._fetch_ahead(block.stop_row - 1)
         samples = [sample for span in block.spans for sample in self._spans.read(span)]
-        return EncodedBlock(block.epoch, block.first_row, tuple(samples[place] for place in block.shuffle))
+        rows = tuple(samples[place] for place in block.shuffle)
+        return EncodedBlock(block.epoch, block.first_row, rows, block.spares)
 
     def _fetch_ahead(self, row: int) -> None:
         ahead = self._order.shard_after(self._lane, row)

@@ -17,7 +17,7 @@ from dira_dist.data.batch import LocalBatch, stack
 from dira_dist.data.cores import usable_cores
 from dira_dist.data.decode import BadSample, CorruptSampleError, Decoder, Row
 from dira_dist.data.lanes import EncodedBlock, LaneCursor, LaneReader, ShardError, ShardSet
-from dira_dist.data.order import Order, part_of
+from dira_dist.data.order import SampleOrder, part_of
 from dira_dist.data.torch_internals import shut_down_workers
 
 _MOST_READ_THREADS = 8
@@ -40,7 +40,7 @@ class Reading:
     """
 
     shards: ShardSet
-    order: Order
+    order: SampleOrder
     start_sample: int
     global_batch: int
 

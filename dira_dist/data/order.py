@@ -21,15 +21,15 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from dira_dist.config import RequestError
-from dira_dist.data.splitmix import GOLDEN_GAMMA, Int64s, mix, shift_right, signed
+from dira_dist.data.splitmix import GOLDEN_GAMMA, Drawn, Int64s, drawn, mix, permutation, shift_right
 
 MOST_LANES = 64
-_SHARDS, _ROWS, _ENTRY, _BEGINNING, _DRAWN = 1, 2, 3, 4, 5  # what is drawn: keeps the kinds apart under one seed
 
 
 def choose_lanes(batches: Iterable[int], most: int = MOST_LANES) -> int:
@@ -44,7 +44,7 @@ def part_of(parts: int, part: int, whole: range) -> range:
 
 
 def check_set_size(samples: int, *, global_batch: int, lanes: int, workers: int = 1) -> None:
-    """Refuses what cannot give every worker equally many steps.
+    """Refuses what cannot give every worker equally many steps of different samples.
 
     Args:
         samples: samples in the shard set.
@@ -55,15 +55,24 @@ def check_set_size(samples: int, *, global_batch: int, lanes: int, workers: int 
     Raises:
         RequestError: with the numbers and the remedy.
     """
-    if global_batch % lanes:
-        raise RequestError(
-            f"the global batch of {global_batch} cannot be cut into {lanes} lanes; "
-            f"choose a batch that is a multiple of {lanes}, or leave data.lanes out."
-        )
+    check_lanes(global_batch=global_batch, lanes=lanes, workers=workers)
     if samples < global_batch:
         raise RequestError(
             f"the shard set has {samples} samples, fewer than one global batch of {global_batch}; "
             f"add images or lower data.global_batch to {samples} at most."
+        )
+
+
+def check_lanes(*, global_batch: int, lanes: int, workers: int = 1) -> None:
+    """Refuses what cannot give every worker equally many steps.
+
+    Raises:
+        RequestError: with the numbers and the remedy.
+    """
+    if global_batch % lanes:
+        raise RequestError(
+            f"the global batch of {global_batch} cannot be cut into {lanes} lanes; "
+            f"choose a batch that is a multiple of {lanes}, or leave data.lanes out."
         )
     if workers > lanes:
         raise RequestError(
@@ -92,18 +101,38 @@ class Block:
         epoch: which one.
         first_row: of the block, counted over all epochs.
         spans: where its samples lie, to be read in this order.
-        shuffle: ``(rows,)``: row ``first_row + i`` is the ``shuffle[i]``-th sample of the spans.
+        shuffle: ``(rows + spares,)``: row ``first_row + i`` is the ``shuffle[i]``-th sample of the spans.
+        spares: samples behind its rows, which only stand in for corrupt ones.
     """
 
     epoch: int
     first_row: int
     spans: tuple[Span, ...]
     shuffle: Int64s
+    spares: int = 0
 
     @property
     def stop_row(self) -> int:
         """One behind its last row."""
-        return self.first_row + len(self.shuffle)
+        return self.first_row + len(self.shuffle) - self.spares
+
+
+class SampleOrder(Protocol):
+    """What reading needs of an order of samples: position ``g`` of it is row ``g // lanes`` of lane ``g % lanes``."""
+
+    @property
+    def lanes(self) -> int:
+        """Equal parts of the stream, each read by one process."""
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Positions of an epoch."""
+
+    def block(self, lane: int, row: int) -> Block:
+        """The block that holds ``row`` (counted over all epochs) of ``lane``."""
+
+    def shard_after(self, lane: int, row: int) -> int:
+        """A shard that ``lane`` opens soon after ``row``, to be fetched ahead."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +190,7 @@ class Order:
         return _restore, (self._counts, self.lanes, self.window, self.seed)
 
     def _draw_epoch(self, epoch: int) -> _Epoch:
-        shards = _permutation(len(self._counts), self.seed, _SHARDS, epoch)
+        shards = permutation(len(self._counts), self.seed, Drawn.SHARDS, epoch)
         firsts, stops = np.zeros_like(shards), self._counts[shards]
         for low, high in self._left_out(epoch):
             # of each run what lies before the samples that are left out, and what lies behind
@@ -170,7 +199,7 @@ class Order:
             shards = shards.repeat(2)
         full = stops > firsts
         shards, firsts, stops = shards[full], firsts[full], stops[full]
-        entry = _drawn(self.samples_per_epoch, self.seed, _ENTRY, epoch)
+        entry = drawn(self.samples_per_epoch, self.seed, Drawn.ENTRY, epoch)
         return _Epoch(shards, firsts, np.cumsum(stops - firsts), entry)
 
     def _left_out(self, epoch: int) -> list[tuple[int, int]]:
@@ -202,7 +231,7 @@ class Order:
 
     def _draw_beginning(self, epoch: int, lane: int) -> int:
         """The row of the lane, as it lies on the circle, that an epoch begins with: the first of a block."""
-        return self._rows_of(_drawn(self._blocks_per_epoch, self.seed, _BEGINNING, epoch, lane)).start
+        return self._rows_of(drawn(self._blocks_per_epoch, self.seed, Drawn.BEGINNING, epoch, lane)).start
 
     def _rows_of(self, block: int) -> range:
         return part_of(self._blocks_per_epoch, block, range(self.rows_per_epoch))
@@ -210,15 +239,15 @@ class Order:
     def _shuffle(self, epoch: int, lane: int, number: int, rows: int) -> Int64s:
         if self.window == 1:
             return np.arange(rows, dtype=np.int64)
-        return _permutation(rows, self.seed, _ROWS, epoch, lane, number)
+        return permutation(rows, self.seed, Drawn.ROWS, epoch, lane, number)
 
     def _spans(self, epoch: int, place: int, samples: int) -> tuple[Span, ...]:
         """Neighbours on the circle, from a place counted from the epoch's entry on."""
-        drawn = self._epoch(epoch)
-        place = (drawn.entry + place) % self.samples_per_epoch
+        circle = self._epoch(epoch)
+        place = (circle.entry + place) % self.samples_per_epoch
         spans = []
         while samples:
-            run, behind = drawn.run_at(place)
+            run, behind = circle.run_at(place)
             taken = min(samples, len(run))
             spans.append(Span(run.shard, run.start, run.start + taken))
             samples, place = samples - taken, behind % self.samples_per_epoch
@@ -237,9 +266,9 @@ class Order:
 
     def _run_of(self, lane: int, row: int) -> Span:
         """What is left of the run of neighbours that holds an (unshuffled) row."""
-        drawn = self._epoch(row // self.rows_per_epoch)
-        place = drawn.entry + (lane + 1) * self.rows_per_epoch - self._rows_to_lane_end(lane, row)
-        return drawn.run_at(place % self.samples_per_epoch)[0]
+        circle = self._epoch(row // self.rows_per_epoch)
+        place = circle.entry + (lane + 1) * self.rows_per_epoch - self._rows_to_lane_end(lane, row)
+        return circle.run_at(place % self.samples_per_epoch)[0]
 
     def lane_ids(self, lane: int, first_row: int, stop_row: int) -> Int64s:
         """``(stop_row - first_row,)`` sample ids of a lane's rows, counted over all epochs."""
@@ -262,25 +291,6 @@ class Order:
 
 def _restore(counts: Int64s, lanes: int, window: int, seed: int) -> Order:
     return Order(counts, lanes=lanes, window=window, seed=seed)
-
-
-def _key(*words: int) -> int:
-    key = 0
-    for word in words:
-        key = int(mix(np.array([signed((key + word + 1) * GOLDEN_GAMMA)]))[0])
-    return key
-
-
-def _permutation(count: int, *words: int) -> Int64s:
-    """A permutation of ``count`` numbers drawn from ``words``: the order of a hash, the same on every machine and with
-    every release of numpy, whose own generators promise no such thing."""
-    hashes = mix(np.arange(count, dtype=np.int64) * GOLDEN_GAMMA + _key(*words))
-    return np.argsort(hashes.view(np.uint64), kind="stable").astype(np.int64, copy=False)
-
-
-def _drawn(count: int, *words: int) -> int:
-    """One of ``count`` numbers, drawn from ``words``."""
-    return _key(*words) % count
 
 
 def fingerprint(sample_ids: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> int:
@@ -322,12 +332,12 @@ def draw_spread(shard_samples: Sequence[int], most: int, seed: int) -> Sequence[
     starts = np.cumsum(counts) - counts
     opened = _opened_shards(counts, most)
     shares = np.diff(np.cumsum(counts[opened]) * most // counts[opened].sum(), prepend=0)
-    drawn: list[int] = []
+    taken: list[int] = []
     for shard, share in zip(opened.tolist(), shares.tolist(), strict=True):
         readable = min(int(counts[shard]), _READ_PER_DRAWN * share)
-        places = np.sort(_permutation(readable, seed, _DRAWN, shard)[:share])
-        drawn.extend((starts[shard] + places).tolist())
-    return drawn
+        places = np.sort(permutation(readable, seed, Drawn.SPREAD, shard)[:share])
+        taken.extend((starts[shard] + places).tolist())
+    return taken
 
 
 def _opened_shards(counts: Int64s, most: int) -> Int64s:

@@ -245,7 +245,7 @@ class _ShardFile:
         self.samples += 1
         self._heights_px[sample.height_px] += 1
         self._widths_px[sample.width_px] += 1
-        self._spacings_mm[_spacing_of(sample.record)] += 1
+        self._spacings_mm[spacing_of(sample.record)] += 1
         if sample.encoding == "npy":
             shape, dtype = array_header(sample.image)
             self._arrays[" ".join([dtype.name, *map(str, shape[:-2])])] += 1
@@ -271,8 +271,8 @@ class _ShardFile:
         self._path.unlink(missing_ok=True)
 
 
-def _spacing_of(metadata: Mapping[str, Any]) -> tuple[float, ...]:
-    """Along each axis; empty where it is not known along all of them."""
+def spacing_of(metadata: Mapping[str, Any]) -> tuple[float, ...]:
+    """Millimetres along each axis; empty where it is not known along all of them."""
     spacing = metadata.get("spacing_mm") or metadata.get("pixel_spacing_mm") or ()
     return () if None in spacing else tuple(map(float, spacing))
 

@@ -4,6 +4,7 @@ Steele, Lea & Flood, *Fast Splittable Pseudorandom Number Generators* (OOPSLA 20
 which wraps the same way in numpy and in torch, on every device.
 """
 
+from enum import IntEnum
 from typing import TypeVar
 
 import numpy as np
@@ -38,3 +39,40 @@ def mix(words: WordsT) -> WordsT:
     words = (words ^ shift_right(words, 30)) * signed(0xBF58476D1CE4E5B9)
     words = (words ^ shift_right(words, 27)) * signed(0x94D049BB133111EB)
     return words ^ shift_right(words, 31)
+
+
+def key_of(*words: int) -> int:
+    """A 64-bit number, signed, that a sequence of words always gets; unlike sequences give unrelated ones."""
+    key = 0
+    for word in words:
+        key = int(mix(np.array([signed((key + word + 1) * GOLDEN_GAMMA)]))[0])
+    return key
+
+
+def permutation(count: int, *words: int) -> Int64s:
+    """A permutation of ``count`` numbers drawn from ``words``: the order of a hash, the same on every machine and with
+    every release of numpy, whose own generators promise no such thing."""
+    hashes = mix(np.arange(count, dtype=np.int64) * GOLDEN_GAMMA + key_of(*words))
+    return np.argsort(hashes.view(np.uint64), kind="stable").astype(np.int64, copy=False)
+
+
+def drawn(count: int, *words: int) -> int:
+    """One of ``count`` numbers, drawn from ``words``."""
+    return key_of(*words) % count
+
+
+class Drawn(IntEnum):
+    """What is drawn, the second word of each draw: keeps the kinds apart under one seed. Numbers stay for ever."""
+
+    SHARDS = 1
+    ROWS = 2
+    ENTRY = 3
+    BEGINNING = 4
+    SPREAD = 5
+    LIST = 6
+    LIST_START = 7
+    LIST_DRAWS = 8
+    FRACTION = 9
+    FRACTION_START = 10
+    FOLD_UNITS = 11
+    FOLDS = 12

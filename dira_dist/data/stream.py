@@ -8,7 +8,7 @@ alone.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Self
 
@@ -19,8 +19,10 @@ from dira_dist.data.batch import BatchIterator, LocalBatch
 from dira_dist.data.cache import CacheConfig
 from dira_dist.data.decode import SAMPLE_BUDGET_PX
 from dira_dist.data.lanes import ReadOptions, ShardSet, check_set
+from dira_dist.data.listed import MOST_WINDOW, ListedOrder
 from dira_dist.data.loading import Reading, batches_here, batches_of_processes, decode_threads, read_batches
-from dira_dist.data.order import MOST_LANES, Order, choose_lanes, part_of
+from dira_dist.data.order import MOST_LANES, Order, SampleOrder, check_lanes, choose_lanes, part_of
+from dira_dist.data.selection import Selection
 from dira_dist.data.shards import ShardSetIndex, read_index
 
 
@@ -89,9 +91,10 @@ class ShardStream(BatchIterator):
         start_sample: samples consumed so far, over all workers; a multiple of ``lanes``.
         shuffle_window: neighbouring samples of a lane that are shuffled. The order depends on it.
         index: of the set, where it has been read already.
+        selection: the samples to stream; all if none.
 
     Raises:
-        RequestError: there is no set, or it is too small for one global batch.
+        RequestError: there is no set, or it is too small for one global batch; nothing is too small for a selection.
         StoreError, ShardError: from ``next``: the set could not be read, or is not what its index says.
         TooManyBadSamplesError: from ``next``.
 
@@ -114,14 +117,19 @@ class ShardStream(BatchIterator):
         start_sample: int = 0,
         shuffle_window: int = 128,
         index: ShardSetIndex | None = None,
+        selection: Selection | None = None,
     ) -> None:
         options, index = options or ReadOptions(), index or read_index(address)
         lanes = lanes or choose_lanes([global_batch])
-        check_set(address, index, global_batch=global_batch, lanes=lanes, workers=world_size)
+        if selection is None:
+            check_set(address, index, global_batch=global_batch, lanes=lanes, workers=world_size)
+        else:
+            check_set(address, index)
+            check_lanes(global_batch=global_batch, lanes=lanes, workers=world_size)
         assert 0 <= rank < world_size and start_sample % lanes == 0, (rank, world_size, start_sample, lanes)
-        self.order = Order([shard.samples for shard in index.shards], lanes=lanes, window=shuffle_window, seed=seed)
+        self.order = _order(index, selection, lanes, shuffle_window, seed)
         self.index = index
-        shards = ShardSet(address, index, options)
+        shards = ShardSet(address, index, options, selection.places if selection else None)
         self._reading = Reading(shards, self.order, start_sample, global_batch)
         self._lanes = part_of(world_size, rank, range(lanes))
         self._processes = min(options.loader_workers, len(self._lanes))
@@ -139,11 +147,16 @@ class ShardStream(BatchIterator):
         global_batch: int | None = None,
         lanes: int | None = None,
         index: ShardSetIndex | None = None,
+        selection: Selection | None = None,
+        annotations: bool = False,
     ) -> Self:
-        """The stream of a job's training set; ``global_batch`` and ``lanes`` of the stage go before the section's."""
+        """The stream of a job's training set; ``global_batch`` and ``lanes`` of the stage go before the section's.
+
+        Masks and boxes are decoded too where the task asks for ``annotations``.
+        """
         return cls(
             config.train,
-            config.read_options,
+            replace(config.read_options, annotations=annotations),
             global_batch=global_batch or config.global_batch,
             lanes=lanes or config.lanes,
             seed=seed,
@@ -152,11 +165,12 @@ class ShardStream(BatchIterator):
             start_sample=start_sample,
             shuffle_window=config.shuffle_window,
             index=index,
+            selection=selection,
         )
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples of an epoch over all workers: those of the set, less fewer than ``lanes``."""
+        """Samples of an epoch over all workers: those of the set, less fewer than ``lanes``; all of a selection."""
         return self.order.samples_per_epoch
 
     @property
@@ -169,3 +183,11 @@ class ShardStream(BatchIterator):
             return batches_of_processes(self._reading, self._lanes, self._processes)
         # without a reference to this stream, which would keep its thread and itself alive when it is dropped
         return batches_here(partial(read_batches, self._reading, self._lanes, decode_threads()))
+
+
+def _order(index: ShardSetIndex, selection: Selection | None, lanes: int, window: int, seed: int) -> SampleOrder:
+    counts = [shard.samples for shard in index.shards]
+    if selection is None:
+        return Order(counts, lanes=lanes, window=window, seed=seed)
+    window = min(window, MOST_WINDOW)
+    return ListedOrder(selection.ids, counts, lanes=lanes, window=window, seed=seed, weights=selection.weights)

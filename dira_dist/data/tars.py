@@ -129,16 +129,33 @@ class PlainTar:
         return len(piece)
 
     def _look_at(self, header: bytes) -> None:
-        if not any(header):  # the mark of the end
+        size = content_bytes(header, self._most_bytes)
+        if size is None:
             self._is_looking = False
-            return
-        name = header[:100].rstrip(b"\0").decode(errors="replace")
-        if header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise ValueError(f"its member {name} is no plain file")
-        try:
-            size = int(header[124:136].rstrip(b"\0 "), 8)  # what is beyond octal digits is beyond 8 GiB
-        except ValueError:
-            size = -1
-        if not 0 <= size <= self._most_bytes:
-            raise ValueError(f"its member {name} has no size, or a larger one than the {self._most_bytes} bytes of all")
-        self._content_bytes = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        else:
+            self._content_bytes = padded(size)
+
+
+def padded(size: int) -> int:
+    """What a content of ``size`` bytes takes in a tar: whole blocks."""
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def content_bytes(header: bytes, most_bytes: int) -> int | None:
+    """Size of the member that a header announces; none for the mark of the tar's end.
+
+    Raises:
+        ValueError: it is no plain file, or larger than it can be.
+    """
+    if not any(header):
+        return None
+    name = header[:100].rstrip(b"\0").decode(errors="replace")
+    if header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise ValueError(f"its member {name} is no plain file")
+    try:
+        size = int(header[124:136].rstrip(b"\0 "), 8)  # what is beyond octal digits is beyond 8 GiB
+    except ValueError:
+        size = -1
+    if not 0 <= size <= most_bytes:
+        raise ValueError(f"its member {name} has no size, or a larger one than the {most_bytes} bytes of all")
+    return size

@@ -12,6 +12,7 @@ from dira_dist.data.decode import BadSample, CorruptSampleError, EncodedSample, 
 from dira_dist.data.lanes import ReadOptions, ShardSet, SpanReader, check_set
 from dira_dist.data.loading import batches_here, decode_threads, mapper
 from dira_dist.data.order import part_of, runs
+from dira_dist.data.pieces import Places
 from dira_dist.data.shards import ShardSetIndex, read_index
 
 
@@ -26,7 +27,7 @@ class _Pass:
 
     def batches(self, cancelled: threading.Event) -> Generator[LocalBatch, None, None]:
         """Decodes one batch while the next one is read."""
-        spans = SpanReader(self.shards, cancelled)
+        spans = self.shards.reader(cancelled)
         with ThreadPoolExecutor(1, "read-shards") as pool, closing(spans), mapper(decode_threads()) as over:
             coming = pool.submit(self._encoded, spans, 0)
             for step in range(self.steps):
@@ -60,6 +61,7 @@ class ValidationStream(BatchIterator):
         world_size: number of workers.
         ids: which samples to read, rising, such as those of :func:`dira_dist.data.order.draw_spread`; all if none.
         index: of the set, where it has been read already.
+        places: of all its samples, where they are known: samples between the ``ids`` are not read then.
 
     Raises:
         RequestError: as for :class:`ShardStream`, and so are the errors of the storage and of samples.
@@ -75,6 +77,7 @@ class ValidationStream(BatchIterator):
         world_size: int = 1,
         ids: Sequence[int] | None = None,
         index: ShardSetIndex | None = None,
+        places: Places | None = None,
     ) -> None:
         options, index = options or ReadOptions(), index or read_index(address)
         check_set(address, index)
@@ -83,7 +86,7 @@ class ValidationStream(BatchIterator):
         chosen = range(index.samples) if ids is None else ids
         part, longest_part = part_of(world_size, rank, range(len(chosen))), math.ceil(len(chosen) / world_size)
         self._pass = _Pass(
-            shards=ShardSet(address, index, options),
+            shards=ShardSet(address, index, options, places),
             ids=chosen[part.start : part.stop],
             batch_size=batch_size,
             steps=math.ceil(longest_part / batch_size),

@@ -10,6 +10,7 @@ import numpy as np
 
 from dira_dist.data.ingest import pixels as px
 from dira_dist.data.ingest.assembly import read_stack
+from dira_dist.data.ingest.columns import Scalar
 from dira_dist.data.ingest.greys import read_dicom
 from dira_dist.data.ingest.intensity import Mapping as Greying
 from dira_dist.data.ingest.intensity import parse_intensity
@@ -40,6 +41,7 @@ class Task:
 
     item: Item
     labels: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Scalar] = field(default_factory=dict)
     boxes: Sequence[Box] = ()
     mask: str | None = None
     group: str | None = None
@@ -48,7 +50,8 @@ class Task:
     def record(self) -> dict[str, Any]:
         """What every sample of the item carries in its JSON member."""
         record: dict[str, Any] = {"labels": self.labels, "boxes": []}
-        return record | ({"split_group": self.group} if self.group else {})
+        known = {"split_group": self.group, "columns": self.columns}
+        return record | {name: value for name, value in known.items() if value}
 
 
 @dataclass

@@ -69,6 +69,10 @@ class ShardOptions(Section):
     label_columns: Annotated[
         tuple[str, ...] | None, Field(description="columns that are labels; none: those with a usual name")
     ] = None
+    keep_columns: Annotated[
+        tuple[str, ...],
+        Field(description="columns of the label table, such as sex,age,view, that ride along for figures by subgroup"),
+    ] = ()
     boxes: Annotated[str | None, Field(description="a CSV file with columns x, y, width, height in px")] = None
     masks: Annotated[str | None, Field(description="a folder with a label map for each image, named like it")] = None
     split: Annotated[

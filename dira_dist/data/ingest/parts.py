@@ -117,8 +117,9 @@ class Part:
         if not made:
             return "tars of unknown making. Choose another place, or replace them with --overwrite."
         what = "a set" if self._store.stat(INDEX_NAME) is not None else "an unfinished set"
-        differing = [name for name in self._request if made.get(name) != self._request[name]]
-        differences = ", ".join(_difference(name, made.get(name), self._request[name]) for name in differing)
+        names = dict.fromkeys((*self._request, *made))
+        differing = [name for name in names if made.get(name) != self._request.get(name)]
+        differences = ", ".join(_difference(name, made.get(name), self._request.get(name)) for name in differing)
         return f"{what} made otherwise: {differences}. Choose another place, or replace it with --overwrite."
 
     def _clear(self) -> None:

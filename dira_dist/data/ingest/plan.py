@@ -8,6 +8,7 @@ from typing import Any
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest.assembly import tilt_deg
+from dira_dist.data.ingest.columns import KeptColumns, Scalar, read_columns
 from dira_dist.data.ingest.depths import Depth
 from dira_dist.data.ingest.dicom import pixel_digest
 from dira_dist.data.ingest.headers import Header, read_headers
@@ -42,7 +43,7 @@ class Plan:
         content: images or volumes.
         parts: items by part, each in the order of the keys, which is random and always the same.
         groups: salted hash of the group of each item's key; empty where nothing groups.
-        labels, boxes: tables; ``masks`` the mask's file by the item's key.
+        labels, columns, boxes: tables; ``masks`` the mask's file by the item's key.
         depths: what the first bytes of flat images tell of their pixels, by path.
         copies: files that hold the same bytes, together.
         headers: of the DICOM files that are read, by path.
@@ -64,6 +65,7 @@ class Plan:
     parts: dict[str, list[Item]] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
     labels: Labels | None = None
+    columns: KeptColumns | None = None
     boxes: Table | None = None
     masks: dict[str, str] = field(default_factory=dict)
     depths: dict[str, Depth] = field(default_factory=dict)
@@ -102,6 +104,10 @@ class Plan:
             return {}
         return self.labels.of(named_in(self.labels.table, item))
 
+    def columns_of(self, item: Item) -> dict[str, Scalar]:
+        """What rides along with an item beside its labels."""
+        return self.columns.of(named_in(self.columns.table, item)) if self.columns else {}
+
     def mask_of(self, item: Item) -> str | None:
         """The mask's file, if the item has one."""
         return self.masks.get(item.key)
@@ -121,8 +127,9 @@ class Plan:
     def request(self, part: str) -> dict[str, Any]:
         """All that decides what the bytes of a part are; JSON-ready and free of names, for the set's index."""
         table = self.labels.table if self.labels else None
+        not_said = set() if self.options.keep_columns else {"keep_columns"}  # as in sets of 0.2.0
         return {
-            **self.options.model_dump(mode="json", exclude=_NOT_IN_THE_BYTES),
+            **self.options.model_dump(mode="json", exclude=_NOT_IN_THE_BYTES | not_said),
             "content": self.content,
             "part": part,
             "samples_per_shard": self.samples_per_shard(part),
@@ -201,6 +208,8 @@ def _read_tables(plan: Plan) -> None:
     options = plan.options
     if options.labels is not None and options.labels != FOLDERS:
         plan.labels = read_labels(options.labels, options.image_column, options.label_columns, options.group_by)
+    if options.keep_columns:
+        plan.columns = _kept_columns(plan)
     if options.boxes is not None:
         plan.boxes = read_boxes(options.boxes, options.image_column)
     columns = plan.labels.table.columns if plan.labels else ()
@@ -210,10 +219,21 @@ def _read_tables(plan: Plan) -> None:
             f"group_by {options.group_by!r}: the label table has no such column; its columns are {found}. "
             "'PatientID' groups by the DICOM header, 'folder' by the first folder of the path, 'none' not at all."
         )
-    for table in plan.tables:
-        plan.warnings += table.problems
-        if options.strict and table.problems:
-            raise RequestError(f"strict: {table.problems[0]}.")
+    problems = [problem for table in plan.tables for problem in table.problems]
+    problems += plan.columns.problems if plan.columns else ()
+    if options.strict and problems:
+        raise RequestError(f"strict: {problems[0]}.")
+    plan.warnings += problems
+
+
+def _kept_columns(plan: Plan) -> KeptColumns:
+    options = plan.options
+    if plan.labels is None:
+        raise RequestError(
+            f"keep_columns {', '.join(options.keep_columns)}: there is no label table that they could be columns of; "
+            "give one with --labels FILE.csv."
+        )
+    return read_columns(plan.labels, options.keep_columns, options.image_column, options.group_by)
 
 
 def _headers_of(plan: Plan, files: Mapping[str, FileKind]) -> dict[str, Header]:

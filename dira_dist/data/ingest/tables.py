@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _CODE = re.compile(r"0[0-9]+")  # leading zeros are part of a code, and of no number
 _ABSENT = ("", "nan", "n/a", "#n/a", "null")  # what tools write for an empty cell, in any case
 _MOST_DIGITS = 15  # more are no whole number that a float holds
-_PATIENT_WORDS = ("patient", "subject", "mrn", "person", "pid", "participant")
+PATIENT_WORDS = ("patient", "subject", "mrn", "person", "pid", "participant")
 
 
 def stem_of(name: str) -> str:
@@ -132,22 +132,28 @@ def require_column(address: str, columns: Sequence[str], column: str) -> None:
 # --------------------------------------------------------------------- patients
 
 
+def words_of(column: str) -> list[str]:
+    """``StudyDate_DICOM`` as study, date, dicom."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower()
+    return [word for word in re.split(r"[^a-z]+", spaced) if word]
+
+
 def patient_column(table: Table) -> str | None:
     """The column whose name says that it tells patients apart, if any."""
     columns = [column for column in table.columns if column]
-    words = {column: re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower()) for column in columns}
+    words = {column: words_of(column) for column in columns}
     whole = (column for column in columns if column.lower().replace("_", "").replace(" ", "") in _PATIENT_NAMES)
     partly = (
         column
         for column in columns
-        if set(words[column]) & set(_PATIENT_WORDS)
+        if set(words[column]) & set(PATIENT_WORDS)
         and set(words[column]) & {"id", "number", "no", "nr", "key", "mrn", "pid"}
     )
     return next(whole, None) or next(partly, None)
 
 
 _PATIENT_NAMES = frozenset(
-    name + end for name in _PATIENT_WORDS for end in ("", "id", "number", "no", "key", "identifier")
+    name + end for name in PATIENT_WORDS for end in ("", "id", "number", "no", "key", "identifier")
 )
 
 
@@ -164,7 +170,7 @@ def column_of_groups(table: Table, others: Collection[str]) -> str | None:
     found = []
     for column in table.columns:
         if column and column not in others:
-            cells = [_cell(row[column]) for row in rows]
+            cells = [cell_of(row[column]) for row in rows]
             share = len(set(cells)) / len(cells)
             if all(cells) and _LEAST_SHARE <= share <= _MOST_SHARE and all(map(_GROUP_CODE.fullmatch, cells)):
                 found.append((share, column))
@@ -190,8 +196,8 @@ class Labels:
     def of(self, file: str) -> dict[str, Any]:
         """Label values of an image, JSON-ready: numbers, names, or lists of names; empty cells are left out."""
         rows = self.table.rows_for(file)
-        cells = {column: _cell(rows[0][column]) for column in self.kinds} if rows else {}
-        values = {column: _value(cell, self.kinds[column]) for column, cell in cells.items() if cell}
+        cells = {column: cell_of(rows[0][column]) for column in self.kinds} if rows else {}
+        values = {column: value_of(cell, self.kinds[column]) for column, cell in cells.items() if cell}
         return {column: value for column, value in values.items() if value is not None}
 
 
@@ -220,7 +226,7 @@ def read_labels(address: str, image_column: str, wanted: tuple[str, ...] | None,
             f"{address}: {group_by!r} is what the split groups by, and its values never enter a shard; "
             "leave it out of the label columns (samples carry its salted hash as split_group)."
         )
-    cells = {column: [_cell(rows[0][column]) for rows in table.rows.values()] for column in columns}
+    cells = {column: [cell_of(rows[0][column]) for rows in table.rows.values()] for column in columns}
     kinds = {column: _kind(column, cells[column]) for column in columns}
     classes = {column: _classes(cells[column]) for column in columns if kinds[column] != "number"}
     beyond = [_out_of_range(table, column, cells[column]) for column in columns if kinds[column] == "number"]
@@ -229,7 +235,7 @@ def read_labels(address: str, image_column: str, wanted: tuple[str, ...] | None,
 
 
 def _out_of_range(table: Table, column: str, cells: Sequence[str]) -> str:
-    count = sum(1 for cell in cells if cell and _value(cell, "number") is None)
+    count = sum(1 for cell in cells if cell and value_of(cell, "number") is None)
     return (
         f"{PurePosixPath(table.address).name}: {count} numbers in {column!r} are out of range and left out"
         if count
@@ -249,7 +255,7 @@ def _guess_columns(table: Table, image_column: str, group_by: str | None) -> tup
     )
 
 
-def _cell(text: str | None) -> str:
+def cell_of(text: str | None) -> str:
     """A cell without blanks around it, empty where it stands for nothing."""
     text = (text or "").strip()
     return "" if text.lower() in _ABSENT else text
@@ -258,10 +264,11 @@ def _cell(text: str | None) -> str:
 def _kind(column: str, cells: Sequence[str]) -> LabelKind:
     if column.lower() in _PLURALS or any("|" in cell or _python_list(cell) is not None for cell in cells):
         return "names"
-    return "number" if all(_is_number(cell) for cell in cells if cell) else "name"
+    return "number" if all(is_number(cell) for cell in cells if cell) else "name"
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number, and no code with leading zeros."""
     return bool(_NUMBER.fullmatch(cell)) and not _CODE.fullmatch(cell)
 
 
@@ -285,7 +292,8 @@ def _split_names(cell: str) -> list[str]:
     return [name.strip() for name in (cell.split("|") if listed is None else listed) if name.strip()]
 
 
-def _value(cell: str, kind: LabelKind) -> Any:
+def value_of(cell: str, kind: LabelKind) -> Any:
+    """A cell that is not empty, JSON-ready; none for a number that is out of range."""
     if kind == "names":
         return _split_names(cell)
     if kind == "name":
@@ -323,8 +331,8 @@ def read_boxes(address: str, image_column: str) -> Table:
 
 def _holds_box(row: Row, wrong: Counter[str]) -> bool:
     """Whether a row holds a box; the first column at fault of one that should is counted."""
-    cells = {column: _cell(row[column]) for column in _BOX_COLUMNS}
-    bad = [column for column, cell in cells.items() if not (_is_number(cell) and math.isfinite(float(cell)))]
+    cells = {column: cell_of(row[column]) for column in _BOX_COLUMNS}
+    bad = [column for column, cell in cells.items() if not (is_number(cell) and math.isfinite(float(cell)))]
     if bad and any(cells.values()):
         wrong[bad[0]] += 1
     return not bad

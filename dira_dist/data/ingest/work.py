@@ -86,6 +86,7 @@ def _task(plan: Plan, item: Item) -> Task:
     return Task(
         item=item,
         labels=plan.labels_of(item),
+        columns=plan.columns_of(item),
         boxes=boxes_for(plan.boxes, named_in(plan.boxes, item)) if plan.boxes else (),
         mask=plan.mask_of(item),
         group=plan.groups.get(item.key),
