@@ -9,7 +9,7 @@ from typing import Literal
 
 Mode = Literal["max", "min"]
 
-TRAIN, VAL, PROBE, SEARCH, SYSTEM = "train/", "val/", "probe/", "search/", "system/"
+TRAIN, VAL, TEST, PROBE, SEARCH, SYSTEM = "train/", "val/", "test/", "probe/", "search/", "system/"
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,20 @@ FEATURE_STD = Metric(f"{VAL}feature_std", "spread of the features on the sphere;
 UNIFORMITY = Metric(f"{VAL}uniformity", "uniformity of the features on the sphere", better="min")
 COLLAPSED = Metric(f"{VAL}collapsed", "1 where the encoder hardly tells its inputs apart, else 0", better="min")
 ALIGNMENT = Metric(f"{VAL}alignment", "distance between two views' features", better="min", of_views=True)
+
+# Of a classifier or a segmenter, on the labelled sets of its job; those of single classes end with the class. On the
+# test set, and in the report on val, the ends of their intervals come with them.
+VAL_LOSS = Metric(f"{VAL}loss", "cross-entropy of what is known", better="min")
+VAL_AUROC = Metric(f"{VAL}auroc", "area under the ROC curve", better="max", family=True)
+VAL_AVERAGE_PRECISION = Metric(
+    f"{VAL}average_precision", "area under the precision-recall curve", better="max", family=True
+)
+VAL_ACCURACY = Metric(f"{VAL}accuracy", "share of right answers", better="max")
+VAL_BALANCED_ACCURACY = Metric(f"{VAL}balanced_accuracy", "mean over the classes of the share found", better="max")
+VAL_DICE = Metric(f"{VAL}dice", "overlap of masks (Dice), mean over cases", better="max", family=True)
+VAL_IOU = Metric(f"{VAL}iou", "overlap of masks (Jaccard), mean over cases", better="max", family=True)
+VAL_REPORT = Metric(f"{VAL}report/", "figure of the report on val", family=True)
+TEST_FIGURE = Metric(TEST, "figure of the chosen networks on the test set", family=True)
 
 # Of the frozen encoder, on the labelled sets of the job's probe.
 # They come with other fractions of the labels, the ends of their interval and the spread over draws of the labels, too.

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dira_dist.evaluation.center_view import center_view
 from dira_dist.models.backbone import Size
 from dira_dist.models.precision import average_over_positions
+from dira_dist.views.center_view import center_view
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """What jobs of every kind that train have in common: where they run, what they keep, how they are recorded."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -15,7 +16,7 @@ from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.loop import GuardConfig
 from dira_dist.training.precision import Precision
 from dira_dist.training.state import CheckpointConfig
-from dira_dist.training.task import Recipe
+from dira_dist.training.task import Recipe, Start
 
 
 class ResourcesConfig(Section):
@@ -57,6 +58,23 @@ class ResourcesConfig(Section):
         return self.worker_range[1]
 
 
+@dataclass(frozen=True)
+class Settled:
+    """A job with nothing left open.
+
+    Attributes:
+        job: that one.
+        changes: what was filled in, by section, as the recorded job has it.
+        start: weights to start from, where they are brought to the workers.
+        notes: what a person should know of it, a line each.
+    """
+
+    job: "TrainingJob"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    start: Start | None = None
+    notes: Sequence[str] = ()
+
+
 class TrainingJob(Recipe):
     """A task and where it runs. A subclass is a kind of job, see :mod:`dira_dist.jobs.kinds`."""
 
@@ -93,6 +111,18 @@ class TrainingJob(Recipe):
     def lanes(self) -> int:
         """Number of lanes of the sample stream: given, or chosen from the stages' batches alone."""
         return self.data.lanes or choose_lanes([stage.global_batch for stage in self.stage_configs()])
+
+    def settle(self, sets: Mapping[str, ShardSetIndex], recorded: Mapping[str, Any] | None) -> Settled:
+        """What the job leaves to its sets and to what it starts from, filled in.
+
+        Args:
+            sets: indices of its shard sets, by name.
+            recorded: the job as the run of its name recorded it, where there is one.
+
+        Raises:
+            RequestError: one of them cannot be had, or does not go with the job.
+        """
+        return Settled(self)
 
     def resolve_paths(self) -> "TrainingJob":
         """The same with every address absolute: Ray's workers run in folders of their own."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from dira_dist.jobs import pretrain  # noqa: F401  (each kind is found once its file is imported)
+from dira_dist.jobs import finetune, pretrain  # noqa: F401  (each kind is found once its file is imported)
 from dira_dist.jobs.base import TrainingJob
 
 

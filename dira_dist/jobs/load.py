@@ -39,6 +39,10 @@ class LoadedJob:
         """The same with the precision that was settled, in both forms."""
         return LoadedJob(self.job.in_precision(precision), {**self.public, "precision": precision})
 
+    def settled(self, job: TrainingJob, changes: Mapping[str, Any]) -> "LoadedJob":
+        """The same with what it left open filled in, in both forms."""
+        return LoadedJob(job, {**self.public, **changes})
+
     def side_by_side(self) -> int:
         """How many such jobs run at once."""
         return 1

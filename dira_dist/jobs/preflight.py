@@ -1,7 +1,8 @@
 """What can be known of a job before anything starts: its samples, its steps, what they cost. Reads, never writes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dira_dist.config import RequestError
 from dira_dist.data.lanes import check_set
@@ -9,6 +10,7 @@ from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.training.stages import Plan
+from dira_dist.training.task import Start, TrainingSamples
 
 MIB = 2**20
 
@@ -19,6 +21,9 @@ class Preflight:
 
     Attributes:
         train: index of the training set.
+        samples: what of it the job learns from.
+        changes: what the job left open and was settled, by section, as the recorded job has it.
+        start: weights to start from, where they are brought to the workers.
         plan: the stages in steps.
         bytes_per_step: bytes read from storage for one global batch of the first stage.
         memory: estimated device memory of one worker, in bytes, by purpose.
@@ -27,6 +32,9 @@ class Preflight:
 
     job: TrainingJob
     train: ShardSetIndex
+    samples: TrainingSamples
+    changes: Mapping[str, Any]
+    start: Start | None
     plan: Plan
     bytes_per_step: int
     memory: dict[str, int]
@@ -51,14 +59,19 @@ class Preflight:
         yield from (f"warning  {text}" for text in self.warnings)
 
 
-def preflight(job: TrainingJob) -> Preflight:
+def preflight(job: TrainingJob, recorded: Mapping[str, Any] | None = None) -> Preflight:
     """Check everything a job names and lay out its plan.
+
+    Args:
+        job: its addresses absolute.
+        recorded: the job as the run of its name recorded it, where there is one.
 
     Raises:
         RequestError: for a shard set that is missing, out of reach or too small, or lacks what the task asks of it.
     """
     sets = {name: _readable_set(job.key_of(name), address) for name, address, _ in job.shard_sets()}
-    index = sets["train"]
+    index, settled = sets["train"], job.settle(sets, recorded)
+    job = settled.job
     for stage in job.stage_configs():
         check_set(
             job.data.train,
@@ -72,14 +85,27 @@ def preflight(job: TrainingJob) -> Preflight:
             check_set(address, sets[name])
     job.check_workers()
     job.check_sets(sets)
-    plan = lay_out(job, index)
+    samples = job.draw_samples(sets, job.lanes)
+    plan = job.plan(samples.per_epoch)
     per_step = round(index.bytes / index.samples * plan.spans[0].config.global_batch)
-    return Preflight(job, index, plan, per_step, estimate_memory(job), tuple(job.warnings(index)))
+    return Preflight(
+        job=job,
+        train=index,
+        samples=samples,
+        changes=settled.changes,
+        start=settled.start,
+        plan=plan,
+        bytes_per_step=per_step,
+        memory=estimate_memory(job),
+        warnings=(*settled.notes, *samples.notes, *job.warnings(index)),
+    )
 
 
-def lay_out(job: TrainingJob, train: ShardSetIndex) -> Plan:
-    """The job's stages in steps; an epoch is what its lanes share out evenly of the training set."""
-    return job.plan(job.lanes * (train.samples // job.lanes))
+def steps_of(job: TrainingJob, facts: Preflight) -> int:
+    """Optimiser steps of a job that learns from the same samples, in batches of its own."""
+    train, samples = facts.train, facts.samples
+    drawn = samples.per_epoch if samples.selection else job.lanes * (train.samples // job.lanes)
+    return job.plan(drawn).steps
 
 
 def estimate_memory(job: TrainingJob) -> dict[str, int]:

@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution
 from dira_dist.config import RequestError, flatten
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob, LoadedSearch
-from dira_dist.jobs.preflight import Preflight, lay_out, preflight
+from dira_dist.jobs.preflight import Preflight, preflight, steps_of
 from dira_dist.metrics import Mode, find
 from dira_dist.search.config import Dimension
 from dira_dist.search.ranking import CONFIRMED, Goal
@@ -74,7 +74,7 @@ class SearchPlan:
 
     def steps(self, job: TrainingJob) -> int:
         """Optimiser steps of a trial; its batch may be another than the base's, and with it its lanes and epochs."""
-        return lay_out(job, self.facts.train).steps
+        return steps_of(job, self.facts)
 
     def winner(self, params: Mapping[str, Any]) -> LoadedJob:
         """The base with these values, under its own name: a complete job."""
@@ -115,7 +115,7 @@ def plan_search(loaded: LoadedSearch) -> SearchPlan:
         _check_key(key, now, goal)
         _check_kind(key, dimension, now[key])
     jobs = [job for key, dimension in loaded.search.space.items() for job in _ends(loaded, key, dimension)]
-    shortest = min(lay_out(job, facts.train).steps for job in [loaded.job, *jobs])
+    shortest = min(steps_of(job, facts) for job in [loaded.job, *jobs])
     return SearchPlan(
         loaded=loaded,
         facts=facts,

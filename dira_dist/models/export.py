@@ -388,3 +388,66 @@ def _timm_candidates(encoder: str, in_channels: int) -> Iterator[_Candidate]:
         except (RuntimeError, TypeError, AttributeError, AssertionError):  # not every model has every form
             continue
         yield _Candidate("import timm", call, model, features, prefix)
+
+
+def export_classifier(
+    encoder_state: Mapping[str, Tensor], head: nn.Linear, encoder: str, in_channels: int
+) -> tuple[Format, Exported] | None:
+    """A classifier under the names of torchvision, else timm, its last layer among them; none where neither has it.
+
+    Args:
+        encoder_state: ``encoder.*``.
+        head: from the pooled features to K logits.
+        encoder: its name in segmentation_models_pytorch.
+        in_channels: of the network.
+    """
+    own = {name.removeprefix("encoder."): tensor for name, tensor in encoder_state.items()}
+    reference = smp.encoders.get_encoder(encoder, in_channels=in_channels, weights=None)
+    reference.load_state_dict(own)
+    makers = (("torchvision", _torchvision_candidates), ("timm", _timm_candidates))
+    with torch.random.fork_rng(devices=[]):
+        for library, candidates in makers:
+            for candidate in candidates(encoder, in_channels):
+                exported = _with_head(candidate, own, head)
+                if exported is not None and _same_logits(reference.eval(), head, candidate, in_channels):
+                    return library, exported  # type: ignore[return-value]
+    return None
+
+
+def _with_head(candidate: _Candidate, own: StateDict, head: nn.Linear) -> Exported | None:
+    """The candidate with a last layer in its place, and the weights loaded; none where they do not fit."""
+    if candidate.features != "model(x)":
+        return None
+    path = _make_room(candidate, head)
+    state = {name.removeprefix(candidate.prefix): tensor for name, tensor in own.items()}
+    state |= {f"{path}.weight": head.weight.detach(), f"{path}.bias": head.bias.detach()}
+    wanted = candidate.model.state_dict()
+    if any(name not in state or state[name].shape != tensor.shape for name, tensor in wanted.items()):
+        return None
+    taken = {name: state[name].cpu().contiguous() for name in wanted}
+    candidate.model.load_state_dict(taken)
+    return Exported(taken, candidate.construction(), "model(x)  # logits")
+
+
+def _make_room(candidate: _Candidate, head: nn.Linear) -> str:
+    """Puts an untrained layer of the right size where the model has its classifier; its path."""
+    model: Any = candidate.model
+    if candidate.imports == "import torchvision":
+        path = next(name for name in ("fc", "classifier") if hasattr(model, name))
+        candidate.edits = [edit for edit in candidate.edits if not edit.startswith(f"model.{path} ")]
+        candidate.replace(path, nn.Linear(head.in_features, head.out_features))
+        return path
+    model.reset_classifier(head.out_features)
+    candidate.edits.append(f"model.reset_classifier({head.out_features})")
+    return str(next(name for name, module in model.named_modules() if module is model.get_classifier()))
+
+
+@torch.no_grad()
+def _same_logits(reference: nn.Module, head: nn.Linear, candidate: _Candidate, in_channels: int) -> bool:
+    x = torch.rand(2, in_channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    candidate.model.eval()
+    try:
+        expected, found = head(average_over_positions(reference(x)[-1])), candidate.model(x)
+    except (RuntimeError, AssertionError, ValueError):  # some encoders take one image size only
+        return False
+    return expected.shape == found.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -211,10 +211,10 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
         f"on images of {_side_by_side(facts.image_size)} px with {facts.in_channels} channel(s), values in [0, 1], "
         "no further normalisation.\n",
         f"## Load the encoder\n```python\n{loading}\n```\n",
-        *_table("Training images", facts.data),
-        *_table("Settings", facts.settings),
-        *_table("Measured quality", quality),
-        *_table("Origin", facts.origin),
+        *card_table("Training images", facts.data),
+        *card_table("Settings", facts.settings),
+        *card_table("Measured quality", quality),
+        *card_table("Origin", facts.origin),
         _NOTICE,
     ]
     return "\n".join(sections)
@@ -225,7 +225,8 @@ def _side_by_side(image_size: int | tuple[int, ...]) -> str:
     return " x ".join(map(str, sides))
 
 
-def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
+def card_table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
+    """A table of a card, as Markdown; nothing where there is nothing to tell."""
     if rows:
         body = "\n".join(f"| {name} | {str(value).replace('|', '/')} |" for name, value in rows.items())
         yield f"## {title}\n| | |\n| --- | --- |\n{body}\n"

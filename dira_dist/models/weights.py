@@ -14,6 +14,8 @@ from dira_dist.models.backbone import Backbone
 
 CLASSIFIER_PREFIXES = ("fc.", "_fc.", "classifier.", "head.", "head_fc.", "last_linear.")
 ENCODER_PREFIXES = ("", "encoder.", "encoder.model.")
+WEIGHT_FILES = (".pt", ".pth", ".tar", ".safetensors")
+"""How the names of files end that hold weights."""
 _SHOWN = 5
 
 
@@ -68,7 +70,7 @@ def load_weights(network: Backbone, weights: Mapping[str, Tensor]) -> LoadedWeig
     matched = {name: tensor for name, tensor in renamed.items() if name not in left_out}
     _refuse("has keys that the network lacks", matched.keys() - target.keys())
     _refuse("lacks keys of the network", _required(target, matched) - matched.keys())
-    fitted = {name: _fit(name, tensor, target[name]) for name, tensor in matched.items()}
+    fitted = {name: fit_weight(name, tensor, target[name]) for name, tensor in matched.items()}
     nn.Module.load_state_dict(network, fitted, strict=False)
     return LoadedWeights(tuple(sorted(fitted)), tuple(sorted(name.removeprefix(prefix) for name in left_out)))
 
@@ -100,7 +102,7 @@ def _refuse(problem: str, names: Iterable[str]) -> None:
         )
 
 
-def _fit(name: str, tensor: Tensor, target: Tensor) -> Tensor:
+def fit_weight(name: str, tensor: Tensor, target: Tensor) -> Tensor:
     """Grey and RGB first convolutions answer alike to a grey image repeated to 3 channels."""
     if tensor.shape == target.shape:
         return tensor

@@ -86,6 +86,11 @@ def is_distributed() -> bool:
     return not _ALONE.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def my_place() -> tuple[int, int]:
+    """This worker's rank, and the number of workers."""
+    return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+
+
 def sum_over_workers(tensor: Tensor) -> Tensor:
     """The sum of every worker's ``tensor``, with gradients, for losses that need the global batch at once.
 

@@ -5,8 +5,9 @@ A loss is this worker's term, whose mean over the workers is the loss over the g
 over its images. All is computed in float32.
 """
 
+import importlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,8 @@ Uncertain = Literal["ignore", "ones", "zeros", "smooth"]
 
 UNCERTAIN = -1.0
 SMOOTHED = (0.55, 0.85)
-"""What an uncertain label is learned as: uniform between the two (U-Ones with label smoothing; Pham et al., *Interpreting
-chest X-rays via CNNs that exploit hierarchical disease dependencies and uncertainty labels*, Neurocomputing 2021)."""
+"""What an uncertain label is learned as: uniform between the two (U-Ones with label smoothing; Pham et al.,
+*Interpreting chest X-rays via CNNs that exploit hierarchical disease dependencies*, Neurocomputing 2021)."""
 NO_LABEL = -1
 _SMOOTH = 1e-5
 _TVERSKY = (0.3, 0.7)
@@ -79,9 +80,7 @@ def _focus(log_p: Tensor, gamma: float) -> Tensor | float:
     return 1.0 if gamma == 0 else (1 - log_p.exp()).pow(gamma)
 
 
-def positive_weights(
-    targets: npt.NDArray[np.float32], kind: ClassKind, cap: float = 20.0
-) -> npt.NDArray[np.float64]:
+def positive_weights(targets: npt.NDArray[np.float32], kind: ClassKind, cap: float = 20.0) -> npt.NDArray[np.float64]:
     """How much positives of each class count, so that rare classes are not drowned.
 
     Args:
@@ -99,7 +98,7 @@ def positive_weights(
         found = positives.sum() / (present * np.maximum(positives, 1))
     else:
         found = negatives / np.maximum(positives, 1)
-    return np.clip(found.astype(np.float64), 1 / cap, cap)
+    return np.asarray(np.clip(found.astype(np.float64), 1 / cap, cap))
 
 
 def resolve_uncertain(targets: Tensor, rule: Uncertain, drawn: Tensor) -> Tensor:
@@ -174,14 +173,17 @@ def segmentation_loss(
 
 
 def _overlap(chance: Tensor, targets: Tensor, loss: SegmentationLoss, exclusive: bool) -> Tensor:
-    from monai.losses import DiceLoss, TverskyLoss  # takes seconds and hundreds of megabytes to import
-
-    settings = {"include_background": not exclusive, "smooth_nr": _SMOOTH, "smooth_dr": _SMOOTH}
+    settings: dict[str, Any] = {"include_background": not exclusive, "smooth_nr": _SMOOTH, "smooth_dr": _SMOOTH}
     if loss == "tversky":
-        found: Tensor = TverskyLoss(alpha=_TVERSKY[0], beta=_TVERSKY[1], **settings)(chance, targets)
+        found: Tensor = _monai().TverskyLoss(alpha=_TVERSKY[0], beta=_TVERSKY[1], **settings)(chance, targets)
     else:
-        found = DiceLoss(**settings)(chance, targets)
+        found = _monai().DiceLoss(**settings)(chance, targets)
     return found
+
+
+def _monai() -> Any:
+    """MONAI's losses: seconds and hundreds of megabytes to import, so where they are used alone."""
+    return importlib.import_module("monai.losses")
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, known: Tensor, exclusive: bool) -> Tensor:
@@ -193,10 +195,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor, known: Tensor, exclusive: bo
 
 
 def _focal(logits: Tensor, targets: Tensor, known: Tensor, exclusive: bool) -> Tensor:
-    from monai.losses import FocalLoss
-
-    # MONAI leaves the softmax form's truth out of the other classes' terms, as cross-entropy does
-    terms: Tensor = FocalLoss(use_softmax=exclusive, reduction="none")(logits, targets)
+    terms: Tensor = _monai().FocalLoss(use_softmax=exclusive, reduction="none")(logits, targets)
     return _mean_of_images(terms, known)
 
 

@@ -39,6 +39,7 @@ def publish(
     *,
     recipe: Recipe | None = None,
     tags: Mapping[str, str] | None = None,
+    report: Mapping[str, bytes] | None = None,
     timeout_s: float = REGISTRY_TIMEOUT_S,
 ) -> Registered:
     """Register what a checkpoint holds as a new version of ``config.register_as``.
@@ -56,6 +57,7 @@ def publish(
         data: what the card says of the training images; ``digest`` becomes a tag.
         recipe: of the task that trained it; the checkpoint's own if none.
         tags: more of them, such as the search that a run was a part of.
+        report: files of the run's report on these networks.
         timeout_s: how long a registry that does not answer is waited for.
 
     Raises:
@@ -70,6 +72,7 @@ def publish(
         origin={"job": job["name"], "run": run_id, "steps": checkpoint.position.step},
         job=dump_yaml(job),
         pictures=_pictures(config, run_id),
+        report=report or {},
     )
     with tempfile.TemporaryDirectory() as scratch:
         package = task.package(checkpoint.tensors, checkpoint.position, Path(scratch) / "model", about)

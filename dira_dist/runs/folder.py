@@ -2,6 +2,7 @@
 
 run.json             the job, its MLflow run, and whether it is finished     (a run)
 evaluations.json     the figures of its evaluated checkpoints
+report/              what the chosen networks are worth, and how they answer (of a task that chooses)
 step-000000500-3fa9c1/
     state.pt         networks and optimisers
     manifest.json    written last: a checkpoint without it does not exist
@@ -20,6 +21,7 @@ FileT = TypeVar("FileT")
 
 RUN, EVALUATIONS = "run.json", "evaluations.json"
 CHECKPOINT_PREFIX, STATE, MANIFEST = "step-", "state.pt", "manifest.json"
+REPORT = "report"
 SEARCH, WINNER, TABLE = "search.json", "best.yaml", "search.md"
 DRIVER = "driver.json"
 

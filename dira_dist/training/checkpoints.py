@@ -95,6 +95,11 @@ class CheckpointFolder:
                 return manifest
         return None
 
+    def newest_step(self) -> int:
+        """The step of the newest finished checkpoint; 0 where there is none."""
+        names = self.names()
+        return step_of(names[-1]) if names else 0
+
     def fetch(self, name: str) -> Checkpoint:
         """A checkpoint with its tensors on the CPU.
 

@@ -65,15 +65,19 @@ class OptimizerConfig(Section):
 
 
 def build_optimizer(
-    config: OptimizerConfig, parameters: list[nn.Parameter], constant: Collection[nn.Parameter] = ()
+    config: OptimizerConfig,
+    parameters: list[nn.Parameter],
+    constant: Collection[nn.Parameter] = (),
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
     """The optimiser, in its fused form where it has one: one kernel for all weights of a group.
 
     Args:
         parameters: what it learns.
         constant: those of them whose rate follows no schedule.
+        factors: rates of some as factors of the schedule's; 1 of the others.
     """
-    groups = _groups(config, parameters, {id(weight) for weight in constant})
+    groups = _groups(config, parameters, {id(weight) for weight in constant}, factors or {})
     if config.name == "adamw":
         betas = (config.momentum, 0.999)
         return torch.optim.AdamW(groups, config.lr, betas, weight_decay=config.weight_decay, fused=True)
@@ -82,16 +86,22 @@ def build_optimizer(
     return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 
-def _groups(config: OptimizerConfig, parameters: list[nn.Parameter], constant: set[int]) -> list[dict[str, Any]]:
+def _groups(
+    config: OptimizerConfig,
+    parameters: list[nn.Parameter],
+    constant: set[int],
+    factors: Mapping[nn.Parameter, float],
+) -> list[dict[str, Any]]:
     """Weights that learn alike. Under LARS biases and norms are neither adapted nor decayed (You et al., *Large Batch
     Training of Convolutional Networks*, 2017)."""
     apart = config.name == "lars" or config.bias_lr_factor != 1
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for weight in parameters:
-        groups.setdefault((apart and weight.ndim <= 1, id(weight) in constant), []).append(weight)
+        alike = (apart and weight.ndim <= 1, id(weight) in constant, factors.get(weight, 1.0))
+        groups.setdefault(alike, []).append(weight)
     settings: list[dict[str, Any]] = []
-    for (vectors, still), weights in groups.items():
-        factor = config.bias_lr_factor if vectors else 1.0
+    for (vectors, still, own), weights in groups.items():
+        factor = own * (config.bias_lr_factor if vectors else 1.0)
         settings.append({"params": weights, RATE_FACTOR: factor, CONSTANT_RATE: still})
         if config.name == "lars":
             settings[-1] |= {"weight_decay": 0.0} if vectors else {"always_adapt": True}
@@ -108,7 +118,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int, steps_per_epoc
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
-    if config.schedule == "constant":
+    if config.schedule != "cosine":
         return config.lr
     return 0.5 * config.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 

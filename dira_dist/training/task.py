@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dira_dist.config import ENV_REFERENCE, RequestError, Section, with_environment
 from dira_dist.data.batch import LocalBatch
+from dira_dist.data.selection import Selection
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
 from dira_dist.evaluation.config import EvaluationConfig
@@ -63,6 +64,23 @@ class Start:
 
     weights: Mapping[str, Tensor]
     report: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TrainingSamples:
+    """Which samples of its training set a job learns from.
+
+    Attributes:
+        per_epoch: samples of an epoch.
+        selection: those of the set, and how they are read; all of them in the plain order where none.
+        notes: what a person should know of them, a line each.
+        record: what was drawn, JSON-ready, for the run; empty where nothing was.
+    """
+
+    per_epoch: int
+    selection: Selection | None = None
+    notes: Sequence[str] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,9 +204,25 @@ class Recipe(Section):
     )
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    def build_task(self) -> Task:
-        """The task of these settings."""
+    def build_task(self, samples: TrainingSamples | None = None) -> Task:
+        """The task of these settings.
+
+        Args:
+            samples: what it learns from, where it is to be trained; see :meth:`draw_samples`.
+        """
         raise NotImplementedError
+
+    def draw_samples(self, sets: Mapping[str, ShardSetIndex], lanes: int) -> TrainingSamples:
+        """What it learns from: each sample of the training set, fewer than ``lanes`` left out in each epoch.
+
+        Args:
+            sets: indices by name.
+            lanes: equal parts of an epoch.
+
+        Raises:
+            RequestError: the sets do not hold what is asked for.
+        """
+        return TrainingSamples(lanes * (sets["train"].samples // lanes))
 
     def stage_configs(self) -> Sequence[StageConfig]:
         """The stages in their order."""
@@ -208,6 +242,11 @@ class Recipe(Section):
     def reported_metrics(self) -> list[str]:
         """Names of the figures that its evaluations give; none where there are no samples to evaluate on."""
         return []
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether what it learns from has masks and boxes that are to be decoded."""
+        return False
 
     def main_metric(self) -> str:
         """The figure that runs are compared by where nobody names another; only where some are reported."""
@@ -237,6 +276,11 @@ class Recipe(Section):
     def is_evaluated(self) -> bool:
         """Whether there are samples that its networks can be evaluated on."""
         return bool(self.reported_metrics())
+
+    @property
+    def publishes_best(self) -> bool:
+        """Whether the model is the best checkpoint's by the main figure, and not the last one's."""
+        return False
 
     @property
     def is_evaluated_beside(self) -> bool:

@@ -54,13 +54,11 @@ class Report:
 
 
 class Validator(Protocol):
-    """Measures the networks that a run trains while its workers wait, each its part of the samples.
+    """Measures the networks that a run trains while its workers wait, each its part of the samples."""
 
-    Attributes:
-        chosen: label of the checkpoint with the best networks so far; empty where nothing is chosen.
-    """
-
-    chosen: str
+    @property
+    def chosen(self) -> str:
+        """Label of the checkpoint with the best networks so far; empty where nothing is chosen."""
 
     def due(self, span: StageSpan, position: Position) -> bool:
         """Whether an epoch has ended with this step."""

@@ -24,6 +24,10 @@ class RandomPurpose(IntEnum):
     DISTORTION = 4
     CUT_OUT = 5
     SHUFFLE = 6
+    AUGMENTATION_GEOMETRY = 7
+    AUGMENTATION_INTENSITY = 8
+    AUGMENTATION_NOISE = 9
+    UNCERTAIN = 10
 
 
 def _absorb(state: Tensor, word: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from dira_dist.evaluation.center_view import center_view
 from dira_dist.evaluation.features import extract_features, views
 from dira_dist.evaluation.restoration import psnr, ssim
+from dira_dist.views.center_view import center_view
 
 
 class Recorder(nn.Module):

@@ -191,7 +191,7 @@ def test_a_version_comes_back_whole_and_runs_without_this_package(
 def test_the_model_takes_every_kind_of_image(model_folder: Path, network: UNet) -> None:
     from dira_dist.models.feature_model import FeatureModel
 
-    sys.modules.setdefault("center_view", __import__("dira_dist.evaluation.center_view", fromlist=["center_view"]))
+    sys.modules.setdefault("center_view", __import__("dira_dist.views.center_view", fromlist=["center_view"]))
     model = FeatureModel(model_folder)
     grey = np.random.default_rng(0).integers(0, 256, (2, 1, 40, 40), dtype=np.uint8)
     features = model.predict(grey)

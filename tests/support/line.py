@@ -21,7 +21,7 @@ from dira_dist.training.networks import Networks
 from dira_dist.training.optimizer import NamedOptimizer, OptimizerConfig, ScheduledOptimizer, build_optimizer
 from dira_dist.training.stages import Position, StageConfig, StageSpan
 from dira_dist.training.step import MAIN, TrainStep
-from dira_dist.training.task import About, Evaluation, Package, Start
+from dira_dist.training.task import About, Evaluation, Package, Start, TrainingSamples
 from dira_dist.training.validation import NoValidation
 
 SLOPE, INTERCEPT = 3.0, 1.0
@@ -103,7 +103,7 @@ class LineJob(TrainingJob):
     kind: Literal["line"] = "line"
     steps: int = Field(40, ge=1)
 
-    def build_task(self) -> LineTask:
+    def build_task(self, samples: TrainingSamples | None = None) -> LineTask:
         return LineTask(self)
 
     def stage_configs(self) -> Sequence[StageConfig]:

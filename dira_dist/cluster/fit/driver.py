@@ -50,9 +50,11 @@ def fit(
         JobFailedError: when the work failed or was stopped; the same call goes on from the last checkpoint.
     """
     loaded = replace(loaded, job=loaded.job.resolve_paths())
-    job, facts = loaded.job, preflight(loaded.job)
-    check_reachable(job.checkpoint.storage, write=True)
-    store, console = open_store(job.run_folder), console or Console(file=sys.stderr, soft_wrap=True)
+    check_reachable(loaded.job.checkpoint.storage, write=True)
+    store, console = open_store(loaded.job.run_folder), console or Console(file=sys.stderr, soft_wrap=True)
+    earlier = read_run(store)
+    facts = preflight(loaded.job, earlier.job if earlier else None)
+    loaded, job = loaded.settled(facts.job, facts.changes), facts.job
     session = FitSession(loaded, facts, store, on_evaluation, dict(tags or {}))
     finished = _finished(_claim(session))
     if on_evaluation is not None:

@@ -10,6 +10,7 @@ from dira_dist.config import JobFailedError, RequestError
 from dira_dist.evaluation.pictures import LOSSES
 from dira_dist.registry.publish import publish
 from dira_dist.runs.evaluations import by_label, figures_of, read_evaluations
+from dira_dist.runs.report import read_report, report_metrics
 from dira_dist.tracking.history import draw_losses
 from dira_dist.tracking.protocol import Run
 from dira_dist.tracking.run import TrackingRun
@@ -57,16 +58,20 @@ def conclude(session: FitSession, run: Run) -> Outcome:
     log_late(run, session.store)
     evaluations = read_evaluations(session.store)
     best_one = job.best_evaluation(evaluations)
+    if job.publishes_best and best_one is not None:
+        name, checkpoint = best_one.checkpoint, folder.fetch(best_one.checkpoint)
     for gone in folder.keep(job.checkpoint.keep, [best_one.checkpoint] if best_one else []):
         run.log_removal(step_of(gone))
+    report = read_report(session.store)
+    figures = figures_of(evaluations, name) | (report_metrics(report) if report else {})
     return Outcome(
         name=job.name,
         run_id=run.run_id,
         page=run.page,
-        steps=checkpoint.position.step,
-        checkpoint=folder.address(name),
+        steps=newest[1].position.step,
+        checkpoint=folder.address(newest[0]),
         best=folder.address(best_one.checkpoint) if best_one else "",
-        model=_published(session, run.run_id, checkpoint, figures_of(evaluations, name)),
+        model=_published(session, run.run_id, checkpoint, figures, report),
         quality=by_label(evaluations),
     )
 
@@ -83,7 +88,13 @@ def draw_loss_curves(session: FitSession, run: Run) -> None:
         run.flush()
 
 
-def _published(session: FitSession, run_id: str, checkpoint: Checkpoint, quality: Mapping[str, float]) -> str:
+def _published(
+    session: FitSession,
+    run_id: str,
+    checkpoint: Checkpoint,
+    quality: Mapping[str, float],
+    report: Mapping[str, bytes],
+) -> str:
     """The address of the newly registered model; none where nothing is to be registered."""
     train, job = session.facts.train, session.job
     if job.tracking.register_as is None or not run_id:
@@ -91,7 +102,10 @@ def _published(session: FitSession, run_id: str, checkpoint: Checkpoint, quality
     data = {"address": session.loaded.public["data"]["train"], "images": train.samples, "digest": train.digest}
     try:
         recipe = session.job_as_it_ran
-        return publish(job.tracking, run_id, checkpoint, quality, data, recipe=recipe, tags=session.tags).address
+        found = publish(
+            job.tracking, run_id, checkpoint, quality, data, recipe=recipe, tags=session.tags, report=report
+        )
+        return found.address
     except RequestError as error:
         raise JobFailedError(
             f"{job.name} is trained, but its model was not registered: {error}\n"

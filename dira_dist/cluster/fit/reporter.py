@@ -11,12 +11,14 @@ from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob
 from dira_dist.metrics import RESTARTS, STEPS_DONE_AGAIN
 from dira_dist.runs.evaluations import read_evaluations
+from dira_dist.runs.report import write_report
 from dira_dist.tracking.protocol import Run
 from dira_dist.training.checkpoints import CheckpointFolder, CheckpointWriter, Labelled
 from dira_dist.training.loop import Checkpointer, Tracker
 from dira_dist.training.stages import Position
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.task import Start
+from dira_dist.training.validation import Report
 
 FLUSH_S = 60.0
 
@@ -26,6 +28,9 @@ class WorkerReporter(Tracker, Checkpointer, Protocol):
 
     def started_from(self, start: Start) -> None:
         """Say which weights came from ``model.init``, and which did not."""
+
+    def keep_report(self, report: Report | None) -> None:
+        """Keep what the chosen networks are worth, in the run's folder and in its MLflow run."""
 
     def drain(self) -> None:
         """Wait until the last checkpoint is in the storage."""
@@ -104,6 +109,22 @@ class Reporter:
         pending, known = self._run.pending(), None if figures is None else dict(figures)
         self._writer.put(Checkpoint(position, self._public, self._run.run_id, label, known, pending, tensors))
 
+    def keep_report(self, report: Report | None) -> None:
+        """Keep what the chosen networks are worth, in the run's folder and in its MLflow run.
+
+        Raises:
+            OSError: the storage is away.
+        """
+        assert report is not None, "the first worker has it"
+        write_report(self._store, report.files)
+        for name, content in report.files.items():
+            if name.endswith((".json", ".md", ".csv")):
+                self._run.log_text(content.decode(), f"report/{name}")
+        step = self._folder.newest_step()
+        for name, picture in report.pictures.items():
+            self._run.log_picture(f"report-{name}", picture, step)
+        self._run.log_metrics(report.metrics, step)
+
     def drain(self) -> None:
         """Wait until the last checkpoint is in the storage.
 
@@ -153,6 +174,8 @@ class NullReporter:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
     def started_from(self, start: Start) -> None: ...
+
+    def keep_report(self, report: Report | None) -> None: ...
 
     def due(self, position: Position) -> bool:
         return _checkpoint_due(self._job, position)

@@ -34,7 +34,7 @@ def train_on_ray(session: FitSession, run: Run, console: Console) -> None:
     """
     job, plan, run_id = session.job, session.facts.plan, run.run_id
     coordinator = start_coordinator(stall_s=job.guards.hang_timeout_s / 2)
-    setup = WorkerSetup(session.loaded, session.facts.train, plan, job.tracking, run_id, coordinator)
+    setup = WorkerSetup(session.loaded, session.facts, job.tracking, run_id, coordinator)
     watch = GuardWatch(job.running_guards(), coordinator, run, session.facts.warnings)
     watch.catch_up(read_evaluations(session.store))
     heard = watch.before(session.on_evaluation)

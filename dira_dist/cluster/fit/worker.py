@@ -14,11 +14,11 @@ from dira_dist.cluster.fit.failures import LASTING_ERRORS, MovedError, advice_on
 from dira_dist.cluster.fit.heartbeat import Heartbeat
 from dira_dist.cluster.fit.reporter import NullReporter, Reporter, WorkerReporter
 from dira_dist.data.batch import LocalBatch
-from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.store import RetryPolicy, open_store
 from dira_dist.data.stream import ShardStream
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob
+from dira_dist.jobs.preflight import Preflight
 from dira_dist.objectives.collectives import gather
 from dira_dist.runs.run import keep_precision
 from dira_dist.tracking.config import TrackingConfig
@@ -28,7 +28,7 @@ from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
 from dira_dist.training.precision import Precision, native_bf16, resolve, settle
-from dira_dist.training.stages import Plan, Position, StageSpan
+from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.task import Task
 
@@ -41,15 +41,14 @@ class WorkerSetup:
     """What the driver hands to every worker.
 
     Attributes:
-        index: of the training set.
+        facts: what was known of the job before anything started.
         tracking: the job's, its address settled on the driver.
         run_id: MLflow run; empty without tracking.
         coordinator: the job's.
     """
 
     loaded: LoadedJob
-    index: ShardSetIndex
-    plan: Plan
+    facts: Preflight
     tracking: TrackingConfig
     run_id: str
     coordinator: CoordinatorClient
@@ -93,15 +92,16 @@ def _train(
     setup: WorkerSetup, job: TrainingJob, precision: Precision, device: torch.device, heartbeat: Heartbeat
 ) -> None:
     """Train ``job``, whose precision is settled, from the newest whole checkpoint, or from the start."""
-    task = job.build_task()
+    task = job.build_task(setup.facts.samples)
     resumed = _newest_checkpoint(setup, device)
-    start = task.starting_weights() if resumed is None else None
+    start = (setup.facts.start or task.starting_weights()) if resumed is None else None
     networks = task.build(start.weights if start else None).to(device)
+    validator = task.validator(networks, device)
     reporter = _open_reporter(setup, resumed, device, precision)
     if start:
         reporter.started_from(start)
     training = Training(
-        plan=setup.plan,
+        plan=setup.facts.plan,
         device=device,
         open_stream=lambda span, position: heartbeat.watched(_open_stream(setup, span, position), position.step),
         make_inputs=lambda batch, span: _inputs(task, batch, span, device),
@@ -112,11 +112,16 @@ def _train(
         seed=(job.seed + ray.train.get_context().get_world_rank()) << 32,
         log_every_steps=job.tracking.log_every_steps,
         max_nonfinite_steps=job.guards.max_nonfinite_steps,
+        validator=validator,
     )
     position, tensors = (resumed.position, resumed.tensors) if resumed else (Position(), None)
     try:
         train(training, position, tensors)
         reporter.drain()
+        if validator.chosen:
+            heartbeat.at("reporting", setup.facts.plan.steps)
+            networks.load_state_dict(_chosen_checkpoint(setup, validator.chosen, device).tensors["networks"])
+            reporter.keep_report(validator.report())
     except InterruptedRunError as error:
         heartbeat.at("saving", error.position.step)
         reporter.drain()
@@ -166,6 +171,13 @@ def _newest_checkpoint(setup: WorkerSetup, device: torch.device) -> Checkpoint |
     return folder.fetch(name) if name and not first else checkpoint
 
 
+def _chosen_checkpoint(setup: WorkerSetup, label: str, device: torch.device) -> Checkpoint:
+    """The checkpoint of a label, the same on all workers."""
+    folder, context = CheckpointFolder(open_store(setup.loaded.job.run_folder)), ray.train.get_context()
+    name = folder.labelled()[label].name if context.get_world_rank() == 0 else ""
+    return folder.fetch(gather(name)[0])
+
+
 def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> ShardStream:
     context = ray.train.get_context()
     job = setup.loaded.job
@@ -177,7 +189,9 @@ def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> Sha
         start_sample=position.samples,
         global_batch=span.config.global_batch,
         lanes=job.lanes,
-        index=setup.index,
+        index=setup.facts.train,
+        selection=setup.facts.samples.selection,
+        annotations=job.reads_masks,
     )
 
 

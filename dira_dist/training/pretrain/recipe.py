@@ -26,7 +26,7 @@ from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.pretrain.running_guards import PretrainGuards
 from dira_dist.training.stages import Position, StageConfig
-from dira_dist.training.task import Recipe
+from dira_dist.training.task import Recipe, TrainingSamples
 from dira_dist.views import ViewsConfig, check_viewable
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class PretrainRecipe(Recipe):
             raise ValueError(f"data.image_size is {self.data.image_size}: {error}") from error
         return self
 
-    def build_task(self) -> "PretrainTask":
+    def build_task(self, samples: TrainingSamples | None = None) -> "PretrainTask":
         from dira_dist.training.pretrain.task import PretrainTask  # evaluation and pictures are slow to import
 
         return PretrainTask(self)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dira_dist.config import flatten
 from dira_dist.data.batch import LocalBatch
-from dira_dist.evaluation import center_view
 from dira_dist.evaluation.evaluator import Evaluator
 from dira_dist.evaluation.pictures import evaluation_pictures
 from dira_dist.models import feature_model
@@ -37,7 +36,7 @@ from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.step import MAIN, TrainStep
 from dira_dist.training.task import About, Evaluation, Package, Start
 from dira_dist.training.validation import NoValidation
-from dira_dist.views import Views, make_views
+from dira_dist.views import Views, center_view, make_views
 
 PUBLISHED_WEIGHTS = LossWeights()
 PUBLISHED_OPTIMIZER = OptimizerConfig()

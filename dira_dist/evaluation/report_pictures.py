@@ -1,0 +1,122 @@
+"""Pictures of a report: curves, a confusion matrix, and the best and the worst masks."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dira_dist.drawing import Picture, drawn
+from dira_dist.evaluation.classification import BINS, ClassPredictions, Floats
+from dira_dist.evaluation.segmentation import DICE, SegmentationCase
+
+_SIDE_IN, _DPI = 4.2, 110
+_SHOWN = 4
+_TRUE, _SAID = "#2fbf4f", "#ff5a36"
+
+
+def class_pictures(predictions: ClassPredictions, chances: Floats) -> dict[str, Picture]:
+    """Curves of each class: ROC, precision and recall, reliability; a confusion matrix of classes that exclude another.
+
+    Args:
+        predictions: the truth.
+        chances: (N, K) calibrated.
+    """
+    figure = Figure(figsize=(3 * _SIDE_IN, _SIDE_IN), layout="constrained")
+    roc, recall, reliability = figure.subplots(1, 3)
+    for name, found, truth in _known_classes(predictions, chances):
+        order = np.argsort(-found, kind="stable")
+        hits = np.concatenate([[0], np.cumsum(truth[order])])
+        misses = np.concatenate([[0], np.cumsum(~truth[order])])
+        roc.plot(misses / misses[-1], hits / hits[-1], label=name)
+        recall.plot(hits[1:] / hits[-1], hits[1:] / np.arange(1, len(hits)), label=name)
+        _draw_reliability(reliability, found, truth, name)
+    for axes, title, across, up in (
+        (roc, "ROC", "1 - specificity", "sensitivity"),
+        (recall, "precision and recall", "recall", "precision"),
+        (reliability, "calibration", "chance, as the model says it", "share that has it"),
+    ):
+        axes.set(title=title, xlabel=across, ylabel=up, xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
+        if axes is not recall:
+            axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
+    roc.legend(fontsize=7, loc="lower right")
+    pictures = {"curves": drawn(figure, _DPI)}
+    if predictions.kind == "multiclass":
+        pictures["confusion"] = _confusion(predictions, chances)
+    return pictures
+
+
+def _known_classes(
+    predictions: ClassPredictions, chances: Floats
+) -> Iterator[tuple[str, Floats, npt.NDArray[np.bool_]]]:
+    for place, name in enumerate(predictions.classes):
+        known = ~np.isnan(predictions.targets[:, place])
+        truth = predictions.targets[known, place] == 1
+        if truth.any() and not truth.all():
+            yield name, chances[known, place], truth
+
+
+def _draw_reliability(axes: Axes, chances: Floats, truth: npt.NDArray[np.bool_], name: str) -> None:
+    """A point for each bin that has samples, as large as they are many."""
+    bins = np.minimum((chances * BINS).astype(int), BINS - 1)
+    filled = [place for place in range(BINS) if (bins == place).any()]
+    across = [chances[bins == place].mean() for place in filled]
+    up = [truth[bins == place].mean() for place in filled]
+    (line,) = axes.plot(across, up, linewidth=1, label=name)
+    sizes = [4 + 60 * float((bins == place).mean()) for place in filled]
+    axes.scatter(across, up, s=sizes, color=line.get_color())
+
+
+def _confusion(predictions: ClassPredictions, chances: Floats) -> Picture:
+    known = ~np.isnan(predictions.targets).any(axis=1)
+    truth, said = predictions.targets[known].argmax(1), chances[known].argmax(1)
+    count = len(predictions.classes)
+    table = np.zeros((count, count), dtype=int)
+    np.add.at(table, (truth, said), 1)
+    shares = table / np.maximum(1, table.sum(axis=1, keepdims=True))
+    figure = Figure(figsize=(_SIDE_IN, _SIDE_IN), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(count):
+        for column in range(count):
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            text = f"{table[row, column]}\n{shares[row, column]:.0%}"
+            axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=8)
+    names = list(predictions.classes)
+    axes.set_xticks(range(count), names, rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(count), names, fontsize=8)
+    axes.set(xlabel="likeliest, as the model says", ylabel="truth")
+    return drawn(figure, _DPI)
+
+
+def case_pictures(cases: Sequence[SegmentationCase]) -> dict[str, Picture]:
+    """The worst and the best cases by their mean Dice, with the outlines of truth (green) and model (red)."""
+    seen = [case for case in cases if case.image is not None]
+    if not seen:
+        return {}
+    order = sorted(seen, key=lambda case: _mean_dice(case))
+    count = min(_SHOWN, len(order))
+    rows = {"worst": order[:count], "best": order[::-1][:count]}
+    figure = Figure(figsize=(2.4 * count, 2 * 2.7), layout="constrained")
+    grid = figure.subplots(2, count, squeeze=False)
+    for (title, shown), line in zip(rows.items(), grid, strict=True):
+        for case, axes in zip(shown, line, strict=True):
+            _draw_case(axes, case, f"{title}: Dice {_mean_dice(case):.3f}")
+    return {"cases": drawn(figure, _DPI)}
+
+
+def _mean_dice(case: SegmentationCase) -> float:
+    values = np.asarray(case.figures[DICE], dtype=np.float64)
+    return float(np.nanmean(values)) if not np.isnan(values).all() else 1.0
+
+
+def _draw_case(axes: Axes, case: SegmentationCase, title: str) -> None:
+    assert case.image is not None and case.predicted is not None and case.truth is not None
+    axes.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+    for masks, colour in ((case.truth, _TRUE), (case.predicted, _SAID)):
+        for mask in masks:
+            if mask.any() and not mask.all():
+                axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=0.9)
+    axes.set_title(title, fontsize=8)
+    axes.set_axis_off()

@@ -1,0 +1,217 @@
+"""The folder that a registered classifier or segmenter is: network, program, weights for other libraries, report."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dira_dist.config import RequestError, per_axis
+from dira_dist.formats import FileFormat
+from dira_dist.models.backbone import Size
+from dira_dist.models.export import Exported, Format, export, export_classifier, save_weights
+from dira_dist.models.model_files import CARD, FACTS, card_table, write_checksums
+from dira_dist.models.supervised import Classifier, Segmenter
+
+NETWORK, PROGRAM = "network.safetensors", "network.pt2"
+WEIGHTS = "weights.safetensors"
+
+_NOTICE = """## Licence and patents
+The software that made this model is licensed under Apache-2.0. It is an independent implementation of DiRA
+(Haghighi, Hosseinzadeh Taher, Gotway, Liang, CVPR 2022). Its authors license their own code for non-commercial use only
+and mark the method as patent pending: whoever uses the method or this model commercially clears that with them. The
+rights to the images and labels it was trained on are their owner's; this card cannot know them.
+
+## Intended use
+Research on images like those it was trained on, by people who judge its answers on their own data before they rely on
+any. It is no medical device and gives no diagnosis.
+
+## Limits
+Its figures are of the samples in the report, of their scanners, hospitals and patients; elsewhere they may be worse,
+and for some groups of patients worse than for others. Probabilities are calibrated for the prevalence of its val set. A
+class that its training did not know is answered with one that it did.
+"""
+
+
+@dataclass(frozen=True)
+class FineTunedFile:
+    """``model.json``: what using the model needs to know, and what a person asks.
+
+    Attributes:
+        task: ``classify`` or ``segment``.
+        kind: of the classes: binary, multiclass, multilabel; or of masks: binary, multiclass, regions.
+        classes: names of the outputs, in order.
+        encoder: name in segmentation_models_pytorch.
+        in_channels: of the network.
+        image_size: pixels of its input, a side or one for each axis.
+        fit: how an image is brought there: ``crop``, its centre; ``fit``, the whole of it.
+        weights_names: library whose names ``weights.safetensors`` has; empty where none has such a model.
+        loading_lines: Python that loads it there.
+        calibration: slopes and intercepts of the logits; empty of masks.
+        thresholds: above which a class is said to be there; empty of masks.
+        label: what was learned: names of labels, or ``mask``.
+    """
+
+    task: Literal["classify", "segment"]
+    kind: str
+    classes: list[str]
+    encoder: str
+    in_channels: int
+    image_size: int | tuple[int, ...]
+    fit: Literal["crop", "fit"]
+    weights_names: str
+    loading_lines: str
+    calibration: dict[str, list[float]] = field(default_factory=dict)
+    thresholds: list[float] = field(default_factory=list)
+    label: list[str] = field(default_factory=list)
+    quality: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+FORMAT = FileFormat(FineTunedFile, version=1)
+
+
+@dataclass(frozen=True)
+class FineTunedFacts:
+    """What is known of a model beside its weights; see :class:`FineTunedFile`."""
+
+    name: str
+    task: Literal["classify", "segment"]
+    kind: str
+    classes: tuple[str, ...]
+    encoder: str
+    in_channels: int
+    image_size: Size
+    fit: Literal["crop", "fit"]
+    calibration: Mapping[str, list[float]]
+    thresholds: tuple[float, ...]
+    label: tuple[str, ...]
+    quality: Mapping[str, float]
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+    origin: Mapping[str, Any]
+
+
+def write_fine_tuned_folder(
+    folder: Path,
+    network: Classifier | Segmenter,
+    facts: FineTunedFacts,
+    *,
+    job: str,
+    report: Mapping[str, bytes],
+    pictures: Mapping[str, npt.NDArray[np.uint8]],
+) -> Path:
+    """Write everything that a registered version holds.
+
+    ``weights.safetensors`` has torchvision's names where torchvision has the classifier, else timm's; of a segmenter
+    segmentation_models_pytorch's. ``network.pt2`` runs with torch alone.
+
+    Raises:
+        RequestError: the folder is not empty, or the network cannot be stored.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise RequestError(f"{folder}: not empty; give a folder that does not exist yet")
+    network = network.cpu().eval()
+    save_weights(network.state_dict(), folder / NETWORK, {"encoder": facts.encoder})
+    library, exported = exported_network(network, facts.encoder, facts.in_channels)
+    save_weights(exported.state, folder / WEIGHTS, {"names": library, "encoder": facts.encoder})
+    _save_program(network, facts, folder / PROGRAM)
+    for name, content in report.items():
+        (folder / "report").mkdir(exist_ok=True)
+        (folder / "report" / name).write_bytes(content)
+    for name, picture in pictures.items():
+        (folder / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / "pictures" / f"{name.replace('/', '-')}.png")
+    (folder / "job.yaml").write_text(job)
+    (folder / FACTS).write_bytes(FORMAT.dump(_file(facts, library, exported)))
+    (folder / CARD).write_text("\n".join(_card(facts, exported, report)))
+    write_checksums(folder)
+    return folder
+
+
+def exported_network(network: Classifier | Segmenter, encoder: str, in_channels: int) -> tuple[Format, Exported]:
+    """The network by the names of the library that is known best among those that have it, or its encoder alone."""
+    state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    of_encoder = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
+    if isinstance(network, Segmenter):
+        exported = export(state, encoder, "smp", in_channels)
+        lines = tuple(line.replace(", activation='sigmoid'", "") for line in exported.construction)
+        return "smp", Exported(exported.state, lines, "model(x)  # logits")
+    return export_classifier(of_encoder, network.head, encoder, in_channels) or (
+        "smp",
+        export(of_encoder, encoder, "smp", in_channels),
+    )
+
+
+class _Named(nn.Module):
+    """The network with the argument's name that the program has."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, views: Tensor) -> Tensor:
+        logits: Tensor = self.network(views)
+        return logits
+
+
+def _save_program(network: nn.Module, facts: FineTunedFacts, path: Path) -> None:
+    example = torch.zeros(2, facts.in_channels, *per_axis(facts.image_size, 2))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                _Named(network).eval(), (example,), dynamic_shapes={"views": {0: torch.export.Dim("batch", min=1)}}
+            )
+    except Exception as error:
+        raise RequestError(
+            f"encoder {facts.encoder!r} cannot be stored as a program: {str(error).splitlines()[0]}"
+        ) from error
+    torch.export.save(program, path)
+
+
+def _file(facts: FineTunedFacts, library: str, exported: Exported) -> FineTunedFile:
+    size = facts.image_size if isinstance(facts.image_size, int) else tuple(facts.image_size)
+    return FineTunedFile(
+        task=facts.task,
+        kind=facts.kind,
+        classes=list(facts.classes),
+        encoder=facts.encoder,
+        in_channels=facts.in_channels,
+        image_size=size,
+        fit=facts.fit,
+        weights_names=library,
+        loading_lines=exported.loading_lines(WEIGHTS),
+        calibration=dict(facts.calibration),
+        thresholds=list(facts.thresholds),
+        label=list(facts.label),
+        quality=dict(facts.quality),
+        settings=dict(facts.settings),
+        data=dict(facts.data),
+        origin=dict(facts.origin),
+    )
+
+
+def _card(facts: FineTunedFacts, exported: Exported, report: Mapping[str, bytes]) -> Iterator[str]:
+    what = "classifier" if facts.task == "classify" else "segmenter"
+    answers = "probabilities" if facts.task == "classify" else "masks"
+    yield f"# {facts.name}\n"
+    yield (
+        f"A {what} of {', '.join(facts.classes)} on encoder `{facts.encoder}`, for images of {facts.in_channels} "
+        "channel(s), values in [0, 1]. `mlflow.pyfunc.load_model(...).predict(images)` brings images of any size to "
+        f"its input and gives {answers}.\n"
+    )
+    yield f"## Load the weights elsewhere\n```python\n{exported.loading_lines(WEIGHTS)}\n```\n"
+    if "report.md" in report:
+        yield report["report.md"].decode().replace("\n## ", "\n### ").replace("# ", "## ", 1)
+    yield from card_table("Training images", facts.data)
+    yield from card_table("Settings", facts.settings)
+    yield from card_table("Origin", facts.origin)
+    yield _NOTICE

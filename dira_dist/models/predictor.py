@@ -1,0 +1,87 @@
+"""A fine-tuned model as MLflow runs it: images in, probabilities or masks out, with torch and without dira_dist.
+
+A copy of this file travels with every registered classifier and segmenter, beside ``center_view.py`` and
+``frame_view.py``; MLflow calls :func:`_load_pyfunc` where the model is used. It must not import anything of dira_dist.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+IMAGES_AT_ONCE = 32
+OUTPUTS = {
+    "classify": ("probabilities", "decisions", "logits"),
+    "segment": ("masks", "probabilities"),
+}
+
+
+class Predictor:
+    """Answers about images.
+
+    Attributes:
+        facts: ``model.json``: classes, thresholds, calibration, size and channels of the input ...
+
+    Args:
+        folder: the model's, with ``model.json`` and the network's graph, ``network.pt2``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.facts: dict[str, Any] = json.loads((folder / "model.json").read_text())
+        self.graph = torch.export.load(folder / "network.pt2").module()
+        self._center_view = importlib.import_module("center_view").center_view
+        self._frame = importlib.import_module("frame_view")
+
+    @torch.no_grad()
+    def predict(self, model_input: npt.NDArray[Any], params: dict[str, Any] | None = None) -> npt.NDArray[Any]:
+        """What the model says of images.
+
+        Args:
+            model_input: ``(N, 1 or 3, H, W)`` uint8, uint16, or floating point in [0, 1].
+            params: ``output``: of a classifier ``probabilities`` (N, K) float32, calibrated, ``decisions`` (N, K) bool
+                by the thresholds, or ``logits``; of a segmenter ``masks``, (N, H, W) uint8 values of classes that
+                exclude each other, or (N, K, H, W) bool, or ``probabilities`` (N, K, H, W) float32.
+
+        Raises:
+            ValueError: there is no such output.
+        """
+        allowed = OUTPUTS[self.facts["task"]]
+        output = (params or {}).get("output", allowed[0])
+        if output not in allowed:
+            raise ValueError(f"output {output!r}: allowed are {', '.join(allowed)}")
+        images = torch.from_numpy(np.ascontiguousarray(model_input))
+        answer = self._classes if self.facts["task"] == "classify" else self._masks
+        return np.concatenate([answer(part, output) for part in torch.split(images, IMAGES_AT_ONCE)])
+
+    def _classes(self, images: torch.Tensor, output: str) -> npt.NDArray[Any]:
+        logits = self.graph(self._center_view(images, self.facts["image_size"], self.facts["in_channels"])).float()
+        if output == "logits":
+            return np.asarray(logits.numpy())
+        calibration = self.facts["calibration"]
+        scaled = logits.double() * torch.tensor(calibration["slopes"]) + torch.tensor(calibration["intercepts"])
+        exclusive = self.facts["kind"] == "multiclass"
+        chances = (scaled.softmax(1) if exclusive else scaled.sigmoid()).numpy()
+        if output == "decisions":
+            return np.asarray(chances > np.asarray(self.facts["thresholds"]))
+        return np.asarray(chances.astype(np.float32))
+
+    def _masks(self, images: torch.Tensor, output: str) -> npt.NDArray[Any]:
+        size = tuple(images.shape[2:])
+        whole = self._center_view(images, size, self.facts["in_channels"])  # channels and range; the size stays
+        logits = self.graph(self._frame.fit_view(whole, self.facts["image_size"])).float()
+        exclusive = self.facts["kind"] == "multiclass"
+        chances = self._frame.unfit(logits.softmax(1) if exclusive else logits.sigmoid(), size)
+        if output == "probabilities":
+            return np.asarray(chances.numpy())
+        if exclusive:
+            return np.asarray(chances.argmax(1).byte().numpy())
+        return np.asarray((chances > 0.5).numpy())
+
+
+def _load_pyfunc(path: str) -> Predictor:
+    """MLflow's entrance: ``path`` is the model's folder."""
+    return Predictor(Path(path))

@@ -1,0 +1,1 @@
+"""Fine-tuning: a classifier or a segmenter from few labels, on the machinery that pretraining has."""

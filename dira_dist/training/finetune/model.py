@@ -1,0 +1,72 @@
+"""The model that a fine-tuning leaves."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dira_dist.config import flatten
+from dira_dist.models import predictor
+from dira_dist.models.fine_tuned_files import NETWORK, FineTunedFacts, write_fine_tuned_folder
+from dira_dist.training.finetune.labels import LabelCoding
+from dira_dist.training.finetune.masks import MaskCoding
+from dira_dist.training.finetune.networks import build_networks
+from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe
+from dira_dist.training.task import About, Package
+from dira_dist.views import center_view, frame_view
+
+_SETTINGS = {"start", "optimizer", "augmentation", "precision", "seed", "epochs"}
+
+
+def write_model(recipe: FinetuneRecipe, state: Mapping[str, Tensor], folder: Path, about: About) -> Package:
+    """Writes the model folder of a settled recipe's networks, with what the run's report found of them."""
+    networks = build_networks(recipe)
+    networks.load_state_dict(state)
+    report = json.loads(about.report["report.json"]) if about.report else {}
+    write_fine_tuned_folder(
+        folder,
+        networks.network,
+        _facts(recipe, report, about),
+        job=about.job,
+        report=about.report,
+        pictures=about.pictures,
+    )
+    return Package(
+        folder,
+        weights=NETWORK,
+        code=[Path(str(module.__file__)) for module in (predictor, center_view, frame_view)],
+        model_type=f"dira-{recipe.task.name}",
+        description="Classifiers and segmenters fine-tuned with dira_dist.",
+    )
+
+
+def _facts(recipe: FinetuneRecipe, report: Mapping[str, Any], about: About) -> FineTunedFacts:
+    assert recipe.model is not None
+    task = recipe.task
+    calibration, thresholds = report.get("calibration", {}), tuple(report.get("thresholds", ()))
+    if isinstance(task, Classify):
+        classes, kind, label = LabelCoding.of(task).classes, str(LabelCoding.of(task).kind), task.labels
+        count = len(classes)
+        calibration = calibration or {"slopes": [1.0] * count, "intercepts": [0.0] * count}
+        thresholds = thresholds or (0.5,) * count
+    else:
+        classes, kind, label = MaskCoding.of(task).outputs, MaskCoding.of(task).kind, ("mask",)
+    return FineTunedFacts(
+        name=about.name,
+        task=task.name,
+        kind=kind,
+        classes=classes,
+        encoder=recipe.model.encoder,
+        in_channels=recipe.model.in_channels,
+        image_size=recipe.data.image_size,
+        fit=recipe.fit,
+        calibration={name: calibration[name] for name in ("slopes", "intercepts") if name in calibration},
+        thresholds=thresholds,
+        label=label,
+        quality=about.quality,
+        settings=flatten(recipe.model_dump(mode="json", include=_SETTINGS)),
+        data=about.data,
+        origin=about.origin,
+    )

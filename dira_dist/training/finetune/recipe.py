@@ -1,0 +1,300 @@
+"""The settings of a fine-tuning, apart from where it runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, create_model, field_validator, model_validator
+
+from dira_dist.config import MAY_CHANGE, Positive, Probability, RequestError, Section
+from dira_dist.data.shards import ShardSetIndex
+from dira_dist.data.stream import DataConfig
+from dira_dist.models.unet import UNetConfig
+from dira_dist.training.execution import ExecutionConfig
+from dira_dist.training.optimizer import OptimizerConfig
+from dira_dist.training.stages import StageConfig
+from dira_dist.training.task import Recipe, TrainingSamples
+from dira_dist.training.validation import PATIENCE
+from dira_dist.views import check_viewable
+from dira_dist.views.augmentation import AugmentationConfig
+
+if TYPE_CHECKING:
+    from dira_dist.training.finetune.samples import FinetuneSamples
+    from dira_dist.training.finetune.task import FinetuneTask
+
+Parts = Literal["encoder", "encoder_decoder"]
+RANDOM = "random"
+
+
+class StartSection(Section):
+    """What the networks start from."""
+
+    parts: Parts | None = Field(
+        None,
+        description="what is taken over: encoder, or encoder_decoder for segmentation; left out: the decoder too where "
+        "the task segments and the start has a trained one",
+    )
+    pinned: str | None = Field(
+        None,
+        description="set by a run's first start: the version or checkpoint that `from` stood for then",
+        json_schema_extra=MAY_CHANGE,
+    )
+
+    @property
+    def address(self) -> str:
+        """What the job file says under ``from``, a word that Python keeps for itself."""
+        return str(getattr(self, "from"))
+
+    @property
+    def is_random(self) -> bool:
+        return self.address == RANDOM
+
+
+StartConfig = create_model(
+    "StartConfig",
+    __base__=StartSection,
+    __doc__=StartSection.__doc__,
+    **{
+        "from": (
+            str,
+            Field(
+                RANDOM,
+                description="a registered model (models:/NAME@ALIAS), a run (runs:/ID), a checkpoint's or run's "
+                "folder, a file of weights (.pt, .pth, .safetensors), or random",
+            ),
+        )
+    },  # type: ignore[call-overload]
+)
+
+
+class FinetuneData(DataConfig):
+    """The labelled sets."""
+
+    val: str | None = Field(
+        None, description="labelled shard set that the networks are chosen on", json_schema_extra=MAY_CHANGE
+    )
+    test: str | None = Field(
+        None,
+        description="labelled shard set that the chosen networks are judged on, once, at the end",
+        json_schema_extra=MAY_CHANGE,
+    )
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the training set's patients (images, where the groups are coarser) to learn from"
+    )
+    fraction_of: Literal["group", "image"] = Field(
+        "group", description="what the share is drawn of: group, the patients that the set was split by; or image"
+    )
+    fraction_seed: int = Field(0, ge=0, description="of the draw; of one seed a smaller share is part of a larger one")
+
+
+class Classify(Section):
+    """From an image to classes."""
+
+    name: Literal["classify"] = "classify"
+    label: str | tuple[str, ...] = Field(
+        description="name of the label in the shards, or names of several that are 1, 0, -1 (uncertain) or unknown each"
+    )
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=1, description="values of the label, in the order of the outputs; left out: those of the sets"
+    )
+    exclusive: bool | None = Field(
+        None, description="whether an image has one class; left out: yes, unless some label names several at once"
+    )
+    uncertain: Literal["ignore", "ones", "zeros", "smooth"] = Field(
+        "ignore", description="what -1 is learned as; smooth: a number between 0.55 and 0.85, drawn anew"
+    )
+    imbalance: Literal["none", "weights", "focal", "sampling"] = Field(
+        "none",
+        description="weights: rare classes count more; focal: hard samples count more; sampling: rare classes are "
+        "drawn more often, so that an epoch no longer holds each sample once",
+    )
+    weight_cap: float = Field(20.0, ge=1, description="most that weights or sampling prefer a class by")
+    focal_gamma: float = Field(2.0, ge=0, description="of the focal loss")
+    dropout: Probability = Field(0.0, description="of the features before the last layer")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels that are read."""
+        return (self.label,) if isinstance(self.label, str) else self.label
+
+
+class Segment(Section):
+    """From an image to a mask."""
+
+    name: Literal["segment"] = "segment"
+    classes: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="names of the mask's values 1, 2, ..., which exclude each other; left out, and without regions: "
+        "foreground, whatever is not 0",
+    )
+    regions: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] | None = Field(
+        None, min_length=1, description="regions that may overlap, each the union of some of the mask's values"
+    )
+    loss: Literal["dice_ce", "dice", "focal", "tversky"] = Field("dice_ce", description="computed for each image")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.classes and self.regions:
+            raise ValueError("found classes and regions; classes exclude each other and regions overlap: keep one")
+        return self
+
+
+TaskSection = Annotated[Classify | Segment, Field(discriminator="name")]
+
+
+class FinetuneOptimizer(OptimizerConfig):
+    """How the networks learn. Adam with 2e-4 is what the method's laboratory fine-tunes with."""
+
+    name: Literal["sgd", "adamw", "lars"] = Field("adamw", description="sgd with momentum, adamw, or lars")
+    lr: float = Field(2e-4, gt=0, description="learning rate at its highest")
+    weight_decay: float = Field(0.01, ge=0, description="on all weights")
+    schedule: Literal["cosine", "constant", "plateau"] = Field(  # type: ignore[assignment]
+        "cosine",
+        description=f"of the rate; plateau: halved after more than {PATIENCE} epochs without a better figure on val",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="rate of each layer as a factor of the one behind it: below 1 the first layers learn slowest"
+    )
+    head_lr_factor: Positive = Field(1.0, description="rate of the last layer as a factor of the others'")
+    freeze_epochs: float = Field(
+        0, ge=0, description="epochs in which what was taken over stays as it is; all of them: a linear probe"
+    )
+    batch_norms: Literal["learn", "stay"] = Field(
+        "learn", description="stay: the encoder's batch norms keep the statistics that it came with"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_settings(cls, given: Any) -> Any:
+        return given  # another optimiser's rate is the user's to know
+
+
+class EarlyStopping(Section):
+    """Which networks are chosen, and when it is enough."""
+
+    metric: str | None = Field(
+        None, description="figure on val that counts; left out: val/auroc or val/dice", pattern=r"^val/.+"
+    )
+    patience_epochs: int | None = Field(
+        10, ge=1, description="epochs without a better figure after which the run ends; null: it goes on to the last"
+    )
+    every_epochs: int = Field(1, ge=1, description="epochs from one validation to the next")
+
+
+class ReportConfig(Section):
+    """What is said of the chosen networks at the end."""
+
+    operating_point: str = Field(
+        "youden",
+        pattern=r"^(youden|(sensitivity|specificity)=0?\.\d+)$",
+        description="how thresholds are chosen on val: youden, sensitivity=0.9 or specificity=0.9",
+    )
+    subgroups: tuple[str, ...] = Field((), description="columns of the sets by which figures are given apart")
+    bootstrap: int = Field(1000, ge=100, description="resamples of the patients for intervals")
+    tolerance_mm: Positive = Field(2.0, description="of the surface Dice")
+
+
+class FinetuneStage(StageConfig):
+    """Epochs in which the same layers learn."""
+
+    learns: Literal["head", "whole"] = "whole"
+
+    @property
+    def label(self) -> str:
+        return self.learns
+
+
+class FinetuneRecipe(Recipe):
+    """What a fine-tuning computes."""
+
+    kind: Literal["finetune"] = "finetune"
+    data: FinetuneData
+    start: StartConfig = StartConfig()
+    task: TaskSection
+    model: UNetConfig | None = Field(None, description="the network; left out: that of the start, or resnet50")
+    optimizer: FinetuneOptimizer = FinetuneOptimizer()
+    epochs: float = Field(100, gt=0, description="most passes over the training samples")
+    early_stopping: EarlyStopping = EarlyStopping()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    report: ReportConfig = ReportConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    @field_validator("data")
+    @classmethod
+    def _has_val(cls, data: FinetuneData) -> FinetuneData:
+        if data.val is None:
+            raise ValueError("found no val; the networks are chosen on it: give a labelled set, split by patient")
+        return data
+
+    @model_validator(mode="after")
+    def _image_size_fits_encoder(self) -> Self:
+        if self.model is not None:
+            try:
+                self.model.check_image_size(self.data.image_size)
+            except RequestError as error:
+                raise ValueError(f"data.image_size is {self.data.image_size}: {error}") from error
+        return self
+
+    def build_task(self, samples: TrainingSamples | None = None) -> "FinetuneTask":
+        from dira_dist.training.finetune.samples import FinetuneSamples
+        from dira_dist.training.finetune.task import FinetuneTask  # evaluation is slow to import
+
+        assert samples is None or isinstance(samples, FinetuneSamples)
+        return FinetuneTask(self, samples)
+
+    def draw_samples(self, sets: Mapping[str, ShardSetIndex], lanes: int) -> "FinetuneSamples":
+        from dira_dist.training.finetune.samples import draw_samples
+
+        return draw_samples(self, sets)
+
+    def stage_configs(self) -> Sequence[FinetuneStage]:
+        """The last layer alone, where what was taken over is frozen at first; then all of them."""
+        frozen = min(self.optimizer.freeze_epochs, self.epochs)
+        lengths: dict[Literal["head", "whole"], float] = {"head": frozen, "whole": self.epochs - frozen}
+        return [
+            FinetuneStage(learns=learns, epochs=epochs, global_batch=self.data.global_batch)
+            for learns, epochs in lengths.items()
+            if epochs > 0
+        ]
+
+    def check_sets(self, sets: Mapping[str, ShardSetIndex]) -> None:
+        """Refuses sets whose images the network cannot take.
+
+        Raises:
+            RequestError: says which, and the remedy.
+        """
+        assert self.model is not None, "settled before anything is read"
+        for name, index in sets.items():
+            try:
+                check_viewable(index.image, self.model.dims, self.model.in_channels)
+            except RequestError as error:
+                raise RequestError(f"the {name} set has {error}") from None
+
+    def reported_metrics(self) -> list[str]:
+        """The figure that networks are chosen by."""
+        return [self.main_metric()]
+
+    def main_metric(self) -> str:
+        usual = {"classify": "val/auroc", "segment": "val/dice"}[self.task.name]
+        return self.early_stopping.metric or usual
+
+    @property
+    def is_evaluated_beside(self) -> bool:
+        return False
+
+    @property
+    def publishes_best(self) -> bool:
+        return True
+
+    @property
+    def segments(self) -> bool:
+        return isinstance(self.task, Segment)
+
+    @property
+    def fit(self) -> Literal["crop", "fit"]:
+        """How images are brought to their frame: whole, where every pixel is asked about."""
+        return "fit" if self.segments else "crop"
+
+    @property
+    def reads_masks(self) -> bool:
+        return self.segments

@@ -1,0 +1,195 @@
+"""What a fine-tuning learns from and is judged on: drawn from what the samples of its sets say of themselves."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dira_dist.config import RequestError
+from dira_dist.data.samples import SampleTable, read_samples
+from dira_dist.data.selection import Draw, Selection, balanced_weights, common_groups, draw_fraction
+from dira_dist.data.shards import ShardSetIndex
+from dira_dist.objectives.supervised import positive_weights
+from dira_dist.training.finetune.labels import UNCERTAIN, LabelCoding, Targets
+from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe
+from dira_dist.training.task import TrainingSamples
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a sample that is judged, beside its label.
+
+    Attributes:
+        columns: what ``shard --keep-columns`` carried.
+        spacing_mm: along each axis of its pixels; none where it is not known.
+    """
+
+    columns: Mapping[str, Any]
+    spacing_mm: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class FinetuneSamples(TrainingSamples):
+    """What a fine-tuning learns from.
+
+    Attributes:
+        class_weights: how much the positives of each class count; none: all alike.
+        judged: by the name of the set, what is known of its samples, in the order of the set.
+        resampled: whom intervals draw again: patients, or the groups that stand for them.
+    """
+
+    class_weights: tuple[float, ...] | None = None
+    judged: Mapping[str, Sequence[Known]] = field(default_factory=dict)
+    resampled: str = "patients"
+
+
+def draw_samples(recipe: FinetuneRecipe, sets: Mapping[str, ShardSetIndex]) -> FinetuneSamples:
+    """Draws what a settled recipe learns from.
+
+    Raises:
+        RequestError: two sets share a patient, nothing is labelled, or a fraction of nothing is asked for.
+    """
+    tables = {name: read_samples(str(getattr(recipe.data, name)), index) for name, index in sets.items()}
+    _check_apart(tables)
+    classes, targets = _classes(recipe, tables["train"])
+    usable = np.flatnonzero(_is_usable(recipe, tables["train"], targets))
+    if not len(usable):
+        raise RequestError(f"{_what(recipe)}: no sample of the train set has it, so that there is nothing to learn")
+    groups = np.asarray(tables["train"].groups, dtype=object)[usable].tolist()
+    draw = draw_fraction(
+        groups, classes[usable], recipe.data.label_fraction, recipe.data.fraction_seed, by=recipe.data.fraction_of
+    )
+    ids = usable[draw.ids]
+    judged = {name: _known(table) for name, table in tables.items() if name != "train"}
+    return FinetuneSamples(
+        per_epoch=len(ids),
+        selection=Selection(ids, _drawing_weights(recipe, classes[ids]), tables["train"].places),
+        notes=tuple(_notes(recipe, tables, draw, len(usable), targets)),
+        record=_record(recipe, tables["train"], draw, ids),
+        class_weights=_class_weights(recipe, None if targets is None else targets[ids]),
+        judged=judged,
+        resampled="patients (groups of the sets)" if any(each.has_groups for each in tables.values()) else "images",
+    )
+
+
+def _check_apart(tables: Mapping[str, SampleTable]) -> None:
+    """Refuses sets that share a patient: what is learned by heart would be taken for skill.
+
+    Raises:
+        RequestError: with the count.
+    """
+    names = list(tables)
+    for place, name in enumerate(names):
+        for other in names[:place]:
+            if (count := common_groups(tables[name].groups, tables[other].groups)[0]) > 0:
+                raise RequestError(
+                    f"data.{name}: {count} of its {len(set(tables[name].groups))} patients (or groups) stand in "
+                    f"data.{other}, too, so that a network would be judged on what it has seen; split by patient: "
+                    "dira-dist shard ... --split train=0.7,val=0.1,test=0.2 --group-by patient"
+                )
+
+
+def _classes(recipe: FinetuneRecipe, table: SampleTable) -> tuple[Bools, Targets | None]:
+    """``(N, K)`` what each sample holds; and the targets of a classifier."""
+    if not isinstance(recipe.task, Classify):
+        return table.has_mask[:, None], None
+    targets = LabelCoding.of(recipe.task).encode(table.labels)
+    return np.nan_to_num(targets) > 0, targets
+
+
+def _is_usable(recipe: FinetuneRecipe, table: SampleTable, targets: Targets | None) -> Bools:
+    """``(N,)`` whether anything of a sample's label is known."""
+    if targets is None:
+        return table.has_mask
+    known = ~np.isnan(targets)
+    if isinstance(recipe.task, Classify) and recipe.task.uncertain == "ignore":
+        known &= targets != UNCERTAIN
+    return np.asarray(known.any(axis=1))
+
+
+def _drawing_weights(recipe: FinetuneRecipe, classes: Bools) -> npt.NDArray[np.float64] | None:
+    if not isinstance(recipe.task, Classify) or recipe.task.imbalance != "sampling":
+        return None
+    return balanced_weights(classes, recipe.task.weight_cap)
+
+
+def _class_weights(recipe: FinetuneRecipe, targets: Targets | None) -> tuple[float, ...] | None:
+    if not isinstance(recipe.task, Classify) or recipe.task.imbalance != "weights" or targets is None:
+        return None
+    known = np.where(targets == UNCERTAIN, np.nan, targets).astype(np.float32)
+    weights = positive_weights(known, LabelCoding.of(recipe.task).kind, cap=recipe.task.weight_cap)
+    return tuple(float(weight) for weight in weights)
+
+
+def _known(table: SampleTable) -> tuple[Known, ...]:
+    return tuple(Known(*each) for each in zip(table.columns, table.spacing_mm, strict=True))
+
+
+def _notes(
+    recipe: FinetuneRecipe, tables: Mapping[str, SampleTable], draw: Draw, usable: int, targets: Targets | None
+) -> Iterator[str]:
+    """What a person should know of the samples."""
+    if (without := len(tables["train"]) - usable) > 0:
+        yield f"{without} of {len(tables['train'])} samples of the train set have no {_what(recipe)}; they are left out"
+    if recipe.data.label_fraction < 1:
+        unit = "images" if recipe.data.fraction_of == "image" else "groups (patients)"
+        yield (f"data.label_fraction: {draw.units} of {draw.all_units} {unit} of the train set, {len(draw.ids)} images")
+    if not tables["train"].has_groups:
+        yield (
+            "the train set names no patients, so that each image counts as one; where patients have several, shard "
+            "with --group-by"
+        )
+    if targets is None:
+        return
+    assert isinstance(recipe.task, Classify)
+    coding = LabelCoding.of(recipe.task)
+    for name, count in zip(coding.classes, draw.positives.tolist(), strict=True):
+        if count == 0:
+            yield f"task.classes: no sample that is learned from has {name}; its output learns nothing"
+    for part, table in tables.items():
+        if part != "train":
+            yield from _absent(coding, part, coding.encode(table.labels))
+
+
+def _absent(coding: LabelCoding, part: str, targets: Targets) -> Iterator[str]:
+    """Classes that a set cannot judge.
+
+    Raises:
+        RequestError: it can judge none.
+    """
+    known = np.where(np.isnan(targets) | (targets == UNCERTAIN), np.nan, targets)
+    both = (known == 1).any(axis=0) & (known == 0).any(axis=0)
+    if not both.any():
+        raise RequestError(
+            f"data.{part}: no class has samples with and samples without it there, so that nothing can be judged: "
+            "split the labelled samples so that each part has some of both"
+        )
+    for name, judged in zip(coding.classes, both, strict=True):
+        if not judged:
+            yield f"data.{part}: {name} is absent (or everywhere) there, so that its figures are n/a, left out of means"
+
+
+def _record(recipe: FinetuneRecipe, table: SampleTable, draw: Draw, ids: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """What was drawn, for the run."""
+    if recipe.data.label_fraction == 1:
+        return {}
+    return {
+        "label_fraction": recipe.data.label_fraction,
+        "fraction_of": recipe.data.fraction_of,
+        "fraction_seed": recipe.data.fraction_seed,
+        "units": draw.units,
+        "of_units": draw.all_units,
+        "positives": draw.positives.tolist(),
+        "samples": [table.keys[place] for place in ids.tolist()],
+    }
+
+
+def _what(recipe: FinetuneRecipe) -> str:
+    """What a sample needs to be learned from."""
+    if isinstance(recipe.task, Classify):
+        return "task.label " + ", ".join(map(repr, recipe.task.labels))
+    return "mask"

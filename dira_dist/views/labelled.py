@@ -1,0 +1,100 @@
+"""Views for labels and masks: each image in its frame, and for training augmented there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dira_dist.views.augmentation import AugmentationConfig, augment
+from dira_dist.views.center_view import center_view
+from dira_dist.views.frame_view import fit_mask, fit_view
+
+Fit = Literal["crop", "fit"]
+
+
+@dataclass(frozen=True)
+class LabelledViews:
+    """What a supervised step works on.
+
+    Attributes:
+        images: (B, in_channels, *S) float32 in [0, 1].
+        masks: (B, *S) int16, -1 where nobody has labelled; none where not asked for.
+        sample_ids: (B,) int64.
+        targets: (B, K) of a classifier.
+    """
+
+    images: Tensor
+    masks: Tensor | None
+    sample_ids: Tensor
+    targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@torch.no_grad()
+def labelled_views(
+    images: Tensor,
+    sizes_px: Tensor,
+    sample_ids: Tensor,
+    epochs: Tensor,
+    *,
+    seed: int,
+    image_size: int | Sequence[int],
+    in_channels: int,
+    fit: Fit,
+    masks: Tensor | None = None,
+    targets: Tensor | None = None,
+    augmentation: AugmentationConfig | None = None,
+) -> LabelledViews:
+    """Each image in its frame, the same for validation and use; for training augmented there.
+
+    Args:
+        images: (B, C, *canvas) uint8 or uint16, padded at the ends of their axes.
+        sizes_px: (B, n) int64, true sizes.
+        sample_ids: (B,) int64.
+        epochs: (B,) int64.
+        seed: of the augmentation.
+        image_size: pixels of the frame, a side or one for each axis.
+        in_channels: of the views.
+        fit: ``crop``, the centre of the image, as pretraining is evaluated; ``fit``, the whole of it.
+        masks: (B, *canvas) int16.
+        targets: of a classifier; they pass through.
+        augmentation: none: the frame as it is.
+    """
+    framed = [
+        _framed(
+            images[place : place + 1],
+            None if masks is None else masks[place : place + 1],
+            size,
+            image_size,
+            in_channels,
+            fit,
+        )
+        for place, size in enumerate(sizes_px.tolist())
+    ]
+    found = torch.cat([image for image, _ in framed])
+    found_masks = None if masks is None else torch.cat([mask for _, mask in framed if mask is not None])
+    if augmentation is not None:
+        found, found_masks = augment(found, found_masks, sample_ids, epochs, seed=seed, config=augmentation)
+    return LabelledViews(found, found_masks, sample_ids, targets)
+
+
+def _framed(
+    image: Tensor,
+    mask: Tensor | None,
+    size_px: Sequence[int],
+    image_size: int | Sequence[int],
+    in_channels: int,
+    fit: Fit,
+) -> tuple[Tensor, Tensor | None]:
+    """One image, (1, C, *canvas), and its mask."""
+    own = tuple(map(slice, size_px))
+    image = image[(slice(None), slice(None), *own)]
+    if fit == "crop":
+        assert mask is None, "masks are asked about whole"
+        return center_view(image, image_size, in_channels), None
+    whole = center_view(image, tuple(size_px), in_channels)  # channels and range; the size stays
+    return fit_view(whole, image_size), None if mask is None else fit_mask(mask[(slice(None), *own)], image_size)
