@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dira_dist.evaluation.probes import weighted_auroc
+from dira_dist.metrics import VAL_ACCURACY, VAL_AUROC, VAL_AVERAGE_PRECISION, VAL_BALANCED_ACCURACY, VAL_LOSS
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -56,9 +57,9 @@ class ClassPredictions:
     def figures(self) -> dict[str, float]:
         """The figures of an epoch on ``val``; those of a class with one value are left out, of means, too."""
         chances = plain_chances(self.logits, self.kind)
-        found: dict[str, float] = {"val/loss": cross_entropy(self.logits, self.targets, self.kind)}
+        found: dict[str, float] = {VAL_LOSS.name: cross_entropy(self.logits, self.targets, self.kind)}
         ones = np.ones((1, len(self)))
-        for name, figure in (("auroc", auroc), ("average_precision", average_precision)):
+        for metric, figure in ((VAL_AUROC, auroc), (VAL_AVERAGE_PRECISION, average_precision)):
             values = [
                 float(figure(chances[known, place], self.targets[known, place] == 1, ones[:, known])[0])
                 for place in range(len(self.classes))
@@ -66,10 +67,10 @@ class ClassPredictions:
             ]
             measured = [value for value in values if not np.isnan(value)]
             if measured:
-                found[f"val/{name}"] = float(np.mean(measured))
+                found[metric.name] = float(np.mean(measured))
             if len(values) > 1:
                 found |= {
-                    f"val/{name}/{label}": value
+                    metric.of(f"/{label}"): value
                     for label, value in zip(self.classes, values, strict=True)
                     if not np.isnan(value)
                 }
@@ -79,11 +80,14 @@ class ClassPredictions:
         if self.kind != "multiclass":
             known = ~np.isnan(self.targets)
             right = np.equal(chances > 0.5, self.targets == 1)
-            return {"val/accuracy": float(right[known].mean())} if known.any() else {}
+            return {VAL_ACCURACY.name: float(right[known].mean())} if known.any() else {}
         rows = ~np.isnan(self.targets).any(axis=1)
         truth, said = self.targets[rows].argmax(1), chances[rows].argmax(1)
         recalls = [float((said[truth == place] == place).mean()) for place in np.unique(truth)]
-        return {"val/accuracy": float((truth == said).mean()), "val/balanced_accuracy": float(np.mean(recalls))}
+        return {
+            VAL_ACCURACY.name: float((truth == said).mean()),
+            VAL_BALANCED_ACCURACY.name: float(np.mean(recalls)),
+        }
 
 
 def plain_chances(logits: Floats, kind: ClassKind) -> Floats:

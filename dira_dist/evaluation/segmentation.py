@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dira_dist.metrics import VAL_DICE, VAL_IOU
+
 Bools = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
 
@@ -95,15 +97,15 @@ def _surfaces(one: Bools, other: Bools, spacing: Sequence[float], tolerance: flo
 def val_figures(cases: Sequence[SegmentationCase], outputs: Sequence[str]) -> dict[str, float]:
     """The figures of an epoch on ``val``: means over the cases of each output, and their mean over the outputs."""
     found: dict[str, float] = {}
-    for name in (DICE, IOU):
+    for metric, name in ((VAL_DICE, DICE), (VAL_IOU, IOU)):
         values = np.array([case.figures[name] for case in cases], dtype=np.float64).reshape(len(cases), len(outputs))
         measured = [float(np.nanmean(column)) if not np.isnan(column).all() else np.nan for column in values.T]
         known = [value for value in measured if not np.isnan(value)]
         if known:
-            found[f"val/{name}"] = float(np.mean(known))
+            found[metric.name] = float(np.mean(known))
         if len(outputs) > 1:
             found |= {
-                f"val/{name}/{output}": value
+                metric.of(f"/{output}"): value
                 for output, value in zip(outputs, measured, strict=True)
                 if not np.isnan(value)
             }

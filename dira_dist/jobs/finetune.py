@@ -50,13 +50,13 @@ class FinetuneJob(FinetuneRecipe, TrainingJob):
 
     def _model(self, start: "FoundStart | None") -> UNetConfig:
         """The job's own section goes before the start's, and must be the same network."""
-        told = start.model if start is not None and start.model is not None else {}
+        known = start.model if start is not None and start.model is not None else {}
         if self.model is None:
-            return UNetConfig.model_validate(told)
+            return UNetConfig.model_validate(known)
         own = self.model
-        if told and own.encoder != told.get("encoder", own.encoder):
+        if known and own.encoder != known.get("encoder", own.encoder):
             raise RequestError(
-                f"model.encoder: {own.encoder}, and the start is a {told['encoder']}: leave the section out to take "
+                f"model.encoder: {own.encoder}, and the start is a {known['encoder']}: leave the section out to take "
                 "the start's network, or start from another model"
             )
         return own
@@ -120,9 +120,9 @@ def _differences(job: FinetuneJob, start: "FoundStart | None") -> Iterator[str]:
             f"data.image_size is {job.data.image_size}, and the start was trained on views of {start.image_size} px: "
             f"set it to that unless the larger or smaller view is meant"
         )
-    told = (start.model or {}).get("in_channels")
-    if told is not None and job.model is not None and job.model.in_channels != told:
+    known = (start.model or {}).get("in_channels")
+    if known is not None and job.model is not None and job.model.in_channels != known:
         yield (
-            f"model.in_channels is {job.model.in_channels}, and the start takes {told}: its first kernels are summed "
+            f"model.in_channels is {job.model.in_channels}, and the start takes {known}: its first kernels are summed "
             "or repeated; leave model.in_channels out to feed what it was trained on"
         )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dira_dist.metrics import Mode
 from dira_dist.training.stages import Position, StageSpan
 
-PATIENCE, THRESHOLD = 5, 1e-4
+PLATEAU_EPOCHS, PLATEAU_THRESHOLD = 5, 1e-4
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class History:
         """Validations since the best one."""
         return len(self.values) - 1 - self.best
 
-    def reductions(self, patience: int = PATIENCE, threshold: float = THRESHOLD) -> int:
-        """How often a rate that falls on plateaus has fallen: after more than ``patience`` validations in a row
+    def reductions(self, epochs: int = PLATEAU_EPOCHS, threshold: float = PLATEAU_THRESHOLD) -> int:
+        """How often a rate that falls on plateaus has fallen: after more than ``epochs`` validations in a row
         that were not better than the best before them by a share of ``threshold``, as torch's
         ``ReduceLROnPlateau`` counts."""
         fallen, waited, best = 0, 0, -np.inf
@@ -145,7 +145,7 @@ class History:
                 best, waited = max(best, score), 0
             else:
                 waited += 1
-            if waited > patience:
+            if waited > epochs:
                 fallen, waited = fallen + 1, 0
         return fallen
 

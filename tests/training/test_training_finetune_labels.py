@@ -84,6 +84,10 @@ def test_a_number_that_is_no_answer_is_refused() -> None:
 def test_outputs_of_a_segmenter() -> None:
     assert MaskCoding.of(Segment()).outputs == ("foreground",)
     several = MaskCoding.of(Segment(classes=("liver", "tumour")))
-    assert (several.outputs, several.judged, several.highest) == (("background", "liver", "tumour"), slice(1, None), 2)
+    assert (several.outputs, several.measured, several.highest) == (
+        ("background", "liver", "tumour"),
+        slice(1, None),
+        2,
+    )
     regions = MaskCoding.of(Segment(regions={"whole": (1, 2), "core": (2,)}))
     assert (regions.kind, regions.outputs, regions.values) == ("regions", ("whole", "core"), ((1, 2), (2,)))

@@ -206,5 +206,5 @@ def test_a_search_may_be_over_any_kind() -> None:
         assert type(found.job) is kind
         assert found.job.name == "s"
         assert kind.__name__ in schema
-    with pytest.raises(RequestError, match="found 'knitting'; allowed: 'line', 'pretrain'"):
+    with pytest.raises(RequestError, match="found 'knitting'; allowed: 'finetune', 'line', 'pretrain'"):
         load_job({**search, "base": {"kind": "knitting"}})

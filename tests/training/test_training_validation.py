@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dira_dist.training.validation import PATIENCE, History
+from dira_dist.training.validation import PLATEAU_EPOCHS, History
 
 VALUES = st.lists(st.one_of(st.floats(0.01, 1), st.just(math.nan)), min_size=1, max_size=40)
 
@@ -41,7 +41,7 @@ def test_its_state_is_all_of_it(values: list[float]) -> None:
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=60), st.sampled_from(["max", "min"]))
 def test_the_rate_falls_when_that_of_torch_does(values: list[float], mode: str) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, 0.5, PATIENCE, 1e-4)  # type: ignore[arg-type]
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, 0.5, PLATEAU_EPOCHS, 1e-4)  # type: ignore[arg-type]
     for value in values:
         schedule.step(value)
     fallen = history(values, mode)[0].reductions()

@@ -28,7 +28,7 @@ Scalar = str | int | float
 Kind = Literal["number", "name", "age"]
 
 OLDEST = "90+"
-_OLDEST_TOLD, _MOST_AGE = 89, 130
+_OLDEST_KEPT, _MOST_AGE = 89, 130
 _AGE_NAME = re.compile(r"(patients?|subject|person|participant)?ages?(y|yrs?|years?|inyears|at[a-z]*)?")
 _AGE = re.compile(r"(?P<number>[0-9]{1,3}(\.[0-9]+)?) *(?P<unit>[DWMY]|years?|yrs?|yo)?", re.IGNORECASE)
 _DICOM_AGE = re.compile(r"[0-9]{3}[DWMY]")  # PS3.5, AS
@@ -151,10 +151,10 @@ def _age(cell: str) -> int | str | None:
     if _OVER.fullmatch(cell):
         return OLDEST
     if band := _BAND.fullmatch(cell):
-        return cell if int(band["high"]) <= _OLDEST_TOLD else None
+        return cell if int(band["high"]) <= _OLDEST_KEPT else None
     if found := _AGE.fullmatch(cell):
         years = int(float(found["number"]) / _IN_A_YEAR.get((found["unit"] or "").lower(), 1.0))
-        return years if years <= _OLDEST_TOLD else OLDEST if years <= _MOST_AGE else None
+        return years if years <= _OLDEST_KEPT else OLDEST if years <= _MOST_AGE else None
     return None
 
 

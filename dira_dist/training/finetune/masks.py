@@ -34,7 +34,7 @@ class MaskCoding:
         return cls("multiclass", names, tuple((value,) for value in range(len(names))))
 
     @property
-    def judged(self) -> slice:
+    def measured(self) -> slice:
         """The outputs that figures are given of: all but the background."""
         return slice(1, None) if self.kind == "multiclass" else slice(None)
 

@@ -55,8 +55,8 @@ class SetReader:
 
     def known(self, name: str, sample_id: int) -> Known:
         """What is known of a sample of a set beside its label."""
-        judged = self.samples.judged.get(name)
-        return judged[sample_id] if judged is not None else _UNKNOWN
+        known = self.samples.evaluated.get(name)
+        return known[sample_id] if known is not None else _UNKNOWN
 
     def _batches(self, name: str) -> Iterator[LocalBatch]:
         """As many on every worker; rows that only pad them are not valid."""
@@ -151,10 +151,10 @@ def _case(
     truth, valid = mask_targets(mask.to(chances.device), coding.kind, coding.values)
     if not valid.any():
         return None
-    predicted = decided(chances, coding)[0, coding.judged]
+    predicted = decided(chances, coding)[0, coding.measured]
     figures = case_figures(
         predicted.cpu().numpy(),
-        truth[0, coding.judged].bool().cpu().numpy(),
+        truth[0, coding.measured].bool().cpu().numpy(),
         valid[0].cpu().numpy(),
         known.spacing_mm if in_full else None,
         tolerance=recipe.report.tolerance_mm,
@@ -162,7 +162,7 @@ def _case(
     )
     thumbnail = (image.clamp(0, 1) * 255).round().byte().cpu().numpy() if in_full else None
     shown, inside = mask_targets(views.masks[place : place + 1], coding.kind, coding.values)
-    framed = decided(as_chances(logits[place : place + 1], coding), coding)[0, coding.judged] & inside
+    framed = decided(as_chances(logits[place : place + 1], coding), coding)[0, coding.measured] & inside
     return SegmentationCase(
         key=batch.keys[place],
         group=batch.groups[place],
@@ -170,7 +170,7 @@ def _case(
         figures=figures,
         image=thumbnail,
         predicted=framed.cpu().numpy() if in_full else None,
-        truth=shown[0, coding.judged].bool().cpu().numpy() if in_full else None,
+        truth=shown[0, coding.measured].bool().cpu().numpy() if in_full else None,
     )
 
 

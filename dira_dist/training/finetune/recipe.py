@@ -8,12 +8,13 @@ from pydantic import Field, create_model, field_validator, model_validator
 from dira_dist.config import MAY_CHANGE, Positive, Probability, RequestError, Section
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
+from dira_dist.metrics import VAL_AUROC, VAL_DICE
 from dira_dist.models.unet import UNetConfig
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.stages import StageConfig
 from dira_dist.training.task import Recipe, TrainingSamples
-from dira_dist.training.validation import PATIENCE
+from dira_dist.training.validation import PLATEAU_EPOCHS
 from dira_dist.views import check_viewable
 from dira_dist.views.augmentation import AugmentationConfig
 
@@ -150,7 +151,8 @@ class FinetuneOptimizer(OptimizerConfig):
     weight_decay: float = Field(0.01, ge=0, description="on all weights")
     schedule: Literal["cosine", "constant", "plateau"] = Field(  # type: ignore[assignment]
         "cosine",
-        description=f"of the rate; plateau: halved after more than {PATIENCE} epochs without a better figure on val",
+        description="of the rate; plateau: halved after more than "
+        f"{PLATEAU_EPOCHS} epochs without a better figure on val",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="rate of each layer as a factor of the one behind it: below 1 the first layers learn slowest"
@@ -275,7 +277,7 @@ class FinetuneRecipe(Recipe):
         return [self.main_metric()]
 
     def main_metric(self) -> str:
-        usual = {"classify": "val/auroc", "segment": "val/dice"}[self.task.name]
+        usual = {"classify": VAL_AUROC.name, "segment": VAL_DICE.name}[self.task.name]
         return self.early_stopping.metric or usual
 
     @property

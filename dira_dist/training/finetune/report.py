@@ -49,7 +49,7 @@ def classifier_report(recipe: FinetuneRecipe, samples: FinetuneSamples, sets: Ma
         name: class_tables(each, chances[name], thresholds, draws=settings.bootstrap, subgroups=settings.subgroups)
         for name, each in sets.items()
     }
-    judged = "test" if "test" in sets else "val"
+    shown = "test" if "test" in sets else "val"
     found: dict[str, Any] = {
         "task": "classify",
         "kind": coding.kind,
@@ -66,7 +66,7 @@ def classifier_report(recipe: FinetuneRecipe, samples: FinetuneSamples, sets: Ma
         _decisions(coding, thresholds, settings),
     )
     files = {f"predictions-{name}.csv": _predictions_csv(each, chances[name]).encode() for name, each in sets.items()}
-    return _report(found, samples, tables, text, files, class_pictures(sets[judged], chances[judged]))
+    return _report(found, samples, tables, text, files, class_pictures(sets[shown], chances[shown]))
 
 
 def segmenter_report(
@@ -75,7 +75,7 @@ def segmenter_report(
     """Of a segmenter: figures of all sets, in the images' own pixels."""
     assert isinstance(recipe.task, Segment)
     coding, settings = MaskCoding.of(recipe.task), recipe.report
-    outputs = coding.outputs[coding.judged]
+    outputs = coding.outputs[coding.measured]
     tables = {
         name: case_tables(cases, outputs, draws=settings.bootstrap, subgroups=settings.subgroups)
         for name, cases in sets.items()
@@ -126,12 +126,12 @@ def _markdown_lines(
     counts: Sequence[str],
     notes: Sequence[str],
 ) -> Iterator[str]:
-    judged = "test" if "test" in tables else "val"
-    yield f"# {recipe.name}: {'figures on the test set' if judged == 'test' else 'figures on val'}"
+    shown = "test" if "test" in tables else "val"
+    yield f"# {recipe.name}: {'figures on the test set' if shown == 'test' else 'figures on val'}"
     yield ""
-    if judged == "val":
+    if shown == "val":
         yield f"**{_ON_VAL}**\n"
-    yield from markdown_table(tables[judged]["per_image"], counts)
+    yield from markdown_table(tables[shown]["per_image"], counts)
     yield ""
     yield _NOTES.format(resampled=samples.resampled)
     yield from (f"{note}" for note in notes)
@@ -140,14 +140,14 @@ def _markdown_lines(
         "per_group_max": "Per patient, largest of its images",
     }
     for key, title in titles.items():
-        if key in tables[judged]:
+        if key in tables[shown]:
             yield f"\n## {title}\n"
-            yield from markdown_table(tables[judged][key], counts)
-    for column, parts in tables[judged]["subgroups"].items():
+            yield from markdown_table(tables[shown][key], counts)
+    for column, parts in tables[shown]["subgroups"].items():
         for value, table in parts.items():
             yield f"\n## {column}: {value}\n"
             yield from markdown_table(table, counts)
-    if judged == "test":
+    if shown == "test":
         yield "\n## On val, by which the networks were chosen\n"
         yield from markdown_table(tables["val"]["per_image"], counts)
     if samples.notes:

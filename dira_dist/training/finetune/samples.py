@@ -38,12 +38,12 @@ class FinetuneSamples(TrainingSamples):
 
     Attributes:
         class_weights: how much the positives of each class count; none: all alike.
-        judged: by the name of the set, what is known of its samples, in the order of the set.
+        evaluated: by the name of the set, what is known of its samples, in the order of the set.
         resampled: whom intervals draw again: patients, or the groups that stand for them.
     """
 
     class_weights: tuple[float, ...] | None = None
-    judged: Mapping[str, Sequence[Known]] = field(default_factory=dict)
+    evaluated: Mapping[str, Sequence[Known]] = field(default_factory=dict)
     resampled: str = "patients"
 
 
@@ -64,14 +64,14 @@ def draw_samples(recipe: FinetuneRecipe, sets: Mapping[str, ShardSetIndex]) -> F
         groups, classes[usable], recipe.data.label_fraction, recipe.data.fraction_seed, by=recipe.data.fraction_of
     )
     ids = usable[draw.ids]
-    judged = {name: _known(table) for name, table in tables.items() if name != "train"}
+    evaluated = {name: _known(table) for name, table in tables.items() if name != "train"}
     return FinetuneSamples(
         per_epoch=len(ids),
         selection=Selection(ids, _drawing_weights(recipe, classes[ids]), tables["train"].places),
         notes=tuple(_notes(recipe, tables, draw, len(usable), targets)),
         record=_record(recipe, tables["train"], draw, ids),
         class_weights=_class_weights(recipe, None if targets is None else targets[ids]),
-        judged=judged,
+        evaluated=evaluated,
         resampled="patients (groups of the sets)" if any(each.has_groups for each in tables.values()) else "images",
     )
 
@@ -168,8 +168,8 @@ def _absent(coding: LabelCoding, part: str, targets: Targets) -> Iterator[str]:
             f"data.{part}: no class has samples with and samples without it there, so that nothing can be judged: "
             "split the labelled samples so that each part has some of both"
         )
-    for name, judged in zip(coding.classes, both, strict=True):
-        if not judged:
+    for name, has_both in zip(coding.classes, both, strict=True):
+        if not has_both:
             yield f"data.{part}: {name} is absent (or everywhere) there, so that its figures are n/a, left out of means"
 
 

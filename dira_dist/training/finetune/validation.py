@@ -69,7 +69,7 @@ class FinetuneValidator:
         if isinstance(self._recipe.task, Classify):
             return predict_classes(self._reader, name).figures()
         coding = MaskCoding.of(self._recipe.task)
-        return val_figures(predict_masks(self._reader, name), coding.outputs[coding.judged])
+        return val_figures(predict_masks(self._reader, name), coding.outputs[coding.measured])
 
     def report(self) -> Report | None:
         """What the chosen networks are worth on ``val`` and, looked at once, ``test``; a collective."""
