@@ -51,7 +51,8 @@ class FineTunedFile:
         image_size: pixels of its input, a side or one for each axis.
         fit: how an image is brought there: ``crop``, its centre; ``fit``, the whole of it.
         weights_names: library whose names ``weights.safetensors`` has; empty where none has such a model.
-        loading_lines: Python that loads it there.
+        construction: Python lines that make the model there, without weights.
+        features: the expression for its answer.
         calibration: slopes and intercepts of the logits; empty of masks.
         thresholds: above which a class is said to be there; empty of masks.
         label: what was learned: names of labels, or ``mask``.
@@ -65,7 +66,8 @@ class FineTunedFile:
     image_size: int | tuple[int, ...]
     fit: Literal["crop", "fit"]
     weights_names: str
-    loading_lines: str
+    construction: list[str]
+    features: str
     calibration: dict[str, list[float]] = field(default_factory=dict)
     thresholds: list[float] = field(default_factory=list)
     label: list[str] = field(default_factory=list)
@@ -76,6 +78,20 @@ class FineTunedFile:
 
 
 FORMAT = FileFormat(FineTunedFile, version=1)
+
+
+def is_fine_tuned(folder: Path) -> bool:
+    """Whether a model folder is of a classifier or segmenter; by what its facts say, be they whole or not."""
+    return b'"task"' in (folder / FACTS).read_bytes()
+
+
+def read_fine_tuned(folder: Path) -> FineTunedFile:
+    """What ``model.json`` says.
+
+    Raises:
+        FormatError: the file is damaged, or of another version.
+    """
+    return FORMAT.load((folder / FACTS).read_bytes(), str(folder / FACTS))
 
 
 @dataclass(frozen=True)
@@ -188,7 +204,8 @@ def _file(facts: FineTunedFacts, library: str, exported: Exported) -> FineTunedF
         image_size=size,
         fit=facts.fit,
         weights_names=library,
-        loading_lines=exported.loading_lines(WEIGHTS),
+        construction=list(exported.construction),
+        features=exported.features,
         calibration=dict(facts.calibration),
         thresholds=list(facts.thresholds),
         label=list(facts.label),

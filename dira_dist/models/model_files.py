@@ -18,6 +18,7 @@ from dira_dist.models.export import Exported, Format, export, save_feature_progr
 CHECKSUMS = "SHA256SUMS"
 FACTS = "model.json"
 CARD = "README.md"
+UNET = "unet.safetensors"
 
 _NOTICE = """## Licence and patents
 The software that made this model is licensed under Apache-2.0. It is an independent implementation of DiRA
@@ -140,7 +141,7 @@ def write_model_folder(
         raise RequestError(f"{folder}: not empty; give a folder that does not exist yet")
     library, exported = _best_known_names(unet_state, facts)
     save_weights(exported.state, folder / "encoder.safetensors", {"names": library, "encoder": facts.encoder})
-    save_weights(unet_state, folder / "unet.safetensors", {"names": "smp", "encoder": facts.encoder})
+    save_weights(unet_state, folder / UNET, {"names": "smp", "encoder": facts.encoder})
     if discriminator_state:
         save_weights(discriminator_state, folder / "discriminator.safetensors")
     program = folder / "features.pt2"

@@ -62,7 +62,11 @@ class Predictor:
         if output == "logits":
             return np.asarray(logits.numpy())
         calibration = self.facts["calibration"]
-        scaled = logits.double() * torch.tensor(calibration["slopes"]) + torch.tensor(calibration["intercepts"])
+        slopes, intercepts = (
+            torch.tensor(calibration[name], dtype=torch.float64)  # as it was fitted, so that decisions are the report's
+            for name in ("slopes", "intercepts")
+        )
+        scaled = logits.double() * slopes + intercepts
         exclusive = self.facts["kind"] == "multiclass"
         chances = (scaled.softmax(1) if exclusive else scaled.sigmoid()).numpy()
         if output == "decisions":

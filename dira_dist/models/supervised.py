@@ -1,5 +1,6 @@
 """Networks for labels and masks: what was pretrained, and a last layer of their own."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from dira_dist.models.torch_internals import BatchNorm
 from dira_dist.models.weights import fit_weight
 
 HEADS = ("head.", "segmentation_head.")
+_BEFORE_LAST = ("encoder", "decoder")
+_WRAPPERS = re.compile(r"^(module\.)?(encoder_q\.)?(backbone\.)?")
 
 
 class SupervisedNetwork(nn.Module):
@@ -50,9 +53,10 @@ class SupervisedNetwork(nn.Module):
         """Training mode; of what is frozen and of norms that stay, evaluation mode."""
         super().train(mode)
         for name, module in self.named_modules():
-            stays = self.is_frozen or (self._norms_stay and name.startswith("encoder."))
-            if mode and stays and isinstance(module, BatchNorm):
-                module.eval()
+            is_before_last = name.partition(".")[0] in _BEFORE_LAST
+            norm_stays = self._norms_stay and name.startswith("encoder.") and isinstance(module, BatchNorm)
+            if mode and (norm_stays or (self.is_frozen and is_before_last)):
+                module.training = False
         return self
 
 
@@ -155,53 +159,72 @@ def load_start(network: SupervisedNetwork, weights: Mapping[str, Tensor], parts:
     wanted = ("encoder.", "decoder.") if parts == "encoder_decoder" else ("encoder.",)
     own = network.state_dict()
     target = {name: weight for name, weight in own.items() if name.startswith(wanted)}
-    known = {name: weight for name, weight in weights.items() if not _is_left(name, wanted)}
+    left_out = {name: reason for name in weights if (reason := _why_left_out(name, wanted)) is not None}
+    known = {name: weight for name, weight in weights.items() if name not in left_out}
     used, left_behind = translate(known, target)
-    missing = [name for name in target if name not in used and not name.endswith("num_batches_tracked")]
-    if not used or missing:
-        found = f"lack {len(missing)} of its {len(target)}, such as {missing[0]}" if used else "fit none of its weights"
-        raise RequestError(
-            f"start.from: the weights {found}: give those of the same encoder (and, for encoder_decoder, decoder), or "
-            "set model to theirs"
-        )
+    _check_complete(target, used)
     with torch.no_grad():
         for name, source in used.items():
             own[name].copy_(fit_weight(name, weights[source], own[name]))
-    others = {name: "not asked for by start.parts" for name in weights if _is_left(name, wanted)}
-    return StartReport(tuple(used), left_behind | others, tuple(name for name in own if name not in used))
+    return StartReport(tuple(used), left_behind | left_out, tuple(name for name in own if name not in used))
 
 
-def _is_left(name: str, wanted: tuple[str, ...]) -> bool:
-    """Whether a name is of a decoder that is not wanted, or of a last layer, which never is."""
-    bare = name.removeprefix("module.")
-    return bare.startswith(HEADS) or (bare.startswith("decoder.") and "decoder." not in wanted)
+def _why_left_out(name: str, wanted: tuple[str, ...]) -> str | None:
+    """Why a weight is not looked for in the network: it is of a last layer, or of a decoder that is not wanted."""
+    bare = _WRAPPERS.sub("", name)
+    if bare.startswith(HEADS):
+        return "a last layer, which is always drawn anew"
+    if bare.startswith("decoder.") and "decoder." not in wanted:
+        return "the decoder, which start.parts does not ask for"
+    return None
+
+
+def _check_complete(target: Mapping[str, Tensor], used: Mapping[str, str]) -> None:
+    """Raises:
+    RequestError: says what is missing, and the remedy.
+    """
+    missing = [name for name in target if name not in used and not name.endswith("num_batches_tracked")]
+    if not used:
+        raise RequestError(
+            "start.from: none of the weights fits the network: give those of the same encoder, or set model to theirs"
+        )
+    if missing and not any(name.startswith("decoder.") for name in used) and missing[0].startswith("decoder."):
+        raise RequestError(
+            "start.parts: encoder_decoder, and the weights have no decoder: set it to encoder, or start from a model "
+            "whose decoder was trained"
+        )
+    if missing:
+        raise RequestError(
+            f"start.from: the weights lack {len(missing)} of the {len(target)} that are taken over, such as "
+            f"{missing[0]}: give those of the same encoder and decoder, or set model to theirs"
+        )
 
 
 def parameter_depths(network: SupervisedNetwork) -> dict[str, int]:
     """How far behind the input each weight lies, by name: 0 of the stem, most of the last layer.
 
     The modules of the encoder and of the decoder count as they are listed, those that are numbered (``layer1``,
-    ``blocks.3``) each by itself.
+    ``blocks.3``) each by itself; a norm belongs to what stands before it.
     """
     order: dict[str, int] = {}
-    places = {name: order.setdefault(_block_of(name), len(order)) for name, _ in network.named_parameters()}
-    last = len(order)
-    return {name: last if name.startswith(HEADS) else place for name, place in places.items()}
+    for name, _ in network.named_parameters():
+        block = _block_of(name)
+        if not name.startswith(HEADS) and block not in order:
+            is_norm = order and _NORM.match(block.rpartition(".")[2])
+            order[block] = max(order.values()) if is_norm else len(set(order.values()))
+    last = len(set(order.values()))
+    return {name: last if name.startswith(HEADS) else order[_block_of(name)] for name, _ in network.named_parameters()}
 
 
-_STEM = ("conv1", "bn1", "stem", "conv_stem", "patch_embed")
+_NORM = re.compile(r"_?(bn|norm)\d*$")
+_STEM = re.compile(r"stem|patch_embed\d*$")
+_LISTS = ("stages", "blocks", "layers", "features")
 
 
 def _block_of(name: str) -> str:
-    """The block that a weight belongs to."""
-    words = name.split(".")[:-1]
-    inner = [word for word in words if word != "model"]
-    if words[0] == "encoder" and len(inner) > 1:
-        return (
-            "stem" if inner[1].startswith(_STEM) else ".".join(inner[: 3 if inner[2:3] and _is_list(inner[1]) else 2])
-        )
-    return ".".join(inner[:3])
-
-
-def _is_list(name: str) -> bool:
-    return name in ("stages", "blocks", "layers", "features")
+    """The block that a weight belongs to: a module of the encoder or of the decoder, or one of a list of theirs."""
+    words = [word for word in name.split(".")[:-1] if word != "model"]
+    if len(words) > 1 and _STEM.match(words[1]):
+        return f"{words[0]}.stem"
+    is_list = len(words) > 2 and words[1].removeprefix("_") in _LISTS
+    return ".".join(words[: 3 if is_list else 2])

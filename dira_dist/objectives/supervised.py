@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dira_dist.objectives.collectives import GlobalBatch, is_distributed, mean_over_workers
+from dira_dist.config import RequestError
+from dira_dist.objectives.collectives import GlobalBatch, mean_over_workers
 
 ClassKind = Literal["binary", "multiclass", "multilabel"]
 MaskKind = Literal["binary", "multiclass", "regions"]
@@ -29,6 +30,7 @@ SMOOTHED = (0.55, 0.85)
 NO_LABEL = -1
 _SMOOTH = 1e-5
 _TVERSKY = (0.3, 0.7)
+_SHOWN = 5
 
 
 def classification_loss(
@@ -71,13 +73,17 @@ def classification_loss(
         log_p, log_q = functional.logsigmoid(logits), functional.logsigmoid(-logits)
         terms = -(positive * truth * _focus(log_p, focal_gamma) * log_p)
         terms = terms - (1 - truth) * _focus(log_q, focal_gamma) * log_q
-    count = mean_over_workers(known.sum().float()) if is_distributed() else known.sum().float()
+    count = mean_over_workers(known.sum().float())
     return torch.where(known, terms, torch.zeros_like(terms)).sum() / count.clamp_min(1 / batch.world_size)
 
 
 def _focus(log_p: Tensor, gamma: float) -> Tensor | float:
-    """How much a sample counts that is given its truth with probability p."""
-    return 1.0 if gamma == 0 else (1 - log_p.exp()).pow(gamma)
+    """How much a sample counts that is given its truth with probability p.
+
+    The slope of a power below 1 is infinite at 0, which 1 - p is in float32 of a sample without doubt.
+    """
+    doubt = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+    return 1.0 if gamma == 0 else doubt.pow(gamma)
 
 
 def positive_weights(targets: npt.NDArray[np.float32], kind: ClassKind, cap: float = 20.0) -> npt.NDArray[np.float64]:
@@ -135,6 +141,27 @@ def mask_targets(masks: Tensor, kind: MaskKind, values: Sequence[Sequence[int]])
         return (masks > 0)[:, None].float(), valid
     outputs = [torch.isin(masks, masks.new_tensor(list(each))) for each in values]
     return torch.stack(outputs, 1).float(), valid
+
+
+def check_mask_values(masks: Tensor, highest: int | None, place: str) -> None:
+    """Refuses masks with values that no output stands for, of which the losses would learn that nothing is there.
+
+    Args:
+        masks: any shape, int.
+        highest: value that a mask may have; none where any will do.
+        place: whose masks they are, for the message.
+
+    Raises:
+        RequestError: names the values.
+    """
+    beyond = [] if highest is None else masks[masks > highest].unique().tolist()
+    if beyond:
+        more = f" and {len(beyond) - _SHOWN} more" if len(beyond) > _SHOWN else ""
+        raise RequestError(
+            f"{place}: masks with values {', '.join(map(str, beyond[:_SHOWN]))}{more}; the highest that the task has a "
+            f"class or region for is {highest}: name all of them in task.classes or task.regions, or make the masks of "
+            "the set anew"
+        )
 
 
 def segmentation_loss(

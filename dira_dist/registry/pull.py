@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 from safetensors.torch import load_file
-from torch import Tensor
 
 from dira_dist.config import RequestError
-from dira_dist.models.export import Format, export, save_weights
-from dira_dist.models.model_files import FACTS, ModelFile, read_facts
+from dira_dist.models.export import Exported, Format, export, save_weights
+from dira_dist.models.fine_tuned_files import WEIGHTS, is_fine_tuned, read_fine_tuned
+from dira_dist.models.model_files import FACTS, UNET, ModelFile, read_facts
 from dira_dist.registry.checkpoint import download_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.fetch import fetch
@@ -54,7 +54,8 @@ def pull(
         model: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/RUN_ID``; or the folder or prefix of a
             checkpoint, or of a run, whose newest checkpoint is meant.
         dest: folder; the file in it is named after encoder and format.
-        format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder).
+        format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder); of what was fine-tuned,
+            the whole network, the one whose names its weights have.
         in_channels: 1 or 3 where the model has one of them; the model's own if none.
         file_format: ``safetensors``, or ``pt`` for ``torch.load(..., weights_only=True)``.
         tracking_uri: MLflow; ``MLFLOW_TRACKING_URI`` if none.
@@ -72,31 +73,55 @@ def pull(
     if dest.exists() and not dest.is_dir():
         raise RequestError(f"{dest}: is a file; give a folder")
     work = dest / f".pulling-{hashlib.sha256(model.encode()).hexdigest()[:12]}"
-    state, facts = _fetch(model, work, tracking_at(tracking_uri), progress)
+    folder = _fetch(model, work, tracking_at(tracking_uri), progress)
     try:
-        if chosen == "smp":
-            _check_decoder(model, facts)
-        exported = export(state, facts.encoder, chosen, channels or facts.in_channels)
+        if is_fine_tuned(folder):
+            encoder, exported = _whole_network(model, folder, chosen, channels)
+        else:
+            encoder, exported = _pretrained(model, folder, chosen, channels)
     finally:
         shutil.rmtree(work)
-    path = dest / f"{facts.encoder}-{chosen}.{file_format}"
-    digest = save_weights(exported.state, path, {"names": chosen, "encoder": facts.encoder})
+    path = dest / f"{encoder}-{chosen}.{file_format}"
+    digest = save_weights(exported.state, path, {"names": chosen, "encoder": encoder})
     return Pulled(path, digest, exported.loading_lines(path))
 
 
-def _fetch(
-    model: str, work: Path, config: TrackingConfig, progress: Progress | None
-) -> tuple[dict[str, Tensor], ModelFile]:
-    """The U-Net's weights, and what the network is; what a checkpoint holds is made a model first, as it would be."""
+def _pretrained(model: str, folder: Path, chosen: Format, channels: int | None) -> tuple[str, Exported]:
+    """Encoder, or encoder and decoder, of a pretraining."""
+    facts = read_facts(folder)
+    if chosen == "smp":
+        _check_decoder(model, facts)
+    state = load_file(folder / UNET)
+    return facts.encoder, export(state, facts.encoder, chosen, channels or facts.in_channels)
+
+
+def _whole_network(model: str, folder: Path, chosen: Format, channels: int | None) -> tuple[str, Exported]:
+    """A classifier or segmenter with its last layer."""
+    facts = read_fine_tuned(folder)
+    if chosen != facts.weights_names:
+        what = "classifier" if facts.task == "classify" else "segmenter"
+        raise RequestError(
+            f"--format {chosen}: {model} is a {what} whose weights have the names of {facts.weights_names}: give "
+            f"--format {facts.weights_names}"
+        )
+    if channels not in (None, facts.in_channels):
+        raise RequestError(f"--in-channels {channels}: {model} takes {facts.in_channels}, and keeps them: leave it out")
+    construction = tuple(facts.construction)
+    return facts.encoder, Exported(load_file(folder / WEIGHTS), construction, facts.features)
+
+
+def _fetch(model: str, work: Path, config: TrackingConfig, progress: Progress | None) -> Path:
+    """A folder with the weights and what the network is; of a checkpoint the model is made first, as it would be."""
     if model.startswith(("models:", "runs:")):
-        folder = fetch(model, work, config, progress, only=("unet.safetensors", FACTS))
+        folder = fetch(model, work, config, progress, only=(FACTS,))
+        fetch(model, work, config, progress, only=(FACTS, WEIGHTS if is_fine_tuned(folder) else UNET))
     else:
         found = download_checkpoint(model, work, progress).checkpoint
         task = recipe_of(found.job).build_task()
         shutil.rmtree(work / "model", ignore_errors=True)  # of a call that was broken off while it wrote
         package = task.package(found.tensors, found.position, work / "model", About(found.job["name"]))
         folder = package.folder
-    return load_file(folder / "unet.safetensors"), read_facts(folder)
+    return folder
 
 
 def _check_decoder(model: str, facts: ModelFile) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dira_dist.config import RequestError, parse_document, without_credentials
-from dira_dist.models.model_files import FACTS, read_facts
+from dira_dist.models.fine_tuned_files import is_fine_tuned
+from dira_dist.models.model_files import FACTS, UNET, read_facts
 from dira_dist.models.weights import WEIGHT_FILES, read_weights
 from dira_dist.registry.checkpoint import FoundCheckpoint, download_checkpoint
 from dira_dist.registry.fetch import fetch
@@ -23,7 +24,7 @@ from dira_dist.training.pretrain.recipe import PretrainRecipe
 from dira_dist.training.pretrain.task import state_of
 from dira_dist.training.task import recipe_of
 
-_JOB, _UNET = "job.yaml", "unet.safetensors"
+_JOB = "job.yaml"
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,12 @@ def _of_registry(address: str, config: TrackingConfig) -> FoundStart:
     version = find_version(connect(config.uri), config.uri, address)
     pinned = f"models:/{version.name}/{version.version}"
     with tempfile.TemporaryDirectory() as scratch:
-        folder = fetch(pinned, Path(scratch), config, only=(_UNET, FACTS, _JOB))
+        folder = fetch(pinned, Path(scratch), config, only=(FACTS, _JOB))
+        if is_fine_tuned(folder):
+            raise RequestError(f"{address}: is fine-tuned already; start from the pretrained model that it came from")
+        fetch(pinned, folder, config, only=(UNET, FACTS, _JOB))
         facts, job = read_facts(folder), parse_document((folder / _JOB).read_text(), pinned).values
-        return FoundStart(pinned, load_file(folder / _UNET), _model_of(job), facts.image_size)
+        return FoundStart(pinned, load_file(folder / UNET), _model_of(job), facts.image_size)
 
 
 def _of_checkpoint(found: FoundCheckpoint) -> FoundStart:

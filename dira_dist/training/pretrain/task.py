@@ -14,7 +14,7 @@ from dira_dist.data.batch import LocalBatch
 from dira_dist.evaluation.evaluator import Evaluator
 from dira_dist.evaluation.pictures import evaluation_pictures
 from dira_dist.models import feature_model
-from dira_dist.models.model_files import ModelFacts, write_model_folder
+from dira_dist.models.model_files import UNET, ModelFacts, write_model_folder
 from dira_dist.models.pretrained import starting_weights
 from dira_dist.objectives import AdversarialConfig
 from dira_dist.objectives.parts import ActiveParts, LossWeights, Objective, active_parts
@@ -214,7 +214,7 @@ def packaged(folder: Path) -> Package:
     """A folder of :func:`write_model_folder` with what runs it as an encoder: images in, features out."""
     return Package(
         folder,
-        weights="unet.safetensors",
+        weights=UNET,
         code=[Path(feature_model.__file__), Path(center_view.__file__)],
         model_type="dira-encoder",
         description="Encoders and decoders pretrained with DiRA by dira_dist.",
