@@ -28,7 +28,7 @@ SMOOTHED = (0.55, 0.85)
 """What an uncertain label is learned as: uniform between the two (U-Ones with label smoothing; Pham et al.,
 *Interpreting chest X-rays via CNNs that exploit hierarchical disease dependencies*, Neurocomputing 2021)."""
 NO_LABEL = -1
-_SMOOTH = 1e-5
+_SMOOTH = 1.0  # pixel, as published; far below it an empty image would cost everything or nothing
 _TVERSKY = (0.3, 0.7)
 _SHOWN = 5
 
@@ -175,8 +175,8 @@ def segmentation_loss(
 ) -> Tensor:
     """A loss of MONAI's, of each image by itself, and their mean over the global batch.
 
-    Of what nobody has labelled nothing is asked. Empty against empty costs nothing: numerator and denominator of Dice
-    and Tversky are smoothed by the same small number. ``dice_ce`` is the sum of Dice and cross-entropy (of outputs that
+    Of what nobody has labelled nothing is asked. Empty against empty costs nothing: to numerator and denominator of Dice
+    and Tversky one pixel is added. ``dice_ce`` is the sum of Dice and cross-entropy (of outputs that
     may overlap binary cross-entropy), ``tversky`` weighs what is missed more than what is invented (0.7 to 0.3; Salehi
     et al., MLMI 2017).
 
