@@ -69,11 +69,14 @@ def _platt(logits: Floats, truth: npt.NDArray[np.bool_]) -> tuple[float, float]:
     positives, negatives = truth.sum(), (~truth).sum()
     targets = np.where(truth, (positives + 1) / (positives + 2), 1 / (negatives + 2))
 
-    def loss(parameters: Floats) -> float:
+    def loss(parameters: Floats) -> tuple[float, Floats]:
         scaled = parameters[0] * logits + parameters[1]
-        return float((np.logaddexp(0, scaled) - targets * scaled).mean())
+        gaps = plain_chances(scaled, "binary") - targets
+        return float((np.logaddexp(0, scaled) - targets * scaled).mean()), np.array(
+            [(gaps * logits).mean(), gaps.mean()]
+        )
 
-    slope, intercept = minimize(loss, np.array([1.0, 0.0]), method="Nelder-Mead", options={"maxiter": 2000}).x
+    slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
     return float(slope), float(intercept)
 
 

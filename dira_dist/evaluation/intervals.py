@@ -2,7 +2,8 @@
 
 Images of a patient are alike, so that drawing images again would make intervals too narrow. Groups are drawn with
 replacement, and each image counts as often as its group was drawn (the cluster bootstrap; Field & Welsh, *JRSS B* 69,
-2007), with percentiles for ends (Efron 1981).
+2007). Ends are percentiles, a little further out than 2.5 and 97.5 where there are few groups (Hesterberg, *The
+American Statistician* 69, 2015, section 4.2): else intervals would be too narrow.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,6 @@ Floats = npt.NDArray[np.float64]
 Figure = Callable[[Floats], Floats]
 """From weights of the samples (R, N) to the figure under each of R weightings (R,)."""
 
-_PERCENTILES = (2.5, 97.5)
 _BLOCK_NUMBERS = 8_000_000
 
 
@@ -50,8 +50,16 @@ class Resamples:
         found = self.distribution(figure)
         if np.isnan(found).all():
             return Measured(value, np.nan, np.nan)
-        low, high = np.nanpercentile(found, _PERCENTILES)
+        low, high = np.nanpercentile(found, self._percentiles())
         return Measured(value, float(low), float(high))
+
+    def _percentiles(self) -> tuple[float, float]:
+        """Those whose distance is that of Student's t, and of a variance over n - 1 and not n."""
+        from scipy.stats import norm, t
+
+        groups = max(2, self._groups)
+        reach = t.ppf(0.975, groups - 1) * np.sqrt(groups / (groups - 1))
+        return 100 * float(norm.cdf(-reach)), 100 * float(norm.cdf(reach))
 
     def distribution(self, figure: Figure) -> Floats:
         """(R,) the figure under each draw."""

@@ -15,7 +15,7 @@ from dira_dist.config import RequestError, per_axis
 from dira_dist.formats import FileFormat
 from dira_dist.models.backbone import Size
 from dira_dist.models.export import Exported, Format, export, export_classifier, save_weights
-from dira_dist.models.model_files import CARD, FACTS, card_table, write_checksums
+from dira_dist.models.model_files import CARD, FACTS, card_table, facts_content, tells_task, write_checksums
 from dira_dist.models.supervised import Classifier, Segmenter
 
 NETWORK, PROGRAM = "network.safetensors", "network.pt2"
@@ -50,7 +50,7 @@ class FineTunedFile:
         in_channels: of the network.
         image_size: pixels of its input, a side or one for each axis.
         fit: how an image is brought there: ``crop``, its centre; ``fit``, the whole of it.
-        weights_names: library whose names ``weights.safetensors`` has; empty where none has such a model.
+        weights_names: library whose names ``weights.safetensors`` has.
         construction: Python lines that make the model there, without weights.
         features: the expression for its answer.
         calibration: slopes and intercepts of the logits; empty of masks.
@@ -81,17 +81,28 @@ FORMAT = FileFormat(FineTunedFile, version=1)
 
 
 def is_fine_tuned(folder: Path) -> bool:
-    """Whether a model folder is of a classifier or segmenter; by what its facts say, be they whole or not."""
-    return b'"task"' in (folder / FACTS).read_bytes()
+    """Whether a model folder is of a classifier or segmenter.
+
+    Raises:
+        RequestError: it is no model folder.
+    """
+    return tells_task(facts_content(folder))
 
 
 def read_fine_tuned(folder: Path) -> FineTunedFile:
     """What ``model.json`` says.
 
     Raises:
+        RequestError: it is no model folder, or one of a pretrained model.
         FormatError: the file is damaged, or of another version.
     """
-    return FORMAT.load((folder / FACTS).read_bytes(), str(folder / FACTS))
+    content = facts_content(folder)
+    if not tells_task(content):
+        raise RequestError(
+            f"{folder}: holds no classifier or segmenter, by its {FACTS}: give a model of kind: finetune, or fetch it "
+            "anew where it is one"
+        )
+    return FORMAT.load(content, str(folder / FACTS))
 
 
 @dataclass(frozen=True)
@@ -126,8 +137,8 @@ def write_fine_tuned_folder(
 ) -> Path:
     """Write everything that a registered version holds.
 
-    ``weights.safetensors`` has torchvision's names where torchvision has the classifier, else timm's; of a segmenter
-    segmentation_models_pytorch's. ``network.pt2`` runs with torch alone.
+    ``weights.safetensors`` has torchvision's names where torchvision has the classifier, else timm's; else, and of a
+    segmenter, segmentation_models_pytorch's. ``network.pt2`` runs with torch alone.
 
     Raises:
         RequestError: the folder is not empty, or the network cannot be stored.
@@ -154,7 +165,7 @@ def write_fine_tuned_folder(
 
 
 def exported_network(network: Classifier | Segmenter, encoder: str, in_channels: int) -> tuple[Format, Exported]:
-    """The network by the names of the library that is known best among those that have it, or its encoder alone."""
+    """The whole network by the names of the library that is known best among those that have it."""
     state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     of_encoder = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
     if isinstance(network, Segmenter):
@@ -163,8 +174,19 @@ def exported_network(network: Classifier | Segmenter, encoder: str, in_channels:
         return "smp", Exported(exported.state, lines, "model(x)  # logits")
     return export_classifier(of_encoder, network.head, encoder, in_channels) or (
         "smp",
-        export(of_encoder, encoder, "smp", in_channels),
+        _encoder_and_head(state, network.head, encoder, in_channels),
     )
+
+
+def _encoder_and_head(state: Mapping[str, Tensor], head: nn.Linear, encoder: str, in_channels: int) -> Exported:
+    """A classifier that no library has as one: segmentation_models_pytorch's encoder, and a layer beside it."""
+    lines = (
+        "import segmentation_models_pytorch as smp",
+        "import torch",
+        f"encoder = smp.encoders.get_encoder({encoder!r}, in_channels={in_channels}, weights=None)",
+        f"model = torch.nn.ModuleDict({{'encoder': encoder, 'head': torch.nn.{head!r}}})",
+    )
+    return Exported(dict(state), lines, "model['head'](model['encoder'](x)[-1].mean((-2, -1)))  # logits")
 
 
 class _Named(nn.Module):

@@ -1,5 +1,6 @@
 """The folder that a registered model is: weights, the encoder as a program, the job, a card for people, checksums."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,13 +162,37 @@ def read_facts(folder: Path) -> ModelFile:
     """What ``model.json`` says; older ones are read as well.
 
     Raises:
-        RequestError: if the folder is no model folder.
+        RequestError: if the folder is no model folder, or one of a classifier or segmenter.
         FormatError: if the file is damaged, or of another version.
+    """
+    content = facts_content(folder)
+    if tells_task(content):
+        raise RequestError(
+            f"{folder}: holds a classifier or segmenter, and what is wanted is a pretrained model: give the one that "
+            "it was fine-tuned from"
+        )
+    return FORMAT.load(content, str(folder / FACTS))
+
+
+def facts_content(folder: Path) -> bytes:
+    """``model.json`` as it stands, of whichever kind the model is.
+
+    Raises:
+        RequestError: if the folder is no model folder.
     """
     file = folder / FACTS
     if not file.is_file():
         raise RequestError(f"{folder}: holds no {FACTS}; give a folder that was fetched or written as a model")
-    return FORMAT.load(file.read_bytes(), str(file))
+    return file.read_bytes()
+
+
+def tells_task(content: bytes) -> bool:
+    """Whether a ``model.json`` is that of a classifier or segmenter; one that is damaged is not."""
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and "task" in values
 
 
 def write_checksums(folder: Path) -> str:

@@ -77,7 +77,7 @@ class Classifier(SupervisedNetwork):
     ) -> None:
         backbone = config.build()
         super().__init__(backbone.encoder, norms_stay)
-        self._unused = {name for name in config.unused_parameters(restore=False) if name.startswith("encoder.")}
+        self._config = config
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.channels, outputs)
 
@@ -87,7 +87,9 @@ class Classifier(SupervisedNetwork):
         return logits
 
     def unused_parameters(self) -> set[str]:
-        return self._unused
+        with torch.enable_grad():
+            unused = self._config.unused_parameters(restore=False)
+        return {name for name in unused if name.startswith("encoder.")}
 
 
 class Segmenter(SupervisedNetwork):
@@ -104,7 +106,7 @@ class Segmenter(SupervisedNetwork):
     def __init__(self, config: BackboneSection, outputs: int, *, norms_stay: bool = False) -> None:
         backbone = config.build()
         super().__init__(backbone.encoder, norms_stay)
-        self._unused = set(config.unused_parameters(restore=True))
+        self._config = config
         self.decoder = backbone.get_submodule("decoder")
         last = backbone.get_submodule("segmentation_head.0")
         assert isinstance(last, nn.Conv2d), "U-Nets in two dimensions, so far"
@@ -117,7 +119,8 @@ class Segmenter(SupervisedNetwork):
         return logits
 
     def unused_parameters(self) -> set[str]:
-        return self._unused
+        with torch.enable_grad():
+            return self._config.unused_parameters(restore=True)
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ def _check_complete(target: Mapping[str, Tensor], used: Mapping[str, str]) -> No
     missing = [name for name in target if name not in used and not name.endswith("num_batches_tracked")]
     if not used:
         raise RequestError(
-            "start.from: none of the weights fits the network: give those of the same encoder, or set model to theirs"
+            "start.from: the weights fit none of its weights: give those of the same encoder, or set model to theirs"
         )
     if missing and not any(name.startswith("decoder.") for name in used) and missing[0].startswith("decoder."):
         raise RequestError(

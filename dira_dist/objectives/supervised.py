@@ -175,10 +175,10 @@ def segmentation_loss(
 ) -> Tensor:
     """A loss of MONAI's, of each image by itself, and their mean over the global batch.
 
-    Of what nobody has labelled nothing is asked. Empty against empty costs nothing: to numerator and denominator of Dice
-    and Tversky one pixel is added. ``dice_ce`` is the sum of Dice and cross-entropy (of outputs that
-    may overlap binary cross-entropy), ``tversky`` weighs what is missed more than what is invented (0.7 to 0.3; Salehi
-    et al., MLMI 2017).
+    Of what nobody has labelled nothing is asked. One pixel is added to numerator and denominator of Dice and Tversky,
+    so that empty against empty costs nothing. ``dice_ce`` is the sum of Dice and cross-entropy (of outputs that may
+    overlap binary cross-entropy), ``tversky`` weighs what is missed more than what is invented (0.7 to 0.3; Salehi et
+    al., MLMI 2017).
 
     Args:
         logits: (B, K, *S).

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ParamSchema, ParamSpec
 from safetensors.torch import load_file
 
 from dira_dist.config import RequestError, without_credentials
@@ -178,9 +179,16 @@ def _runnable(package: Package, scratch: Path, run_id: str, model_id: str) -> Pa
         data_path=str(named),
         code_paths=[str(file) for file in package.code],
         pip_requirements=list(package.requirements),
+        signature=_signature(package),
         mlflow_model=Model(run_id=run_id, model_id=model_id),
     )
     return path
+
+
+def _signature(package: Package) -> ModelSignature | None:
+    """Without one MLflow drops what ``predict`` is given as ``params``; of the images it is to say nothing."""
+    specs = [ParamSpec(name, "string", usual) for name, usual in package.parameters.items()]
+    return ModelSignature(params=ParamSchema(specs)) if specs else None
 
 
 def _point_best(client: MlflowClient, name: str, version: ModelVersion, metric: Metric | None) -> Registered:

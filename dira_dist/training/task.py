@@ -133,6 +133,7 @@ class Package:
         model_type: what MLflow files it under.
         description: of the registered model, when its first version is made.
         requirements: what the code needs.
+        parameters: names of what ``predict`` takes as ``params``, with the text that each is where it is not given.
     """
 
     folder: Path
@@ -141,6 +142,7 @@ class Package:
     model_type: str
     description: str
     requirements: Sequence[str] = ("mlflow", "numpy", "torch")
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 class Task(Protocol):

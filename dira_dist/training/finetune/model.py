@@ -39,6 +39,7 @@ def write_model(recipe: FinetuneRecipe, state: Mapping[str, Tensor], folder: Pat
         code=[Path(str(module.__file__)) for module in (predictor, center_view, frame_view)],
         model_type=f"dira-{recipe.task.name}",
         description="Classifiers and segmenters fine-tuned with dira_dist.",
+        parameters={"output": predictor.OUTPUTS[recipe.task.name][0]},
     )
 
 

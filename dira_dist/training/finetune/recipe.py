@@ -200,10 +200,14 @@ class FinetuneStage(StageConfig):
     """Epochs in which the same layers learn."""
 
     learns: Literal["head", "whole"] = "whole"
+    optimizer: FinetuneOptimizer = FinetuneOptimizer()
 
     @property
     def label(self) -> str:
         return self.learns
+
+    def described(self) -> str:
+        return f", rate {self.optimizer.for_batch(self.global_batch).lr:.3g}"
 
 
 class FinetuneRecipe(Recipe):
@@ -254,7 +258,7 @@ class FinetuneRecipe(Recipe):
         frozen = min(self.optimizer.freeze_epochs, self.epochs)
         lengths: dict[Literal["head", "whole"], float] = {"head": frozen, "whole": self.epochs - frozen}
         return [
-            FinetuneStage(learns=learns, epochs=epochs, global_batch=self.data.global_batch)
+            FinetuneStage(learns=learns, epochs=epochs, global_batch=self.data.global_batch, optimizer=self.optimizer)
             for learns, epochs in lengths.items()
             if epochs > 0
         ]

@@ -21,8 +21,7 @@ from dira_dist.training.validation import Report
 
 _PREFIXES = {"val": f"{VAL}report/", "test": TEST}
 _NOTES = (
-    "Ends of intervals are 2.5 and 97.5 percentiles over resamples of {resampled}. A figure that is not defined is n/a "
-    "and left out of means."
+    "Intervals are of 95 %, over resamples of {resampled}. A figure that is not defined is n/a and left out of means."
 )
 _ON_VAL = "There is no test set: these figures are of the samples that the networks were chosen on, and flatter them."
 _POOLED = {"per_group_mean": "Per patient, mean of its images", "per_group_max": "Per patient, largest of its images"}

@@ -1,22 +1,28 @@
 """What a fine-tuning learns from and is judged on: drawn from what the samples of its sets say of themselves."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dira_dist.config import RequestError
+from dira_dist.data.decode import NO_LABEL
+from dira_dist.data.order import draw_spread
 from dira_dist.data.samples import SampleTable, read_samples
 from dira_dist.data.selection import Draw, Selection, balanced_weights, common_groups, draw_fraction
 from dira_dist.data.shards import ShardSetIndex
-from dira_dist.objectives.supervised import positive_weights
+from dira_dist.data.validation import ValidationStream
+from dira_dist.objectives.supervised import check_mask_values, positive_weights
 from dira_dist.training.finetune.labels import UNCERTAIN, LabelCoding, Targets
-from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe
+from dira_dist.training.finetune.masks import MaskCoding
+from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe, Segment
 from dira_dist.training.task import TrainingSamples
 
 Bools = npt.NDArray[np.bool_]
+
+_MASKS_LOOKED_AT = 500
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,9 @@ def draw_samples(recipe: FinetuneRecipe, sets: Mapping[str, ShardSetIndex]) -> F
     """
     tables = {name: read_samples(str(getattr(recipe.data, name)), index) for name, index in sets.items()}
     _check_apart(tables)
+    if isinstance(recipe.task, Segment):
+        for name, index in sets.items():
+            _check_masks(recipe, name, index)
     classes, targets = _classes(recipe, tables["train"])
     usable = np.flatnonzero(_is_usable(recipe, tables["train"], targets))
     if not len(usable):
@@ -91,6 +100,29 @@ def _check_apart(tables: Mapping[str, SampleTable]) -> None:
                     f"data.{other}, too, so that a network would be judged on what it has seen; split by patient: "
                     "dira-dist shard ... --split train=0.7,val=0.1,test=0.2 --group-by patient"
                 )
+
+
+def _check_masks(recipe: FinetuneRecipe, name: str, index: ShardSetIndex) -> None:
+    """Refuses masks with values that the task does not know; told by some hundreds of them, spread over the set.
+
+    Raises:
+        RequestError: with the values.
+    """
+    assert isinstance(recipe.task, Segment)
+    coding = MaskCoding.of(recipe.task)
+    if coding.kind == "binary":
+        return
+    ids = draw_spread([shard.samples for shard in index.shards], _MASKS_LOOKED_AT, seed=0)
+    options = replace(recipe.data.read_options, annotations=True)
+    found: set[int] = set()
+    with ValidationStream(str(getattr(recipe.data, name)), options, batch_size=32, ids=ids, index=index) as stream:
+        for batch in stream:
+            assert batch.masks is not None
+            check_mask_values(batch.masks, coding.highest if coding.kind == "multiclass" else None, f"data.{name}")
+            found.update(batch.masks.unique().tolist())
+    if coding.kind == "regions" and not found & {value for each in coding.values for value in each}:
+        there = ", ".join(map(str, sorted(found - {NO_LABEL})))
+        raise RequestError(f"data.{name}: no mask holds any value of task.regions; found: {there}")
 
 
 def _classes(recipe: FinetuneRecipe, table: SampleTable) -> tuple[Bools, Targets | None]:

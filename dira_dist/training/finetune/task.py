@@ -79,7 +79,7 @@ class FinetuneTask:
     def step(self, networks: Networks, span: StageSpan, device: torch.device) -> TrainStep[LabelledViews]:
         """The step of a stage: the last layer alone, or all of them."""
         assert isinstance(networks, FinetuneNetworks) and isinstance(span.config, FinetuneStage)
-        recipe, optimizer = self.recipe, self.recipe.optimizer.for_batch(span.config.global_batch)
+        recipe, optimizer = self.recipe, span.config.optimizer.for_batch(span.config.global_batch)
         assert isinstance(optimizer, FinetuneOptimizer)
         prepare(networks, device, recipe.execution)
         networks.set_trainable(span.config.learns)

@@ -1,0 +1,100 @@
+"""Figures of masks against MONAI and surface-distance, which the code itself does not use."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import DiceMetric, MeanIoU
+from scipy import ndimage
+from surface_distance import compute_robust_hausdorff, compute_surface_dice_at_tolerance, compute_surface_distances
+
+from dira_dist.evaluation.report import case_table, case_tables
+from dira_dist.evaluation.report_pictures import case_pictures
+from dira_dist.evaluation.segmentation import SegmentationCase, case_figures, val_figures
+
+
+def blobs(seed: int, shape: tuple[int, ...], outputs: int = 2) -> np.ndarray[Any, Any]:
+    random = np.random.default_rng(seed)
+    return np.stack([ndimage.gaussian_filter(random.normal(size=shape), 3) > 0.01 for _ in range(outputs)])
+
+
+@pytest.mark.parametrize("shape", [(40, 56), (20, 24, 28)])
+def test_overlap_is_that_of_monai(shape: tuple[int, ...]) -> None:
+    said, truth = blobs(0, shape), blobs(1, shape)
+    found = case_figures(said, truth, np.ones(shape, dtype=bool), None, surfaces=False)
+    pair = [torch.from_numpy(mask[None].astype(np.float32)) for mask in (said, truth)]
+    assert found["dice"] == pytest.approx(DiceMetric(reduction="none")(*pair)[0].tolist())
+    assert found["iou"] == pytest.approx(MeanIoU(reduction="none")(*pair)[0].tolist())
+    assert all(math.isnan(value) for value in found["hd95"])
+    volumes = [mask.reshape(2, -1).sum(1) for mask in (said, truth)]
+    assert found["volume_error"] == pytest.approx((volumes[0] / volumes[1] - 1).tolist())
+
+
+@pytest.mark.filterwarnings("ignore:Please import")
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.8, 0.8)])
+def test_surfaces_are_close_to_those_of_surface_distance(spacing: tuple[float, ...]) -> None:
+    """It weighs pieces of a surface by area and puts them between the voxels; here voxels at the border are counted."""
+    truth = np.zeros((40, 60, 60), dtype=bool)
+    truth[10:30, 20:45, 15:40] = True
+    said = np.roll(truth, (1, 3, -2), (0, 1, 2))
+    found = case_figures(said[None], truth[None], np.ones(truth.shape, dtype=bool), spacing, tolerance=2.0)
+    theirs = compute_surface_distances(truth, said, spacing)
+    assert found["hd95"][0] == pytest.approx(compute_robust_hausdorff(theirs, 95), abs=max(spacing))
+    assert found["surface_dice"][0] == pytest.approx(compute_surface_dice_at_tolerance(theirs, 2.0), abs=0.1)
+
+
+def test_a_shift_of_a_square_is_its_distance_in_mm() -> None:
+    truth = np.zeros((1, 60, 60), dtype=bool)
+    truth[0, 20:40, 20:40] = True
+    found = case_figures(np.roll(truth, 5, 1), truth, np.ones((60, 60), dtype=bool), (0.5, 3.0))
+    assert found["hd95"] == [2.5] and found["dice"] == [pytest.approx(0.75)]
+
+
+def test_what_is_empty_or_unknown() -> None:
+    nothing, something = np.zeros((1, 9, 9), dtype=bool), np.zeros((1, 9, 9), dtype=bool)
+    something[0, 2:5, 2:5] = True
+    valid = np.ones((9, 9), dtype=bool)
+    both = case_figures(nothing, nothing, valid, None)
+    assert math.isnan(both["dice"][0]) and math.isnan(both["iou"][0]) and math.isnan(both["surface_dice"][0])
+    invented = case_figures(something, nothing, valid, None)
+    assert invented["dice"] == [0] and invented["surface_dice"] == [0] and math.isnan(invented["hd95"][0])
+    missed = case_figures(nothing, something, valid, None)
+    assert missed["dice"] == [0] and missed["volume_error"] == [-1]
+    unseen = valid.copy()
+    unseen[2:5, 2:5] = False
+    assert math.isnan(case_figures(something, nothing, unseen, None)["dice"][0]), "nobody has labelled there"
+
+
+def cases() -> list[SegmentationCase]:
+    made = []
+    for number in range(12):
+        said, truth = blobs(number, (24, 24)), blobs(number // 2, (24, 24))
+        if number == 3:
+            truth[1] = said[1] = False
+        figures = case_figures(said, truth, np.ones((24, 24), dtype=bool), None)
+        picture = {"image": np.zeros((24, 24), dtype=np.uint8), "predicted": said, "truth": truth}
+        made.append(SegmentationCase(f"k{number}", f"p{number // 2}", {"sex": "F"}, figures, **picture))
+    return made
+
+
+def test_means_leave_out_what_is_not_defined_and_count_it() -> None:
+    made = cases()
+    found = val_figures(made, ("a", "b"))
+    of_a, of_b = ([case.figures["dice"][place] for case in made] for place in (0, 1))
+    assert found["val/dice/a"] == pytest.approx(np.mean(of_a))
+    assert found["val/dice/b"] == pytest.approx(np.nanmean(of_b))
+    assert found["val/dice"] == pytest.approx((np.mean(of_a) + np.nanmean(of_b)) / 2)
+    table = case_table(made, ("a", "b"), 100)
+    assert table["b"]["dice"]["cases"] == 11 and table["b"]["with"] == 11
+    assert table["mean"]["dice"]["value"] == pytest.approx(found["val/dice"])
+    assert table["b"]["presence_sensitivity"]["value"] == 1 and table["b"]["presence_specificity"]["value"] == 1
+    assert table["a"]["dice"]["low"] < table["a"]["dice"]["value"] < table["a"]["dice"]["high"]
+    assert list(case_tables(made, ("a", "b"), draws=10, subgroups=("sex",))["subgroups"]["sex"]) == ["F"]
+
+
+def test_the_worst_and_the_best_are_drawn() -> None:
+    picture = case_pictures(cases())["cases"]
+    assert picture.ndim == 3 and picture.dtype == np.uint8 and picture.std() > 10
+    assert case_pictures([]) == {}
