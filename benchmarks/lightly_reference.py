@@ -131,7 +131,7 @@ METHODS = {"moco_v2": MoCo, "barlow_twins": BarlowTwins, "simsiam": SimSiam}
 
 
 def train(model: nn.Module, views: Weights, settings: Mapping[str, Any]) -> list[float]:
-    """The loss of each step: SGD, its rate falling along a cosine to 0, but for SimSiam's predictor (its section 4.2)."""
+    """The loss of each step: SGD, its rate falling to 0 along a cosine, but for SimSiam's predictor (section 4.2)."""
     steps = len(views["view_1"])
     learned = {name: each for name, each in model.named_parameters() if each.requires_grad}
     steady = [each for name, each in learned.items() if name.startswith("prediction.")]

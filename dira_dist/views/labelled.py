@@ -19,7 +19,7 @@ class LabelledViews:
     """What a supervised step works on.
 
     Attributes:
-        images: (B, in_channels, *S) float32 in [0, 1].
+        images: (B, in_channels, *S) float32 in [0, 1]. Of grey images the channels share memory: do not write there.
         masks: (B, *S) int16, -1 where nobody has labelled; none where not asked for.
         sample_ids: (B,) int64.
         targets: (B, K) of a classifier.
@@ -64,37 +64,48 @@ def labelled_views(
         targets: of a classifier; they pass through.
         augmentation: none: the frame as it is.
     """
-    framed = [
-        _framed(
-            images[place : place + 1],
-            None if masks is None else masks[place : place + 1],
-            size,
-            image_size,
-            in_channels,
-            fit,
-        )
-        for place, size in enumerate(sizes_px.tolist())
-    ]
-    found = torch.cat([image for image, _ in framed])
-    found_masks = None if masks is None else torch.cat([mask for _, mask in framed if mask is not None])
+    channels = 1 if images.shape[1] == 1 else in_channels  # grey is repeated at the end, and its noise with it
+    found, found_masks = _frames(images, sizes_px, masks, image_size, channels, fit)
     if augmentation is not None:
         found, found_masks = augment(found, found_masks, sample_ids, epochs, seed=seed, config=augmentation)
+    found = found.expand(-1, in_channels, *found.shape[2:])
     return LabelledViews(found, found_masks, sample_ids, targets)
 
 
-def _framed(
-    image: Tensor,
-    mask: Tensor | None,
-    size_px: Sequence[int],
+def _frames(
+    images: Tensor,
+    sizes_px: Tensor,
+    masks: Tensor | None,
     image_size: int | Sequence[int],
-    in_channels: int,
+    channels: int,
     fit: Fit,
 ) -> tuple[Tensor, Tensor | None]:
-    """One image, (1, C, *canvas), and its mask."""
+    """Images of one size all at once, others each by itself: the same to the last bit."""
+    sizes = sizes_px.tolist()
+    if all(size == sizes[0] for size in sizes):
+        return _framed(images, masks, sizes[0], image_size, channels, fit)
+    alone = [slice(place, place + 1) for place in range(len(images))]
+    framed = [
+        _framed(images[one], None if masks is None else masks[one], size, image_size, channels, fit)
+        for one, size in zip(alone, sizes, strict=True)
+    ]
+    own_masks = [mask for _, mask in framed if mask is not None]
+    return torch.cat([image for image, _ in framed]), torch.cat(own_masks) if own_masks else None
+
+
+def _framed(
+    images: Tensor,
+    masks: Tensor | None,
+    size_px: Sequence[int],
+    image_size: int | Sequence[int],
+    channels: int,
+    fit: Fit,
+) -> tuple[Tensor, Tensor | None]:
+    """Images of one size, (B, C, *canvas), and their masks."""
     own = tuple(map(slice, size_px))
-    image = image[(slice(None), slice(None), *own)]
+    images = images[(slice(None), slice(None), *own)]
     if fit == "crop":
-        assert mask is None, "masks are asked about whole"
-        return center_view(image, image_size, in_channels), None
-    whole = center_view(image, tuple(size_px), in_channels)  # channels and range; the size stays
-    return fit_view(whole, image_size), None if mask is None else fit_mask(mask[(slice(None), *own)], image_size)
+        assert masks is None, "masks are asked about whole"
+        return center_view(images, image_size, channels), None
+    whole = center_view(images, tuple(size_px), channels)  # channels and range; the size stays
+    return fit_view(whole, image_size), None if masks is None else fit_mask(masks[(slice(None), *own)], image_size)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from dira_dist.config import RENAMED_KEYS, RequestError, flatten, mutable_keys
+from dira_dist.jobs.finetune import FinetuneJob
 from dira_dist.jobs.load import dump_job, job_schema, load_job
 from dira_dist.jobs.pretrain import PretrainJob
 from dira_dist.training.optimizer import OptimizerConfig
@@ -131,7 +132,7 @@ def test_what_is_refused_is_named_with_its_remedy(overrides: list[str], words: l
 def test_the_jobs_of_the_project_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     loaded = load_job(path)
-    assert isinstance(loaded.job, PretrainJob)
+    assert isinstance(loaded.job, FinetuneJob if path.stem == "finetune" else PretrainJob)
     jsonschema.validate(yaml.safe_load(path.read_text()), job_schema())
     assert path.stat().st_mode & 0o111, "job files are executable"
 

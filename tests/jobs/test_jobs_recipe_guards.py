@@ -44,7 +44,9 @@ def only(*overrides: str, images: int = 3000, side_px: int = 96) -> str:
     return text
 
 
-@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(each for each in JOBS.glob("*.yaml") if each.name in SETS), ids=lambda path: path.name
+)
 def test_the_jobs_of_the_project_are_not_warned_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert recipe_warnings(load_job(path).job, a_set(*SETS[path.name])) == []

@@ -1,19 +1,15 @@
-"""Frames and augmentation: masks and images stay together, and randomness belongs to the sample."""
+"""Augmentation: masks and images stay together, and randomness belongs to the sample."""
 
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from dira_dist.views.augmentation import AugmentationConfig, augment
-from dira_dist.views.center_view import center_view
-from dira_dist.views.frame_view import fit_mask, fit_view, fitted_size, unfit
-from dira_dist.views.labelled import labelled_views
+from dira_dist.views import AugmentationConfig, augment
 
 NOTHING: dict[str, Any] = {
+    "crop_scale": (1.0, 1.0),
     "rotation_degrees": 0,
     "scale": (1.0, 1.0),
     "translation": 0,
@@ -24,6 +20,7 @@ NOTHING: dict[str, Any] = {
 }
 EACH: dict[str, dict[str, Any]] = {
     "flip": {"flip_probability": 1.0},
+    "crop": {"crop_scale": (0.2, 0.7)},
     "rotation": {"rotation_degrees": 40},
     "scale": {"scale": (0.5, 2.0)},
     "translation": {"translation": 0.3},
@@ -33,7 +30,12 @@ EACH: dict[str, dict[str, Any]] = {
     "noise": {"noise": 0.2},
     "all": {"flip_probability": 0.5, "rotation_degrees": 30, "scale": (0.7, 1.4), "translation": 0.2},
 }
-MOVES = ("flip", "rotation", "scale", "translation", "all")
+EACH["all"] |= EACH["crop"]
+MOVES = ("flip", "crop", "rotation", "scale", "translation", "all")
+PINNED: dict[tuple[int, ...], list[list[float]]] = {
+    (32, 48): [[0.5257, 0.4112, 1.0], [0.2994, 0.2433, 0.9787], [0.2741, 0.7312, 0.998]],
+    (16, 24, 32): [[0.4779, 0.5755, 0.3803, 1.0], [0.404, 0.2817, 0.3123, 0.9461], [0.0, 0.3572, 0.4508, 1.0]],
+}
 
 
 def only(name: str, **more: Any) -> AugmentationConfig:
@@ -49,8 +51,11 @@ BLOCKS = 4
 
 
 def grid(sides: tuple[int, ...], count: int = 3) -> tuple[Tensor, Tensor]:
-    """Images that tell where a pixel came from: a channel for each axis, from 0.1 to 0.9, and one that is 1 inside the
-    frame; and a mask that tells the same, coarsely, by blocks of a quarter of each side."""
+    """Coordinates and the blocks in which they are.
+
+    The images have a channel for each axis, from 0.1 to 0.9 along it, and one that is 1 inside the frame; the masks
+    tell the same coarsely, by blocks of a quarter of each side.
+    """
     places = torch.meshgrid(*(0.1 + 0.8 * (torch.arange(side) + 0.5) / side for side in sides), indexing="ij")
     image = torch.stack([*places, torch.ones(sides)])[None].expand(count, *[-1] * (len(sides) + 1)).contiguous()
     return image, blocks(image)
@@ -94,21 +99,101 @@ def test_it_belongs_to_sample_and_epoch_alone(name: str) -> None:
     assert not torch.equal(whole[0], whole[1]) or name == "flip"
 
 
+def test_neither_order_nor_company_matter() -> None:
+    images, masks = grid((32, 32), 4)
+    images = images * torch.tensor([1.0, 0.9, 0.8, 0.7]).view(4, 1, 1, 1)
+    ids, epochs, order = torch.tensor([5, 900, 2, 7]), torch.tensor([0, 3, 3, 1]), torch.tensor([2, 0, 3, 1])
+    config = AugmentationConfig(flip_probability=0.5, crop_scale=(0.5, 1))
+    found = augment(images, masks, ids, epochs, seed=7, config=config)
+    turned = augment(images[order], masks[order], ids[order], epochs[order], seed=7, config=config)
+    torch.testing.assert_close(turned[0], found[0][order], rtol=0, atol=1e-6)
+    assert found[1] is not None and turned[1] is not None and torch.equal(turned[1], found[1][order])
+    assert not torch.equal(augment(images, masks, ids, epochs, seed=8, config=config)[0], found[0])
+
+
+@pytest.mark.parametrize(("sides", "expected"), PINNED.items())
+def test_every_process_on_every_machine_draws_the_same(sides: tuple[int, ...], expected: list[list[float]]) -> None:
+    """Numbers that were drawn once: they stay, or what was trained could not be trained again."""
+    images, _ = grid(sides)
+    found = changed(images, None, AugmentationConfig(**{**NOTHING, **EACH["all"], **EACH["gamma"], **EACH["noise"]}))[0]
+    centre = found[(slice(None), slice(None), *(side // 2 for side in sides))]
+    torch.testing.assert_close(centre, torch.tensor(expected), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_each_setting_changes_something_and_strength_turns_it_off(name: str) -> None:
     images, masks = grid((32, 32))
     assert not torch.equal(changed(images, masks, only(name))[0], images)
+    still, still_masks = changed(images, masks, only(name, strength=0))
+    assert torch.equal(still, images) and torch.equal(still_masks, masks)
     if name not in ("flip", "all"):
-        still, still_masks = changed(images, masks, only(name, strength=0))
-        assert torch.equal(still, images) and torch.equal(still_masks, masks)
-        weak, strong = (changed(images, masks, only(name, strength=each))[0] for each in (0.5, 1.0))
-        assert (weak - images).abs().mean() < (strong - images).abs().mean()
+        weak, plain, strong = (
+            (changed(images, masks, only(name, strength=each))[0] - images).abs().mean() for each in (0.4, 1.0, 2.0)
+        )
+        assert weak < plain < strong
+
+
+def test_a_low_strength_mirrors_less_and_a_high_one_no_more_than_asked_for() -> None:
+    images = torch.arange(4.0).div(3).expand(2000, 1, 2, 4)
+    for strength, share in ((0.5, 0.25), (1.0, 0.5), (2.0, 0.5)):
+        found, _ = changed(images, None, only("flip", flip_probability=0.5, strength=strength))
+        assert ((found[:, 0, 0, 0] > 0.5).float().mean() - share).abs() < 0.04
+
+
+@pytest.mark.parametrize("sides", [(40, 60), (24, 32, 32)])
+def test_a_crop_is_a_part_of_the_frame_of_the_size_asked_for(sides: tuple[int, ...]) -> None:
+    images, _ = grid(sides, 200)
+    found, _ = changed(images, None, only("crop", crop_scale=(0.25, 0.64)))
+    spans = torch.stack([each.flatten(1).amax(1) - each.flatten(1).amin(1) for each in found[:, :-1].unbind(1)], 1)
+    assert (found[:, -1] > 1 - 1e-4).float().mean() > 0.95, "but for the half pixel of the frame's edge"
+    parts = (spans / 0.8 * torch.tensor(sides) / (torch.tensor(sides) - 1)).prod(1)
+    assert parts.min() > 0.2 and parts.max() < 0.7 and parts.max() - parts.min() > 0.3
+    centres = torch.stack([each.flatten(1).mean(1) for each in found[:, :-1].unbind(1)], 1)
+    assert (centres.mean(0) - 0.5).abs().max() < 0.03 and centres.std(0).min() > 0.05
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_autocast_changes_nothing(name: str) -> None:
+    images, masks = grid((64, 64))
+    config = only(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, found_masks = changed(images, masks, config)
+    plain, plain_masks = changed(images, masks, config)
+    assert torch.equal(found, plain) and torch.equal(found_masks, plain_masks)
+
+
+def test_noise_is_normal_and_independent() -> None:
+    images = torch.full((64, 2, 33, 31), 0.5)
+    found, _ = changed(images, None, only("noise", noise=0.1, strength=0.5))
+    one = found - 0.5
+    deviations = one.flatten(1).std(1)
+    assert deviations.max() < 0.053 and deviations.min() < 0.005, "of each image its own, the largest as asked for"
+    standard = one / deviations.view(-1, 1, 1, 1)
+    assert standard.mean().abs() < 0.01 and (standard.pow(4).mean() - 3).abs() < 0.1
+    for other in (standard.roll(1, -1), standard.roll(1, -2), standard.roll(1, 1), standard.roll(1, 0)):
+        assert (standard * other).mean().abs() < 0.01
 
 
 def test_nothing_is_nothing() -> None:
     images, masks = grid((20, 24))
     found, found_masks = changed(images, masks, AugmentationConfig(**NOTHING))
     assert found is images and found_masks is masks
+
+
+@pytest.mark.parametrize("sides", [(64, 96), (96, 64), (8, 64, 96)])
+def test_a_turned_image_is_not_sheared(sides: tuple[int, ...]) -> None:
+    """From a pixel to the next in the result is as far as in the frame, along both axes, and they stay at right angles;
+    whatever the frame's sides. A volume's first axis is the one that it is turned about."""
+    images, _ = grid(sides, 20)
+    moved, _ = changed(images, None, only("rotation"))
+    inside = moved[:, -1:] > 1 - 1e-4
+    pixels = moved[:, :-1] / 0.8 * torch.tensor(sides).view(1, -1, *(1,) * len(sides))
+    steps = [pixels.diff(dim=axis).narrow(-3 - axis, 0, sides[-3 - axis] - 1) for axis in (-2, -1)]
+    kept = (inside[..., :-1, :-1] & inside[..., 1:, :-1] & inside[..., :-1, 1:]).squeeze(1)
+    for one, other, expected in ((0, 0, 1.0), (1, 1, 1.0), (0, 1, 0.0)):
+        product = (steps[one] * steps[other]).sum(1)[kept]
+        torch.testing.assert_close(product, torch.full_like(product, expected), rtol=0, atol=1e-2)
+    assert len(sides) == 2 or steps[0][:, 0].movedim(1, -1)[kept.movedim(1, -1)].abs().max() < 1e-3
 
 
 def test_a_flip_is_an_exact_mirror() -> None:
@@ -129,47 +214,6 @@ def test_a_range_that_excludes_doing_nothing_is_refused() -> None:
         AugmentationConfig(scale=(1.1, 1.2))
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(8, 90), st.integers(8, 90), st.sampled_from([32, 48]))
-def test_a_whole_image_fits_its_frame_and_comes_back(height: int, width: int, side: int) -> None:
-    image = torch.zeros(1, 1, height, width)
-    box = (slice(height // 4, 3 * height // 4 + 1), slice(width // 4, 3 * width // 4 + 1))
-    image[(0, 0, *box)] = 1
-    framed = fit_view(image, side)
-    rows, columns = fitted_size((height, width), side)
-    assert framed.shape == (1, 1, side, side) and max(rows, columns) == side
-    assert framed[..., rows:, :].sum() == 0 and framed[..., columns:].sum() == 0
-    back = unfit(framed, (height, width))
-    assert back.shape == image.shape
-    for axis, length in ((2, height), (3, width)):
-        places = torch.arange(length, dtype=torch.float32)
-        centre, found = (
-            float((each.sum(dim=5 - axis)[0, 0] * places).sum() / each.sum()) for each in (image, back.clamp_min(0))
-        )
-        assert abs(centre - found) < 0.5 * max(1.0, max(height, width) / side)
-    mask = fit_mask((image[:, 0] > 0).short(), side)
-    assert (mask[:, rows:] == -1).all() and (mask[:, :, columns:] == -1).all()
-    agree = ((mask[:, :rows, :columns] == 1) == (framed[:, 0, :rows, :columns] > 0.5)).float().mean()
-    assert agree > 1 - 8 / min(rows, columns)
-
-
-def test_frames_of_a_padded_batch_are_those_of_single_images() -> None:
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(40, 30), (24, 48), (48, 48)]
-    images = [torch.randint(256, (1, *size), generator=generator, dtype=torch.uint8) for size in sizes]
-    batch = torch.zeros(3, 1, 48, 48, dtype=torch.uint8)
-    masks = torch.full((3, 48, 48), -1, dtype=torch.int16)
-    for place, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
-        batch[place, :, :height, :width] = image
-        masks[place, :height, :width] = (image[0] > 99).short()
-    ids = torch.arange(3)
-    given_all: Any = (batch, torch.tensor(sizes), ids, torch.zeros_like(ids))
-    for fit in ("crop", "fit"):
-        found = labelled_views(
-            *given_all, seed=0, image_size=32, in_channels=1, fit=fit, masks=masks if fit == "fit" else None
-        )
-        for place, image in enumerate(images):
-            whole = center_view(image[None], sizes[place], 1)
-            expected = center_view(image[None], 32, 1) if fit == "crop" else fit_view(whole, 32)
-            assert torch.equal(found.images[place], expected[0])
-    assert found.masks is not None and (found.masks[0, :, 24:] == -1).all() and (found.masks[1, 16:] == -1).all()
+def test_a_crop_larger_than_the_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most 1, the whole frame"):
+        AugmentationConfig(crop_scale=(0.5, 1.2))
