@@ -1,1 +1,3 @@
-"""Fine-tuning: a classifier or a segmenter from few labels, on the machinery that pretraining has."""
+"""The second task: a classifier or a segmenter from few labels, on the machinery that pretraining has."""
+
+from dira_dist.training.finetune.recipe import FinetuneRecipe as FinetuneRecipe
