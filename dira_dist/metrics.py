@@ -4,10 +4,12 @@ Whoever reports, shows, exports, compares or searches by a figure takes its name
 names that begin with its own: ``train/loss/`` for ``train/loss/restorative``.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["max", "min"]
+_NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 
 TRAIN, VAL, TEST, PROBE, SEARCH, SYSTEM = "train/", "val/", "test/", "probe/", "search/", "system/"
 
@@ -37,9 +39,9 @@ class Metric:
     of_views: bool = False
 
     def of(self, member: str) -> str:
-        """The name of a member of the family."""
+        """The name of a member of the family; what MLflow takes in no name, such as of a class, becomes ``_``."""
         assert self.family
-        return f"{self.name}{member}"
+        return f"{self.name}{_NOT_IN_NAMES.sub('_', member)}"
 
     def covers(self, name: str) -> bool:
         """Whether a reported name is this figure, or a member of the family."""

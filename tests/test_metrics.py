@@ -9,7 +9,19 @@ import torch
 from dira_dist import metrics
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.evaluator import reported_metrics
-from dira_dist.metrics import BEST, CATALOGUE, LOSS, PROBE_AUROC, RANKING, RANKME, TRIALS, UNIFORMITY, better, find
+from dira_dist.metrics import (
+    BEST,
+    CATALOGUE,
+    LOSS,
+    PROBE_AUROC,
+    RANKING,
+    RANKME,
+    TEST_FIGURE,
+    TRIALS,
+    UNIFORMITY,
+    better,
+    find,
+)
 from dira_dist.training.meter import Meter
 
 PACKAGE = Path(metrics.__file__).parent
@@ -54,3 +66,8 @@ def test_no_name_is_spelt_a_second_time() -> None:
             constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
             found = {str(value) for value in constants} & names
             assert not found, f"{path}: take them from dira_dist.metrics"
+
+
+def test_a_class_of_any_name_has_a_figure_that_a_tracker_takes() -> None:
+    assert TEST_FIGURE.of("auroc/R&D (left)") == "test/auroc/R_D _left_"
+    assert TEST_FIGURE.of("auroc/Oedème 3.5") == "test/auroc/Oedème 3.5"

@@ -13,6 +13,7 @@ from dira_dist.evaluation.calibration import decided
 from dira_dist.evaluation.classification import ClassPredictions, Floats, Pooling, pooled
 from dira_dist.evaluation.intervals import Figure, Resamples, weighted_mean
 from dira_dist.evaluation.segmentation import CASE_FIGURES, SegmentationCase
+from dira_dist.metrics import Metric
 
 Table = dict[str, dict[str, Any]]
 """By class: figures as ``{value, low, high}``, numbers that are not defined as None, and counts."""
@@ -210,20 +211,20 @@ def _entry(value: float, low: float, high: float) -> dict[str, float | None]:
     }
 
 
-def metrics_of(table: Table, prefix: str) -> dict[str, float]:
-    """A table's means, or its only row, as figures for a tracker, with the ends of their intervals."""
+def metrics_of(table: Table, family: Metric) -> dict[str, float]:
+    """A table's means, or its only row, as figures of a family for a tracker, with the ends of their intervals."""
     row = table.get(MEAN) or next(iter(table.values()), {})
     found: dict[str, float] = {}
     for name, entry in row.items():
         if isinstance(entry, dict) and entry["value"] is not None:
-            found[f"{prefix}{name}"] = entry["value"]
-            found |= {f"{prefix}{name}_{end}": entry[end] for end in ("low", "high") if entry[end] is not None}
+            found[family.of(name)] = entry["value"]
+            found |= {family.of(f"{name}_{end}"): entry[end] for end in ("low", "high") if entry[end] is not None}
     if MEAN in table:
         for label, entries in table.items():
             leading = next((entry for entry in entries.values() if isinstance(entry, dict)), None)
             name = next((name for name, entry in entries.items() if isinstance(entry, dict)), "")
             if label != MEAN and leading is not None and leading["value"] is not None:
-                found[f"{prefix}{name}/{label}"] = leading["value"]
+                found[family.of(f"{name}/{label}")] = leading["value"]
     return found
 
 

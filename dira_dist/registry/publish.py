@@ -11,11 +11,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from dira_dist.config import RequestError, dump_yaml, without_credentials
+from dira_dist.data.store import open_store
 from dira_dist.registry.checkpoint import FoundCheckpoint, download_checkpoint, is_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.lookup import RUN_ADDRESS
 from dira_dist.registry.registry import Metric, Registered, register_version
-from dira_dist.runs.evaluations import ranked_by
+from dira_dist.runs.evaluations import best, ranked_by, read_evaluations
+from dira_dist.runs.report import read_report
 from dira_dist.tracking.config import TrackingConfig, tracking_at
 from dira_dist.tracking.history import newest_pictures
 from dira_dist.tracking.logged_models import checkpoints_of
@@ -89,8 +91,8 @@ def register(
     """Register what a run or a checkpoint holds: also of a job that failed, was stopped, or had no tracking.
 
     Args:
-        source: an MLflow run (``runs:/ID`` or its id), of which the newest checkpoint is taken; or the address of a
-            checkpoint or of a run's folder.
+        source: an MLflow run (``runs:/ID`` or its id), of which the newest checkpoint is taken, or the chosen one
+            where its task chooses; or the address of a checkpoint or of a run's folder.
         name: in the registry; the job's ``tracking.register_as`` if none.
         tracking_uri: MLflow; ``MLFLOW_TRACKING_URI`` if none.
         progress: called with the bytes that are here and the bytes in all.
@@ -104,7 +106,8 @@ def register(
     uri, client = config.uri, connect(config.uri)
     address = _checkpoint_of_run(client, uri, source) or source
     with tempfile.TemporaryDirectory() as scratch:
-        found = download_checkpoint(address, Path(scratch), progress)
+        found = download_checkpoint(address, Path(scratch) / "newest", progress)
+        found, report = _chosen(found, source, Path(scratch) / "chosen", progress)
     job = found.checkpoint.job
     register_as = name or job["tracking"]["register_as"]
     if register_as is None:
@@ -112,7 +115,26 @@ def register(
     config = config.model_copy(update={"register_as": register_as, "experiment": job["tracking"]["experiment"]})
     run_id = found.checkpoint.run_id or _run_afterwards(config, found)
     data = {"address": job["data"]["train"]} | _recorded_data(client, uri, run_id)
-    return publish(config, run_id, found.checkpoint, found.quality, data, timeout_s=0)
+    return publish(config, run_id, found.checkpoint, found.quality, data, report=report, timeout_s=0)
+
+
+def _chosen(
+    found: FoundCheckpoint, source: str, folder: Path, progress: Progress | None
+) -> tuple[FoundCheckpoint, dict[str, bytes]]:
+    """Of a run whose task chooses among its checkpoints the one that was chosen, and the report on it.
+
+    A checkpoint that is asked for by its own address is the one that is meant.
+    """
+    recipe, (parent, _, name) = recipe_of(found.checkpoint.job), found.address.rpartition("/")
+    if not recipe.publishes_best or not parent:
+        return found, {}
+    store = open_store(parent)
+    chosen = best(read_evaluations(store), recipe.ranking(), recipe.better)
+    if chosen is None or (chosen.checkpoint != name and source.rstrip("/") == found.address):
+        return found, {}
+    if chosen.checkpoint != name:
+        found = download_checkpoint(f"{parent}/{chosen.checkpoint}", folder, progress)
+    return found, read_report(store)
 
 
 def _pictures(config: TrackingConfig, run_id: str) -> dict[str, Any]:

@@ -106,6 +106,8 @@ def test_a_killed_worker_changes_nothing_of_what_is_chosen(
     _assert_best_is_published(unbroken, outcome, task)
     again = unbroken.run()
     assert again.already_done and again.model == outcome.model
+    by_hand = dira_dist.register(f"{unbroken.storage}/{unbroken.name}", name=task, tracking_uri=unbroken.database)
+    assert by_hand.version == 1, "the same weights of the same run"
     _assert_used_where_nothing_of_this_is(unbroken, outcome, task, labelled, tmp_path)
 
 

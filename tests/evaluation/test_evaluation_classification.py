@@ -14,6 +14,7 @@ from dira_dist.evaluation.calibration import Calibration, choose_thresholds, fit
 from dira_dist.evaluation.classification import ClassPredictions, plain_chances, pooled
 from dira_dist.evaluation.intervals import Resamples, weighted_mean
 from dira_dist.evaluation.report import class_table, class_tables, markdown_table, metrics_of
+from dira_dist.metrics import TEST_FIGURE
 
 
 def predictions(
@@ -173,7 +174,7 @@ def test_subgroups_by_what_was_kept() -> None:
     }
     assert tables["subgroups"]["sex"]["M"]["c0"]["images"] == 20
     assert set(tables) == {"per_image", "per_group_mean", "per_group_max", "subgroups"}
-    metrics = metrics_of(tables["per_image"], "test/")
+    metrics = metrics_of(tables["per_image"], TEST_FIGURE)
     assert metrics["test/auroc"] == pytest.approx(np.mean([metrics[f"test/auroc/c{place}"] for place in range(3)]))
     assert metrics["test/auroc_low"] < metrics["test/auroc"] < metrics["test/auroc_high"]
 

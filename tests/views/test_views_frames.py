@@ -118,6 +118,20 @@ def test_a_whole_image_fits_its_frame_and_comes_back(size: tuple[int, ...], side
         assert abs(found - expected) < 0.5 * pixel_px
 
 
+@settings(deadline=None, max_examples=40)
+@given(lengths_px, st.sampled_from([16, 32, 48]))
+def test_what_comes_back_lies_where_it_lay(size: tuple[int, ...], side: int) -> None:
+    """A map of where the frame's pixels stand in the image tells each pixel its own place, but for the edges."""
+    taken = fitted_size(size, side)
+    for axis, (length, each) in enumerate(zip(size, taken, strict=True)):
+        stands_at = (torch.arange(side) + 0.5) * length / each
+        framed = stands_at.view(-1, *(1,) * (len(size) - 1 - axis)).expand((side,) * len(size))
+        back = unfit(framed[None, None].contiguous(), size)[0, 0].movedim(axis, 0).flatten(1)
+        places = torch.arange(length) + 0.5
+        inner = (places >= stands_at[0]) & (places <= stands_at[each - 1])
+        torch.testing.assert_close(back[inner], places[inner, None].expand_as(back[inner]), rtol=0, atol=1e-3)
+
+
 def centre_of_mass(image: Tensor) -> list[float]:
     places = torch.meshgrid(*(torch.arange(length, dtype=torch.float64) for length in image.shape), indexing="ij")
     return [float((image * each).sum() / image.sum()) for each in places]

@@ -12,14 +12,14 @@ from dira_dist.evaluation.classification import ClassPredictions, Floats
 from dira_dist.evaluation.report import case_tables, class_tables, markdown_table, metrics_of
 from dira_dist.evaluation.report_pictures import case_pictures, class_pictures
 from dira_dist.evaluation.segmentation import SegmentationCase
-from dira_dist.metrics import TEST, VAL
+from dira_dist.metrics import TEST_FIGURE, VAL_REPORT
 from dira_dist.training.finetune.labels import LabelCoding
 from dira_dist.training.finetune.masks import MaskCoding
 from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe, Segment
 from dira_dist.training.finetune.samples import FinetuneSamples
 from dira_dist.training.validation import Report
 
-_PREFIXES = {"val": f"{VAL}report/", "test": TEST}
+_FAMILIES = {"val": VAL_REPORT, "test": TEST_FIGURE}
 _NOTES = (
     "Intervals are of 95 %, over resamples of {resampled}. A figure that is not defined is n/a and left out of means."
 )
@@ -101,7 +101,7 @@ def _report(
     metrics = {
         key: value
         for name, table in tables.items()
-        for key, value in metrics_of(table["per_image"], _PREFIXES[name]).items()
+        for key, value in metrics_of(table["per_image"], _FAMILIES[name]).items()
     }
     whole = {**found, "resampled": samples.resampled, "drawn": samples.record, "sets": tables, "metrics": metrics}
     own = {"report.json": json.dumps(whole, indent=1).encode(), "report.md": text.encode()}
