@@ -10,6 +10,7 @@ from dira_dist.evaluation.classification import ClassKind, ClassPredictions, pla
 
 Floats = npt.NDArray[np.float64]
 _LEAST = 10  # samples of a class, and without it, from which a slope can be learned at all
+_LEAST_SLOPE = float(np.exp(-4))  # a falling one would turn the order of the samples, and with it AUROC, around
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _temperature_slope(logits: Floats, classes: npt.NDArray[np.int64]) -> float:
 
 
 def _platt(logits: Floats, truth: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """With the targets that Platt takes for the truth, which keep a separable class finite."""
+    """With the targets that Platt takes for the truth, which keep a separable class finite; the slope always rises."""
     from scipy.optimize import minimize
 
     positives, negatives = truth.sum(), (~truth).sum()
@@ -76,7 +77,8 @@ def _platt(logits: Floats, truth: npt.NDArray[np.bool_]) -> tuple[float, float]:
             [(gaps * logits).mean(), gaps.mean()]
         )
 
-    slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+    bounds = [(_LEAST_SLOPE, None), (None, None)]
+    slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds).x
     return float(slope), float(intercept)
 
 

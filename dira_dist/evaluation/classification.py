@@ -55,9 +55,13 @@ class ClassPredictions:
         )
 
     def figures(self) -> dict[str, float]:
-        """The figures of an epoch on ``val``; those of a class with one value are left out, of means, too."""
+        """The figures of an epoch on ``val``; those of a class with one value are left out, of means, too.
+
+        No figure is NaN: what is not defined is not there.
+        """
         chances = plain_chances(self.logits, self.kind)
-        found: dict[str, float] = {VAL_LOSS.name: cross_entropy(self.logits, self.targets, self.kind)}
+        loss = cross_entropy(self.logits, self.targets, self.kind)
+        found: dict[str, float] = {} if np.isnan(loss) else {VAL_LOSS.name: loss}
         ones = np.ones((1, len(self)))
         for metric, figure in ((VAL_AUROC, auroc), (VAL_AVERAGE_PRECISION, average_precision)):
             values = [
@@ -82,6 +86,8 @@ class ClassPredictions:
             right = np.equal(chances > 0.5, self.targets == 1)
             return {VAL_ACCURACY.name: float(right[known].mean())} if known.any() else {}
         rows = ~np.isnan(self.targets).any(axis=1)
+        if not rows.any():
+            return {}
         truth, said = self.targets[rows].argmax(1), chances[rows].argmax(1)
         recalls = [float((said[truth == place] == place).mean()) for place in np.unique(truth)]
         return {
@@ -151,13 +157,14 @@ def average_precision(chances: Floats, truth: Bools, weights: Floats) -> Floats:
     if not truth.any():
         return np.full(len(weights), np.nan)
     order = np.argsort(-chances, kind="stable")
-    hits = np.cumsum(weights[:, order] * truth[order], axis=1)
-    taken = np.cumsum(weights[:, order], axis=1)
-    ends = np.append(np.flatnonzero(np.diff(chances[order])), len(order) - 1)  # those alike are taken together
-    hits, taken = hits[:, ends], taken[:, ends]
+    levels, positives = -chances[order], np.flatnonzero(truth[order])
+    last = np.searchsorted(levels, levels[positives], side="right") - 1  # those alike are taken together
+    taken = np.cumsum(weights[:, order], axis=1)[:, last]
+    gains = weights[:, order[positives]]
+    found = np.cumsum(gains, axis=1)
+    hits = found[:, np.searchsorted(levels[positives], levels[positives], side="right") - 1]
     precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
-    gains = np.diff(hits, axis=1, prepend=0)
-    return _share((gains * precision).sum(axis=1), hits[:, -1])
+    return _share((gains * precision).sum(axis=1), found[:, -1])
 
 
 def sensitivity(said: Bools, truth: Bools, weights: Floats) -> Floats:
@@ -183,8 +190,8 @@ def brier(chances: Floats, truth: Bools, weights: Floats) -> Floats:
 def calibration_error(chances: Floats, truth: Bools, weights: Floats) -> Floats:
     """Expected calibration error over ten bins of equal width (Naeini et al., AAAI 2015)."""
     bins = np.minimum((chances * BINS).astype(int), BINS - 1)
-    gaps = [np.abs(weights[:, bins == place] @ (chances - truth)[bins == place]) for place in range(BINS)]
-    return _share(np.sum(gaps, axis=0), weights.sum(axis=1))
+    gaps = (chances - truth)[:, None] * (bins[:, None] == np.arange(BINS))
+    return _share(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
 
 
 def _share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:

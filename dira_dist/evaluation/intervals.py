@@ -3,10 +3,14 @@
 Images of a patient are alike, so that drawing images again would make intervals too narrow. Groups are drawn with
 replacement, and each image counts as often as its group was drawn (the cluster bootstrap; Field & Welsh, *JRSS B* 69,
 2007). Ends are percentiles, a little further out than 2.5 and 97.5 where there are few groups (Hesterberg, *The
-American Statistician* 69, 2015, section 4.2): else intervals would be too narrow.
+American Statistician* 69, 2015, section 4.2): else intervals would be too narrow. Few they are, too, where few
+have what a figure is of: an AUROC of 8 positive patients among 100 is as sure as those 8 allow.
+
+Two models that were measured on the same samples are compared by the figure ``first(weights) - second(weights)``: each
+draw is of the same patients for both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,35 +46,69 @@ class Resamples:
         self._groups, self._draws, self._seed = len(names), draws, seed
 
     def measure(self, figure: Figure) -> Measured:
-        """The figure with its interval."""
-        samples = len(self._group_of)
-        value = float(figure(np.ones((1, samples)))[0])
-        if np.isnan(value):
-            return Measured(value, np.nan, np.nan)
-        found = self.distribution(figure)
-        if np.isnan(found).all():
-            return Measured(value, np.nan, np.nan)
-        low, high = np.nanpercentile(found, self._percentiles())
-        return Measured(value, float(low), float(high))
+        """The figure with its interval, see :meth:`measure_all`."""
+        return self.measure_all({"": figure})[""]
 
-    def _percentiles(self) -> tuple[float, float]:
+    def measure_all(
+        self, figures: Mapping[str, Figure], telling: Mapping[str, int] | None = None
+    ) -> dict[str, Measured]:
+        """Each figure with its interval, the same draws for all.
+
+        Args:
+            figures: by name.
+            telling: how many groups a figure hangs on, such as those that are positive; all where it does not say. Of
+                one alone there is no interval: it tells nothing of others.
+        """
+        once = np.ones((1, len(self._group_of)))
+        values = {name: float(figure(once)[0]) for name, figure in figures.items()}
+        counts = {name: (telling or {}).get(name, self._groups) for name in figures}
+        known = {name: each for name, each in figures.items() if not np.isnan(values[name]) and counts[name] > 1}
+        drawn = self._distributions(known) if known else {}
+        ends = {name: self._ends(found, counts[name]) for name, found in drawn.items()}
+        return {name: Measured(value, *ends.get(name, (np.nan, np.nan))) for name, value in values.items()}
+
+    @classmethod
+    def _ends(cls, found: Floats, groups: int) -> tuple[float, float]:
+        if np.isnan(found).all():
+            return np.nan, np.nan
+        low, high = np.nanpercentile(found, cls._percentiles(groups))
+        return float(low), float(high)
+
+    @staticmethod
+    def _percentiles(groups: int) -> tuple[float, float]:
         """Those whose distance is that of Student's t, and of a variance over n - 1 and not n."""
         from scipy.stats import norm, t
 
-        groups = max(2, self._groups)
         reach = t.ppf(0.975, groups - 1) * np.sqrt(groups / (groups - 1))
         return 100 * float(norm.cdf(-reach)), 100 * float(norm.cdf(reach))
 
-    def distribution(self, figure: Figure) -> Floats:
-        """(R,) the figure under each draw."""
+    def _distributions(self, figures: Mapping[str, Figure]) -> dict[str, Floats]:
+        """(R,) each figure under each draw; drawn once for all of them."""
         generator = np.random.default_rng(self._seed)
         block = max(1, _BLOCK_NUMBERS // len(self._group_of))
-        parts = []
+        parts: dict[str, list[Floats]] = {name: [] for name in figures}
         for start in range(0, self._draws, block):
             count = min(block, self._draws - start)
             often = generator.multinomial(self._groups, np.full(self._groups, 1 / self._groups), size=count)
-            parts.append(figure(often[:, self._group_of].astype(np.float64)))
-        return np.concatenate(parts)
+            weights = often[:, self._group_of].astype(np.float64)
+            for name, figure in figures.items():
+                parts[name].append(figure(weights))
+        return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+def all_or_none(measured: Measured, groups: int) -> Measured:
+    """A share that is 0 or 1, with the ends of Clopper & Pearson (*Biometrika* 26, 1934), each group one trial.
+
+    Drawing again what is all alike tells nothing: five of five would seem to be sure. Other shares stay as they are.
+
+    Args:
+        measured: the share.
+        groups: how many it is of.
+    """
+    if measured.value not in (0, 1) or not groups:
+        return measured
+    least = float(0.025 ** (1 / groups))
+    return Measured(1.0, least, 1.0) if measured.value else Measured(0.0, 0.0, 1 - least)
 
 
 def weighted_mean(values: Floats) -> Figure:

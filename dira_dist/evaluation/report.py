@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from dataclasses import asdict
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ import numpy.typing as npt
 from dira_dist.evaluation import classification as of_classes
 from dira_dist.evaluation.calibration import decided
 from dira_dist.evaluation.classification import ClassPredictions, Floats, Pooling, pooled
-from dira_dist.evaluation.intervals import Figure, Resamples, weighted_mean
-from dira_dist.evaluation.segmentation import CASE_FIGURES, SegmentationCase
+from dira_dist.evaluation.intervals import Figure, Measured, Resamples, all_or_none, weighted_mean
+from dira_dist.evaluation.segmentation import CASE_FIGURES, HD95, IN_MM, OF_SURFACES, SegmentationCase
 from dira_dist.metrics import Metric
 
 Table = dict[str, dict[str, Any]]
-"""By class: figures as ``{value, low, high}``, numbers that are not defined as None, and counts."""
+"""By class: figures as ``{value, low, high}``, numbers that are not defined as None, and counts.
+
+Those of masks say of how many ``cases`` they are, and those of surfaces the ``unit`` of distances.
+"""
 
 MEAN = "mean"
 _OF_CHANCES = {"auroc": of_classes.auroc, "average_precision": of_classes.average_precision}
@@ -26,8 +30,18 @@ _OF_DECISIONS = {
     "specificity": of_classes.specificity,
     "f1": of_classes.f1,
 }
+_TITLES = {
+    "auroc": "AUROC",
+    "f1": "F1",
+    "brier": "Brier",
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95",
+    "surface_dice": "surface Dice",
+}
 CLASS_FIGURES = (*_OF_CHANCES, *_OF_DECISIONS, *_OF_CALIBRATION)
-_BANDS = (0, 18, 40, 65, 200)
+_BANDS = (0, 18, 40, 65, 90)
+_OLDEST = "90+"
 _MOST_VALUES = 12
 _LEAST_IN_SUBGROUP = 10
 
@@ -64,13 +78,23 @@ def _class_row(
         "prevalence": float(truth.mean()) if len(truth) else None,
     }
     if not len(known):
-        return counts | {name: _entry(math.nan, math.nan, math.nan) for name in CLASS_FIGURES}
-    resamples = Resamples(groups, draws)
+        return counts | {name: _entry(Measured(math.nan, math.nan, math.nan)) for name in CLASS_FIGURES}
     figures: dict[str, Figure] = {
         **{name: _bound(function, chances, truth) for name, function in (_OF_CHANCES | _OF_CALIBRATION).items()},
         **{name: _bound(function, said, truth) for name, function in _OF_DECISIONS.items()},
     }
-    return counts | {name: _measured(resamples, figures[name]) for name in CLASS_FIGURES}
+    having = {True: len({groups[row] for row in np.flatnonzero(truth)})}
+    having[False] = len({groups[row] for row in np.flatnonzero(~truth)})
+    found = Resamples(groups, draws).measure_all(figures, _telling(having))
+    for name, kind in (("sensitivity", True), ("specificity", False)):
+        found[name] = all_or_none(found[name], having[kind])
+    return counts | {name: _entry(found[name]) for name in CLASS_FIGURES}
+
+
+def _telling(having: Mapping[bool, int]) -> dict[str, int]:
+    """How many groups each figure hangs on, of those with and without a class; Brier and calibration on all."""
+    both = dict.fromkeys(("auroc", "average_precision", "f1"), min(having.values()))
+    return both | {"sensitivity": having[True], "specificity": having[False]}
 
 
 def _mean_row(predictions: ClassPredictions, chances: Floats, draws: int) -> dict[str, Any]:
@@ -88,9 +112,10 @@ def _mean_row(predictions: ClassPredictions, chances: Floats, draws: int) -> dic
 
         return figure
 
-    resamples = Resamples(predictions.groups, draws)
     counts = {"images": len(predictions), "groups": len(set(predictions.groups))}
-    return counts | {name: _measured(resamples, mean_of(function)) for name, function in _OF_CHANCES.items()}
+    figures = {name: mean_of(function) for name, function in _OF_CHANCES.items()}
+    found = Resamples(predictions.groups, draws).measure_all(figures)
+    return counts | {name: _entry(each) for name, each in found.items()}
 
 
 def _mean_of_known(found: Floats) -> Floats:
@@ -127,26 +152,62 @@ def class_tables(
 
 
 def case_table(cases: Sequence[SegmentationCase], outputs: Sequence[str], draws: int) -> Table:
-    """Means over the cases of each output and over all outputs, and how often it is seen whether anything is there."""
+    """Means over the cases of each output and over all outputs, and how often it is seen whether anything is there.
+
+    Distances in mm and in pixels have no mean: where the spacing of some cases is known, surfaces are of those alone.
+    """
     if not cases:
         return {}
-    resamples = Resamples([case.group for case in cases], draws)
+    groups = [case.group for case in cases]
     table: Table = {}
     for place, output in enumerate(outputs):
         there = np.array([case.figures["there"][place] for case in cases]) > 0
         said = np.array([case.figures["said"][place] for case in cases]) > 0
-        row: dict[str, Any] = {"images": len(cases), "with": int(there.sum())}
-        for name in CASE_FIGURES:
-            values = np.array([case.figures[name][place] for case in cases], dtype=np.float64)
-            row[name] = _measured(resamples, weighted_mean(values)) | {"cases": int((~np.isnan(values)).sum())}
-        for name in ("sensitivity", "specificity"):
-            row[f"presence_{name}"] = _measured(resamples, _bound(_OF_DECISIONS[name], said, there))
-        table[output] = row
+        counts = {"images": len(cases), "with": int(there.sum())}
+        values = {name: _values(cases, name)[place] for name in CASE_FIGURES}
+        table[output] = counts | _of_cases(cases, values, draws) | _presence(groups, said, there, draws)
     if len(outputs) > 1:
-        table[MEAN] = {"images": len(cases)} | {
-            name: _measured(resamples, _mean_over_outputs(cases, name)) for name in CASE_FIGURES
-        }
+        means = {name: _values(cases, name) for name in CASE_FIGURES}
+        table[MEAN] = {"images": len(cases)} | _of_cases(cases, means, draws)
     return table
+
+
+def _values(cases: Sequence[SegmentationCase], name: str) -> Floats:
+    """(K, N) a figure of N cases; of surfaces NaN where it is in pixels and others are in mm."""
+    values = np.array([case.figures[name] for case in cases], dtype=np.float64).T
+    if name in OF_SURFACES and _in_mm(cases).any():
+        values[:, ~_in_mm(cases)] = np.nan
+    return values
+
+
+def _in_mm(cases: Sequence[SegmentationCase]) -> npt.NDArray[np.bool_]:
+    return np.array([case.figures[IN_MM][0] > 0 for case in cases])
+
+
+def _of_cases(cases: Sequence[SegmentationCase], values: Mapping[str, Floats], draws: int) -> dict[str, Any]:
+    """Means by name of the figure, of (N,) values or over the K rows of (K, N), and how many cases have any."""
+    unit = "mm" if _in_mm(cases).any() else "px"
+    groups, rows = [case.group for case in cases], {name: np.atleast_2d(each) for name, each in values.items()}
+    places = {name: np.flatnonzero(~np.isnan(each).all(axis=0)).tolist() for name, each in rows.items()}
+    telling = {name: len({groups[place] for place in known}) for name, known in places.items()}
+    figures = {name: _mean_figure(each) for name, each in rows.items()}
+    return {
+        name: _entry(found) | {"cases": len(places[name])} | ({"unit": unit} if name in OF_SURFACES else {})
+        for name, found in Resamples(groups, draws).measure_all(figures, telling).items()
+    }
+
+
+def _presence(
+    groups: Sequence[str], said: npt.NDArray[np.bool_], there: npt.NDArray[np.bool_], draws: int
+) -> dict[str, Any]:
+    """Whether anything is there at all, and is said to be."""
+    row = {}
+    for name, among in (("sensitivity", there), ("specificity", ~there)):
+        groups_of = len(set(compress(groups, among)))
+        figures = {name: _bound(_OF_DECISIONS[name], said, there)}
+        found = Resamples(groups, draws).measure_all(figures, {name: groups_of})[name]
+        row[f"presence_{name}"] = _entry(all_or_none(found, groups_of)) | {"cases": int(among.sum())}
+    return row
 
 
 def case_tables(
@@ -166,9 +227,9 @@ def case_tables(
     }
 
 
-def _mean_over_outputs(cases: Sequence[SegmentationCase], name: str) -> Figure:
-    columns = np.array([case.figures[name] for case in cases], dtype=np.float64).T
-    return lambda weights: _mean_of_known(np.stack([weighted_mean(values)(weights) for values in columns]))
+def _mean_figure(values: Floats) -> Figure:
+    """The mean over K rows of the means of their N values."""
+    return lambda weights: _mean_of_known(np.stack([weighted_mean(row)(weights) for row in values]))
 
 
 def _parts(columns: Sequence[Mapping[str, Any]], name: str) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
@@ -187,28 +248,22 @@ def _text(value: Any) -> str:
 
 
 def _band(value: Any) -> str:
-    """A number's band; ``90+`` is one of its own kind, and what is no number stays."""
+    """A number's band, as ages have them; nothing where it is NaN or below 0, and what is no number stays."""
     try:
         number = float(str(value).removesuffix("+"))
     except ValueError:
         return _text(value)
-    return next(f"{low}-{high - 1}" for low, high in pairwise(_BANDS) if number < high)
+    if math.isnan(number) or number < 0:
+        return ""
+    return next((f"{low}-{high - 1}" for low, high in pairwise(_BANDS) if number < high), _OLDEST)
 
 
 def _bound(function: Callable[..., Floats], *arguments: Any) -> Figure:
     return lambda weights: function(*arguments, weights)
 
 
-def _measured(resamples: Resamples, figure: Figure) -> dict[str, float | None]:
-    found = resamples.measure(figure)
-    return _entry(found.value, found.low, found.high)
-
-
-def _entry(value: float, low: float, high: float) -> dict[str, float | None]:
-    return {
-        name: None if math.isnan(number) else number
-        for name, number in (("value", value), ("low", low), ("high", high))
-    }
+def _entry(found: Measured) -> dict[str, Any]:
+    return {name: None if math.isnan(number) else number for name, number in asdict(found).items()}
 
 
 def metrics_of(table: Table, family: Metric) -> dict[str, float]:
@@ -229,23 +284,38 @@ def metrics_of(table: Table, family: Metric) -> dict[str, float]:
 
 
 def markdown_table(table: Table, counts: Sequence[str]) -> Iterator[str]:
-    """A table as Markdown: counts first, then each figure with its interval; ``n/a`` where it is not defined."""
-    figures = list(
-        dict.fromkeys(name for row in table.values() for name, each in row.items() if isinstance(each, dict))
-    )
-    yield "| | " + " | ".join([*counts, *(name.replace("_", " ") for name in figures)]) + " |"
-    yield "| --- |" + " --- |" * (len(counts) + len(figures))
+    """A table as Markdown: counts first, then each figure with its interval; ``n/a`` where it is not defined.
+
+    A figure that is of fewer images than its row says of how many: ``4.21 (3.10 to 5.00; n = 9)``.
+    """
+    figures = {name: each for row in table.values() for name, each in row.items() if isinstance(each, dict)}
+    titles = [_title(name, each) for name, each in figures.items()]
+    yield "| | " + " | ".join([*counts, *titles]) + " |"
+    yield "| --- |" + " ---: |" * (len(counts) + len(figures))
     for label, row in table.items():
-        cells = [_cell(row.get(name)) for name in (*counts, *figures)]
-        yield f"| {label.replace('|', '/')} | " + " | ".join(cells) + " |"
+        cells = [_figure(row.get(name), row["images"]) for name in figures]
+        yield (
+            f"| {label.replace('|', '/')} | " + " | ".join([*(_count(row.get(name)) for name in counts), *cells]) + " |"
+        )
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        if value["value"] is None:
-            return "n/a"
-        ends = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
-        return f"{value['value']:.3f}{ends}"
+def _title(name: str, entry: Mapping[str, Any]) -> str:
+    """A figure's name as people write it; a distance with its unit."""
+    title = _TITLES.get(name, name.replace("_", " "))
+    return f"{title} ({entry['unit']})" if name == HD95 and "unit" in entry else title
+
+
+def _figure(entry: Mapping[str, Any] | None, images: int) -> str:
+    if entry is None or entry["value"] is None:
+        return "" if entry is None else "n/a"
+    digits = 2 if "unit" in entry and entry["value"] > 1 else 3
+    ends = "" if entry["low"] is None else f"{entry['low']:.{digits}f} to {entry['high']:.{digits}f}"
+    cases = f"n = {entry['cases']:,}" if entry.get("cases", images) != images else ""
+    behind = "; ".join(filter(None, (ends, cases)))
+    return f"{entry['value']:.{digits}f}" + (f" ({behind})" if behind else "")
+
+
+def _count(value: float | int | None) -> str:
     if value is None:
         return ""
     return f"{value:.1%}" if isinstance(value, float) else f"{value:,}"

@@ -4,15 +4,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dira_dist.drawing import Picture, drawn
-from dira_dist.evaluation.classification import BINS, ClassPredictions, Floats
+from dira_dist.evaluation.classification import BINS, ClassPredictions, Floats, auroc, average_precision
 from dira_dist.evaluation.segmentation import DICE, SegmentationCase
 
 _SIDE_IN, _DPI = 4.2, 110
 _SHOWN = 4
+_PLAIN_COLOURS = 10
+_IN_A_LINE = 4  # of the legend
 _TRUE, _SAID = "#2fbf4f", "#ff5a36"
 
 
@@ -23,28 +26,51 @@ def class_pictures(predictions: ClassPredictions, chances: Floats) -> dict[str, 
         predictions: the truth.
         chances: (N, K) calibrated.
     """
-    figure = Figure(figsize=(3 * _SIDE_IN, _SIDE_IN), layout="constrained")
+    classes = list(_known_classes(predictions, chances))
+    lines = -(-len(classes) // _IN_A_LINE)
+    figure = Figure(figsize=(3 * _SIDE_IN, _SIDE_IN + 0.4 + 0.17 * lines), layout="constrained")
     roc, recall, reliability = figure.subplots(1, 3)
-    for name, found, truth in _known_classes(predictions, chances):
-        order = np.argsort(-found, kind="stable")
-        hits = np.concatenate([[0], np.cumsum(truth[order])])
-        misses = np.concatenate([[0], np.cumsum(~truth[order])])
-        roc.plot(misses / misses[-1], hits / hits[-1], label=name)
-        recall.plot(hits[1:] / hits[-1], hits[1:] / np.arange(1, len(hits)), label=name)
+    palette = colormaps["tab20" if len(classes) > _PLAIN_COLOURS else "tab10"]
+    for axes in (roc, recall, reliability):
+        axes.set_prop_cycle(color=list(palette(np.arange(palette.N))))
+    for name, found, truth in classes:
+        hits, misses = curve(found, truth)
+        ones = np.ones((1, len(truth)))
+        area = f"{name}: AUROC {auroc(found, truth, ones)[0]:.3f}, "
+        roc.plot(
+            misses / misses[-1], hits / hits[-1], label=area + f"AP {average_precision(found, truth, ones)[0]:.3f}"
+        )
+        precision = hits[1:] / (hits[1:] + misses[1:])
+        (line,) = recall.plot(hits / hits[-1], [precision[0], *precision], drawstyle="steps-pre", label=name)
+        recall.axhline(truth.mean(), color=line.get_color(), linewidth=0.7, linestyle=":")
         _draw_reliability(reliability, found, truth, name)
     for axes, title, across, up in (
         (roc, "ROC", "1 - specificity", "sensitivity"),
-        (recall, "precision and recall", "recall", "precision"),
+        (recall, "precision and recall (dotted: prevalence)", "recall", "precision"),
         (reliability, "calibration", "chance, as the model says it", "share that has it"),
     ):
         axes.set(title=title, xlabel=across, ylabel=up, xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
         if axes is not recall:
             axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
-    roc.legend(fontsize=7, loc="lower right")
+    if classes:
+        figure.legend(*roc.get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=_IN_A_LINE)
     pictures = {"curves": drawn(figure, _DPI)}
     if predictions.kind == "multiclass":
         pictures["confusion"] = _confusion(predictions, chances)
     return pictures
+
+
+def curve(chances: Floats, truth: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """True and false positives above each threshold, from none to all; samples with the same chance come together.
+
+    Args:
+        chances: (N,).
+        truth: (N,).
+    """
+    order = np.argsort(-chances, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(chances[order])), len(order) - 1)
+    hits, misses = (np.cumsum(kind[order], dtype=np.float64)[ends] for kind in (truth, ~truth))
+    return np.concatenate([[0], hits]), np.concatenate([[0], misses])
 
 
 def _known_classes(
@@ -91,8 +117,11 @@ def _confusion(predictions: ClassPredictions, chances: Floats) -> Picture:
 
 
 def case_pictures(cases: Sequence[SegmentationCase]) -> dict[str, Picture]:
-    """The worst and the best cases by their mean Dice, with the outlines of truth (green) and model (red)."""
-    seen = [case for case in cases if case.image is not None]
+    """The worst and the best cases by their mean Dice, with the outlines of truth (green) and model (red).
+
+    Where neither has anything there is no Dice, and nothing to look at.
+    """
+    seen = [case for case in cases if case.image is not None and not np.isnan(case.figures[DICE]).all()]
     if not seen:
         return {}
     order = sorted(seen, key=lambda case: _mean_dice(case))
@@ -107,8 +136,7 @@ def case_pictures(cases: Sequence[SegmentationCase]) -> dict[str, Picture]:
 
 
 def _mean_dice(case: SegmentationCase) -> float:
-    values = np.asarray(case.figures[DICE], dtype=np.float64)
-    return float(np.nanmean(values)) if not np.isnan(values).all() else 1.0
+    return float(np.nanmean(case.figures[DICE]))
 
 
 def _draw_case(axes: Axes, case: SegmentationCase, title: str) -> None:

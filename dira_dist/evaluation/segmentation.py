@@ -18,6 +18,8 @@ Pixels = npt.NDArray[np.uint8]
 
 DICE, IOU, HD95, SURFACE_DICE, VOLUME_ERROR = "dice", "iou", "hd95", "surface_dice", "volume_error"
 CASE_FIGURES = (DICE, IOU, HD95, SURFACE_DICE, VOLUME_ERROR)
+OF_SURFACES = (HD95, SURFACE_DICE)
+IN_MM = "in_mm"
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,11 @@ def case_figures(
         surfaces: whether surfaces are compared.
 
     Returns:
-        (K,) lists. ``volume_error`` is relative to the true volume; ``hd95`` is the 95th percentile of the distances of
-        both surfaces. ``there`` and ``said`` tell whether anything is there, and is said to be.
+        (K,) lists. ``volume_error`` is relative to the true volume; ``hd95`` is the larger of the 95th percentiles of
+        each surface's distances from the other. ``there`` and ``said`` tell whether anything is there, and is said to
+        be; ``in_mm`` whether distances and tolerance are in mm.
     """
-    found: dict[str, list[float]] = {name: [] for name in (*CASE_FIGURES, "there", "said")}
+    found: dict[str, list[float]] = {name: [] for name in (*CASE_FIGURES, "there", "said", IN_MM)}
     for one, other in zip(predicted & valid, truth & valid, strict=True):
         common, said, there = float((one & other).sum()), float(one.sum()), float(other.sum())
         both = said + there
@@ -73,6 +76,7 @@ def case_figures(
         found[VOLUME_ERROR].append((said - there) / there if there else np.nan)
         found["there"].append(float(there > 0))
         found["said"].append(float(said > 0))
+        found[IN_MM].append(float(spacing_mm is not None))
         distance, share = (np.nan, np.nan)
         if surfaces and said and there:
             distance, share = _surfaces(one, other, spacing_mm or (1.0,) * one.ndim, tolerance)
@@ -84,14 +88,19 @@ def case_figures(
 
 
 def _surfaces(one: Bools, other: Bools, spacing: Sequence[float], tolerance: float) -> tuple[float, float]:
-    """The 95th percentile of the distances between two surfaces, and the share of both within the tolerance (Nikolov et
-    al., *JMIR* 2021). A surface is the pixels of a mask that touch what is none of it."""
+    """The larger of the 95th percentiles of the distances from one surface to the other and back (Huttenlocher et al.,
+    *IEEE TPAMI* 15, 1993, with a percentile in place of the maximum), and the share of both within the tolerance
+    (Nikolov et al., *JMIR* 2021). A surface is the pixels of a mask that touch what is none of it.
+
+    One percentile of both directions together would hide a piece far off that makes 5 to 10 % of one surface.
+    """
     from scipy import ndimage
 
     borders = [mask & ~ndimage.binary_erosion(mask, border_value=0) for mask in (one, other)]
     away = [ndimage.distance_transform_edt(~border, sampling=spacing) for border in borders]
-    distances = np.concatenate([away[1][borders[0]], away[0][borders[1]]])
-    return float(np.percentile(distances, 95)), float((distances <= tolerance).mean())
+    there, back = away[1][borders[0]], away[0][borders[1]]
+    hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
+    return float(hd95), float((np.concatenate([there, back]) <= tolerance).mean())
 
 
 def val_figures(cases: Sequence[SegmentationCase], outputs: Sequence[str]) -> dict[str, float]:

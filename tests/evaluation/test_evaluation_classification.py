@@ -1,5 +1,6 @@
 """Figures of classifiers against scikit-learn and plain statements, and intervals against a truth that is known."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,24 @@ def test_temperature_is_found_again() -> None:
     assert fit_calibration(made).slopes[0] == pytest.approx(1 / 3, rel=0.1)
 
 
+def test_what_nobody_knows_gives_no_figure() -> None:
+    for kind in ("multiclass", "multilabel"):
+        made = predictions(kind=kind)
+        made.targets[:] = np.nan
+        assert made.figures() == {}
+
+
+def test_calibration_never_turns_the_order_of_the_samples_around() -> None:
+    made = predictions(count=200, classes=1, kind="binary")
+    logits = -made.logits  # worse than chance on val
+    found = fit_calibration(replace(made, logits=logits))
+    chances = found.chances(logits)[:, 0]
+    assert found.slopes[0] > 0
+    truth = made.targets[:, 0]
+    assert sk.roc_auc_score(truth, chances) == pytest.approx(sk.roc_auc_score(truth, logits[:, 0]), abs=2e-3)
+    assert chances.mean() == pytest.approx(truth.mean(), abs=0.02), "nor does it say more than how common the class is"
+
+
 def test_platt_is_found_again_and_few_samples_are_left_alone() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(size=(4000, 2))
@@ -169,7 +188,7 @@ def test_subgroups_by_what_was_kept() -> None:
     )
     assert {name: list(parts) for name, parts in tables["subgroups"].items()} == {
         "sex": ["F", "M"],
-        "age": ["0-17", "18-39", "65-199"],
+        "age": ["0-17", "18-39", "90+"],
         "view": [],
     }
     assert tables["subgroups"]["sex"]["M"]["c0"]["images"] == 20

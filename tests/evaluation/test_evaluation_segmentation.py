@@ -1,12 +1,13 @@
 """Figures of masks against MONAI and surface-distance, which the code itself does not use."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from monai.metrics import DiceMetric, MeanIoU
+from monai.metrics import DiceMetric, HausdorffDistanceMetric, MeanIoU, SurfaceDiceMetric
 from scipy import ndimage
 from surface_distance import compute_robust_hausdorff, compute_surface_dice_at_tolerance, compute_surface_distances
 
@@ -30,6 +31,28 @@ def test_overlap_is_that_of_monai(shape: tuple[int, ...]) -> None:
     assert all(math.isnan(value) for value in found["hd95"])
     volumes = [mask.reshape(2, -1).sum(1) for mask in (said, truth)]
     assert found["volume_error"] == pytest.approx((volumes[0] / volumes[1] - 1).tolist())
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
+@pytest.mark.parametrize(("shape", "spacing"), [((40, 56), (0.7, 1.3)), ((20, 24, 28), (2.5, 0.8, 1.0))])
+def test_surfaces_are_those_of_monai(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+    """Masks that touch the edges of the image among them."""
+    said, truth = blobs(0, shape), blobs(1, shape)
+    found = case_figures(said, truth, np.ones(shape, dtype=bool), spacing, tolerance=1.5)
+    pair = [torch.from_numpy(mask[None].astype(np.float32)) for mask in (said, truth)]
+    distance = HausdorffDistanceMetric(include_background=True, percentile=95, reduction="none")
+    share = SurfaceDiceMetric([1.5, 1.5], include_background=True, reduction="none")
+    assert found["hd95"] == pytest.approx(distance(*pair, spacing=list(spacing))[0].tolist(), rel=1e-5)
+    assert found["surface_dice"] == pytest.approx(share(*pair, spacing=list(spacing))[0].tolist(), rel=1e-5)
+
+
+def test_a_small_piece_far_off_is_not_hidden() -> None:
+    """Between a twentieth and a tenth of one surface: over both surfaces together it would be less than 5 %."""
+    truth = np.zeros((1, 200, 200), dtype=bool)
+    truth[0, 20:70, 20:70] = True
+    said = truth.copy()
+    said[0, 150:154, 150:154] = True
+    assert case_figures(said, truth, np.ones((200, 200), dtype=bool), None)["hd95"][0] > 100
 
 
 @pytest.mark.filterwarnings("ignore:Please import")
@@ -95,6 +118,23 @@ def test_means_leave_out_what_is_not_defined_and_count_it() -> None:
 
 
 def test_the_worst_and_the_best_are_drawn() -> None:
-    picture = case_pictures(cases())["cases"]
+    made = cases()
+    picture = case_pictures(made)["cases"]
     assert picture.ndim == 3 and picture.dtype == np.uint8 and picture.std() > 10
     assert case_pictures([]) == {}
+    empty = [replace(case, figures={**case.figures, "dice": [math.nan, math.nan]}) for case in made]
+    assert case_pictures(empty) == {}, "nothing is there, and nothing is said to be"
+    assert np.array_equal(case_pictures([*made, *empty])["cases"], picture)
+
+
+def test_distances_in_mm_and_in_pixels_have_no_mean() -> None:
+    made = []
+    for number, spacing in enumerate([(0.5, 0.5), (0.5, 0.5), None]):
+        said, truth = blobs(number, (24, 24)), blobs(number + 5, (24, 24))
+        figures = case_figures(said, truth, np.ones((24, 24), dtype=bool), spacing)
+        made.append(SegmentationCase(f"k{number}", f"p{number}", figures=figures))
+    row = case_table(made, ("a", "b"), 50)["a"]
+    assert row["hd95"]["unit"] == "mm" and row["hd95"]["cases"] == 2 and row["dice"]["cases"] == 3
+    assert row["hd95"]["value"] == pytest.approx(np.mean([case.figures["hd95"][0] for case in made[:2]]))
+    alone = case_table(made[2:], ("a", "b"), 50)["a"]["hd95"]
+    assert alone["unit"] == "px" and alone["value"] == made[2].figures["hd95"][0] and alone["low"] is None
