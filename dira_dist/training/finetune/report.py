@@ -21,10 +21,15 @@ from dira_dist.training.validation import Report
 
 _FAMILIES = {"val": VAL_REPORT, "test": TEST_FIGURE}
 _NOTES = (
-    "Intervals are of 95 %, over resamples of {resampled}. A figure that is not defined is n/a and left out of means."
+    "Intervals are of 95 %, over resamples of {resampled}; none where a single one tells, wider where positives or "
+    "negatives are few. A figure that is not defined is n/a and left out of means. Subgroups of fewer than 10 images are "
+    "left out."
 )
 _ON_VAL = "There is no test set: these figures are of the samples that the networks were chosen on, and flatter them."
-_POOLED = {"per_group_mean": "Per patient, mean of its images", "per_group_max": "Per patient, largest of its images"}
+_POOLED = {
+    "per_group_mean": "Per patient (group of the set), mean of its images",
+    "per_group_max": "Per patient (group of the set), largest of its images",
+}
 _EMPTY = (
     "Dice, IoU and distances are over cases where truth or mask has anything; whether anything is there at all is told "
     "by presence. Surfaces are compared in mm where the spacing is known, else in pixels."
@@ -134,11 +139,7 @@ def _markdown_lines(
     yield ""
     yield _NOTES.format(resampled=samples.resampled)
     yield from (f"{note}" for note in notes)
-    titles = {
-        "per_group_mean": "Per patient, mean of its images",
-        "per_group_max": "Per patient, largest of its images",
-    }
-    for key, title in titles.items():
+    for key, title in _POOLED.items():
         if key in tables[shown]:
             yield f"\n## {title}\n"
             yield from markdown_table(tables[shown][key], counts)
