@@ -22,8 +22,8 @@ from dira_dist.training.validation import Report
 _FAMILIES = {"val": VAL_REPORT, "test": TEST_FIGURE}
 _NOTES = (
     "Intervals are of 95 %, over resamples of {resampled}; none where a single one tells, wider where positives or "
-    "negatives are few. A figure that is not defined is n/a and left out of means. Subgroups of fewer than 10 images are "
-    "left out."
+    "negatives are few. A figure that is not defined is n/a and left out of means. Subgroups of fewer than 10 images "
+    "are left out."
 )
 _ON_VAL = "There is no test set: these figures are of the samples that the networks were chosen on, and flatter them."
 _POOLED = {
