@@ -6,6 +6,7 @@ sample is handed on only when bytes and samples are those of the index.
 """
 
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, BinaryIO
@@ -14,6 +15,9 @@ from dira_dist.data.retry import StoreError
 from dira_dist.data.shards import ShardInfo
 
 _PIECE_BYTES = 1 << 20
+# Lanes begin to read in several threads at once, and modules that import one another in two threads may find themselves
+# in a deadlock, which Python ends with an error in one of them.
+_IMPORTING = threading.Lock()
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
 
 
@@ -33,8 +37,9 @@ def unchecked_samples(source: "PlainTar", shard: ShardInfo) -> Iterator[dict[str
 
 
 def _pipeline(source: "PlainTar", shard: ShardInfo, *stages: Callable[..., Any]) -> Iterator[dict[str, Any]]:
-    from webdataset.pipeline import DataPipeline
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+    with _IMPORTING:
+        from webdataset.pipeline import DataPipeline
+        from webdataset.tariterators import group_by_keys, tar_file_expander
 
     opened = [{"url": shard.name, "stream": source}]
     try:
