@@ -5,6 +5,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,8 +112,8 @@ def test_a_killed_worker_changes_nothing_of_what_is_chosen(
     _assert_used_where_nothing_of_this_is(unbroken, outcome, task, labelled, tmp_path)
 
 
-def reports(job: ChaosJob) -> dict:  # type: ignore[type-arg]
-    found: dict = json.loads(read_report(open_store(f"{job.storage}/{job.name}"))["report.json"])  # type: ignore[type-arg]
+def reports(job: ChaosJob) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(read_report(open_store(f"{job.storage}/{job.name}"))["report.json"])
     return found
 
 
@@ -168,7 +169,7 @@ def _assert_used_where_nothing_of_this_is(
         format="torchvision" if task == "classify" else "smp",
         tracking_uri=job.database,
     )
-    names: dict = {}  # type: ignore[type-arg]
+    names: dict[str, Any] = {}
     exec(pulled.loading_lines, names)
     with torch.no_grad():
         logits = names["model"](torch.rand(2, 1, 32, 32))
