@@ -31,10 +31,11 @@ RENAMED_KEYS = {
 # What MLflow, SQLAlchemy and stores take as a secret behind the ?; its value goes as far as the next &.
 _SECRET_PARAMETER = re.compile(
     r"(?i:.*(?:password|passwd|passphrase|token|secret|signature|credentials?|api_?key)|pass|pwd|sig|user(?:name)?|uid"
-    r"|odbc_connect)"
+    r"|auth(?:orization)?|key|odbc_connect)"
 )
 # Up to the end of the word or of the JSON string, without the punctuation of the sentence that it stands in.
-_URL_QUERY = re.compile(r"""(?<=://)([^\s?"]*)\?((?:\\.|[^\s"\\])*?)(?=['),;:.]*(?:[\s"]|$))""")
+_URL_QUERY = re.compile(r"""(?<=://)([^\s?#"]*)([?#](?:\\.|[^\s"\\])*?)(?=['),;:.]*(?:[\s"]|$))""")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
 # user:password@, where the password may hold / or @ though it should not, and host:5000/path@x is none; or token@
 _URL_USERINFO = re.compile(r"(?<=://)(?:[^\s/:@]+:(?!\d+(?:/|$))\S*@|[^\s/]*@)")
 
@@ -142,16 +143,16 @@ def read_document(path: Path) -> Document:
     """
     if not path.is_file():
         raise RequestError(f"{path}: no such file; give the path of a job file (examples are in jobs/)")
-    return parse_document(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: byte {error.start} is no UTF-8; save the job file as UTF-8") from None
+    return parse_document(text, str(path))
 
 
 def parse_document(text: str, source: str = "job") -> Document:
     """Like :func:`read_document`, from text."""
-    try:
-        node = yaml.compose(text, Loader=_Yaml12Loader)
-        values = yaml.load(text, Loader=_Yaml12Loader)
-    except yaml.YAMLError as error:
-        raise RequestError(f"{source}: not valid YAML: {error}") from error
+    node, values = _read_yaml(text, source)
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise RequestError(f"{source}: found {type(values).__name__}; a job file is a mapping of keys to values")
     lines: dict[KeyPath, int] = {}
@@ -173,7 +174,7 @@ def validate(section: type[SectionT], document: Document) -> SectionT:
         return section.model_validate_json(json.dumps(resolved), strict=True)
     except ValidationError as error:
         problems = _explain(error.errors(include_url=False), section, resolved, document)
-        raise RequestError("\n".join(problems)) from None
+        raise RequestError(_as_referred("\n".join(problems), document)) from None
 
 
 def public_values(section: Section, document: Document) -> dict[str, Any]:
@@ -203,14 +204,23 @@ def with_environment(values: Any) -> Any:
 
 
 def without_credentials(text: str) -> str:
-    """``scheme://user:password@host/?token=x&a=b`` as ``scheme://host/?a=b``, anywhere in a text."""
-    return _URL_QUERY.sub(_without_secret_parameters, _URL_USERINFO.sub("", text))
+    """``scheme://user:password@host/?token=x&a=b`` as ``scheme://host/?a=b``, anywhere in a text; no bearer's token."""
+    return _BEARER.sub(r"\1 ...", _URL_QUERY.sub(_without_secret_parameters, _URL_USERINFO.sub("", text)))
 
 
 def _without_secret_parameters(address: re.Match[str]) -> str:
-    place, query = address.groups()
-    kept = [pair for pair in query.split("&") if not _SECRET_PARAMETER.fullmatch(pair.partition("=")[0])]
-    return f"{place}?{'&'.join(kept)}" if kept else str(place)
+    place, mark, parameters = address[1], address[2][0], address[2][1:]
+    kept = [_without_secret_fragment(pair) for pair in parameters.split("&") if not _is_secret(pair)]
+    return f"{place}{mark}{'&'.join(kept)}" if kept else str(place)
+
+
+def _without_secret_fragment(pair: str) -> str:
+    before, _, fragment = pair.partition("#")
+    return before if _is_secret(fragment) else pair
+
+
+def _is_secret(pair: str) -> bool:
+    return _SECRET_PARAMETER.fullmatch(pair.partition("=")[0]) is not None
 
 
 def mutable_keys(section: type[Section], where: Literal["run", "search"]) -> tuple[str, ...]:
@@ -265,11 +275,52 @@ for _tag, _pattern, _first in (
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 012 is no octal
 
 
-def _parse_yaml_value(text: str, place: str) -> Any:
+_SECRET_LENGTH = 4  # shorter ones are numbers and words that stand anywhere in a sentence
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null", "merge", "str", "seq", "map")}
+_MOST_NODES, _DEEPEST = 100_000, 50
+
+
+def _read_yaml(text: str, place: str) -> tuple[yaml.Node | None, Any]:
+    """The text's nodes, and its plain values.
+
+    Raises:
+        RequestError: it is no YAML, or more than a job file can be: aliases and nesting may make a line of it gigabytes.
+    """
     try:
-        return yaml.load(text, Loader=_Yaml12Loader)
-    except yaml.YAMLError as error:
-        raise RequestError(f"{place}: {text!r} is not valid YAML: {error}") from error
+        node = yaml.compose(text, Loader=_Yaml12Loader)
+        if node is not None:
+            _check_plain(node, place)
+        return node, yaml.load(text, Loader=_Yaml12Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RequestError(f"{place}: not valid YAML: {reason}") from error
+
+
+def _check_plain(root: yaml.Node, place: str) -> None:
+    """Refuses what JSON does not know, and what is too much, each alias counted as what it stands for."""
+    nodes, waiting = 0, [(root, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        nodes += 1
+        where = f"{place}:{node.start_mark.line + 1}"
+        if node.tag not in _TAGS:
+            kind = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise RequestError(f"{where}: {kind} is no value of a job file; write text, a number, a list or a mapping")
+        if nodes > _MOST_NODES or depth > _DEEPEST:
+            raise RequestError(
+                f"{where}: more than {_MOST_NODES:,} values, or more than {_DEEPEST} levels of them, aliases written "
+                "out; a job file is smaller: look for an alias of aliases"
+            )
+        if isinstance(node, yaml.MappingNode):
+            waiting += [(each, depth + 1) for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(each, depth + 1) for each in node.value]
+
+
+def _parse_yaml_value(text: str, place: str) -> Any:
+    return _read_yaml(text, f"{place}: {text[:80]!r}")[1]
 
 
 def _key_lines(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
@@ -366,6 +417,16 @@ def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Sectio
     allowed = " or ".join(dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in errors))
     found = _as_written(document, path, first["input"])
     return f"{place}: found {found!r}; allowed: {allowed}{_description(section, path)}"
+
+
+def _as_referred(text: str, document: Document) -> str:
+    """The text with what came from the environment named instead: a validator's message may hold a secret."""
+    for _, written in _strings(document.values, ()):
+        for reference in ENV_REFERENCE.finditer(written):
+            value = os.environ.get(reference[1], "")
+            if len(value) >= _SECRET_LENGTH:
+                text = text.replace(value, reference[0])
+    return text
 
 
 def _renamed(path: KeyPath) -> str | None:

@@ -1,5 +1,6 @@
 """The job file's grammar: YAML with lines, overrides, environment references, and messages that name the remedy."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -15,9 +16,13 @@ from dira_dist.config import (
     flatten,
     parse_document,
     public_values,
+    read_document,
     validate,
     without_credentials,
 )
+from dira_dist.jobs.load import load_job
+
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
 
 
 class Ring(Section):
@@ -36,6 +41,13 @@ class Example(Section):
     workers: int | tuple[int, int] = 1
     parts: tuple[Ring, ...] = ()
     uri: str | None = None
+
+
+def bomb(levels: int) -> str:
+    """Aliases of aliases, nine each: a few lines that stand for 9 to the power of levels."""
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
+    return "\n".join(lines)
 
 
 def message_of(text: str, overrides: list[str] | None = None) -> str:
@@ -119,6 +131,40 @@ def test_credentials_inside_addresses_are_not_recorded() -> None:
     assert public_values(validate(Example, document), document)["uri"] == "https://host/x"
 
 
+def test_no_message_shows_what_a_variable_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where the value is of the wrong type, nor where a validator quotes it."""
+    monkeypatch.setenv("X", "TOPSECRET123")
+    for key in ("model.encoder", "method.name", "data.image_size", "stages.0.objective"):
+        with pytest.raises(RequestError) as caught:
+            load_job(JOBS / "pretrain.yaml", [f"{key}=${{env:X}}", "tracking.uri=null"])
+        assert "TOPSECRET123" not in str(caught.value)
+        assert "${env:X}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("title: " + "9" * 6000, "digits"),
+        ("title: !!binary aGVsbG8=", "!!binary is no value of a job file"),
+        ("title: !!set {a, b}", "!!set is no value"),
+        ("title: &a [*a]", "levels of them"),
+        ("title: " + "[" * 100_000, "nested too deeply|levels of them|not valid YAML"),
+        ("title: " + "[" * 60 + "]" * 60, "more than 50 levels"),
+        (bomb(9), "aliases written out"),
+    ],
+)
+def test_odd_yaml_is_refused_in_a_sentence(text: str, word: str) -> None:
+    for read in (lambda: parse_document(text), lambda: parse_document("title: a").with_overrides([f"title={text}"])):
+        with pytest.raises(RequestError, match=word):
+            read()
+
+
+def test_a_job_file_is_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_bytes("title: Röntgen".encode("latin-1"))
+    with pytest.raises(RequestError, match="byte 8 is no UTF-8"):
+        read_document(tmp_path / "job.yaml")
+
+
 def test_missing_environment_variable_is_named_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ABSENT", raising=False)
     assert "job.yaml:2: uri: the environment variable 'ABSENT' is not set" in message_of(
@@ -168,6 +214,13 @@ def test_flatten_keeps_every_leaf(tree: dict[str, Any]) -> None:
         ("http://host/search?tokenizer=bpe&page=2", "http://host/search?tokenizer=bpe&page=2"),
         ("s3://bucket/a@b/c", "s3://bucket/a@b/c"),
         ("models:/name@best", "models:/name@best"),
+        ("https://h/x?auth=a1&page=2", "https://h/x?page=2"),
+        ("https://h/x?key=a1", "https://h/x"),
+        ("https://h/cb#access_token=a1&state=2", "https://h/cb#state=2"),
+        ("https://h/x?page=2#access_token=a1", "https://h/x?page=2"),
+        ("https://h/x?page=2#part", "https://h/x?page=2#part"),
+        ("Authorization: Bearer eyJhbGciOiJI.UzI1-NiJ9 was refused", "Authorization: Bearer ... was refused"),
+        ("the bearer of the key", "the bearer of the key"),
     ],
 )
 def test_credentials_are_cut_out_and_nothing_else(text: str, clean: str) -> None:
