@@ -25,8 +25,9 @@ FORMATS: dict[str, FileFormat[Any]] = {
 }
 
 
-def specimen(name: str, version: str = "0.2.0") -> bytes:
-    return (SPECIMENS / version / name).read_bytes()
+def specimen(name: str, version: str | None = None) -> bytes:
+    """As a version of dira-dist wrote it: the newest that changed its format where none is named."""
+    return (SPECIMENS / (version or max(file.parent.name for file in SPECIMENS.glob(f"*/{name}"))) / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -54,6 +55,11 @@ def test_checkpoints_and_models_of_0_1_0_are_read() -> None:
     assert state.FORMAT.load(specimen(folder.MANIFEST, "0.1.0"), "m").position.step == 7
     model = model_files.FORMAT.load(specimen(model_files.FACTS, "0.1.0"), "m")
     assert model.encoder == "resnet18" and model.decoder
+
+
+def test_a_driver_of_0_2_0_is_read_and_its_heartbeats_are_watched() -> None:
+    driver = lease.FORMAT.load(specimen(folder.DRIVER, "0.2.0"), "d")
+    assert driver.pid == 42 and driver.is_alive is None
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """A folder as a store: the same keys and promises as a bucket, without the trouble."""
 
+import fcntl
+import hashlib
 import io
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -56,6 +58,20 @@ class LocalStore:
 
     def write_bytes(self, key: str, data: bytes) -> str:
         return self._publish(key, io.BytesIO(data))
+
+    def read_version(self, key: str) -> tuple[bytes, str]:
+        data = self.read_bytes(key)
+        return data, hashlib.sha256(data).hexdigest()
+
+    def write_version(self, key: str, data: bytes, replaces: str | None) -> str:
+        target = self._path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.parent):
+            there = self.read_version(key)[1] if target.exists() else None
+            if there != replaces:
+                raise ChangedObjectError(f"{target} could not be written: it is not, or no longer, what it replaces")
+            self.write_bytes(key, data)
+        return hashlib.sha256(data).hexdigest()
 
     def upload(self, key: str, path: str | os.PathLike[str]) -> str:
         with Path(path).open("rb") as source:
@@ -156,6 +172,24 @@ def _leads_back(path: Path) -> bool:
 
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process or thread at a time; the system lets go of the lock when its holder is killed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise StoreError(f"{folder} could not be opened: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{folder} could not be locked: {error}") from error
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -146,7 +146,8 @@ def _final(error: Exception, what: str) -> StoreError | None:
     if status == 412:
         return ChangedObjectError(f"could not {what}: the object has changed; its ETag is not the one that was meant")
     if status:
-        passes = status >= 500 or status in (408, 429) or code in _TRANSIENT_CODES
+        # 409: another conditional write of the same object is under way, says S3; 501: the server knows none
+        passes = (status >= 500 and status != 501) or status in (408, 409, 429) or code in _TRANSIENT_CODES
         return None if passes else StoreError(message)
     return None if _is_network_failure(error) else StoreError(message)
 

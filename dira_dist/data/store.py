@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
+from urllib.parse import unquote
 
 from dira_dist.config import RequestError
 from dira_dist.data.folder import LocalStore, ObjectInfo
@@ -52,6 +53,7 @@ T = TypeVar("T")
 
 PART_BYTES = 256 << 20
 PAGE_OBJECTS = 1000
+_UNKNOWN_CONDITION = (400, 501)  # answers of servers that know no conditional writes
 
 
 class Store(Protocol):
@@ -77,6 +79,22 @@ class Store(Protocol):
     def upload(self, key: str, path: str | os.PathLike[str]) -> str:
         """Writes an object from a local file, whole or not at all, and returns its ETag."""
 
+    def read_version(self, key: str) -> tuple[bytes, str]:
+        """The whole object, and the mark by which :meth:`write_version` knows it."""
+
+    def write_version(self, key: str, data: bytes, replaces: str | None) -> str:
+        """Writes an object where the one that stands there has the mark ``replaces`` (None: where none stands).
+
+        Of several that try at once, one succeeds; which needs a server that obeys ``If-None-Match`` and ``If-Match``.
+        A success whose answer was lost may be told as a :class:`ChangedObjectError`, too: look at what stands there.
+
+        Returns:
+            The mark of what was written.
+
+        Raises:
+            ChangedObjectError: another object stands there, or none.
+        """
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects whose key starts with ``prefix``, in the order of their keys."""
 
@@ -100,7 +118,7 @@ def open_store(address: str, retry: RetryPolicy | None = None) -> Store:
     if not separator:
         return LocalStore(address)
     if scheme == "file":
-        return LocalStore(rest, address)
+        return LocalStore(unquote(rest), address)
     if scheme != "s3":
         raise RequestError(f"{address}: the scheme {scheme}:// is not known; use s3://bucket/prefix or a plain path.")
     bucket, _, prefix = rest.partition("/")
@@ -167,6 +185,28 @@ class S3Store:
         name = self._name(key)
         answer = self._retrying(f"write {self.join(key)}", lambda client: client.put_object(**name, Body=data))
         return answer["ETag"].strip('"')
+
+    def read_version(self, key: str) -> tuple[bytes, str]:
+        name = self._name(key)
+
+        def get(client: "S3Client") -> tuple[bytes, str]:
+            answer = client.get_object(**name)
+            return answer["Body"].read(), answer["ETag"]
+
+        return self._retrying(f"read {self.join(key)}", get)
+
+    def write_version(self, key: str, data: bytes, replaces: str | None) -> str:
+        wanted: Any = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
+        name, what = self._name(key), f"write {self.join(key)}"
+        try:
+            answer = self._retrying(what, lambda client: client.put_object(**name, Body=data, **wanted))
+        except MissingObjectError as error:  # S3's answer to If-Match where nothing stands
+            raise ChangedObjectError(f"could not {what}: the object that it replaces is gone") from error
+        except StoreError as error:
+            if isinstance(error.__cause__, Exception) and status_of(error.__cause__) in _UNKNOWN_CONDITION:
+                return f'"{self.write_bytes(key, data)}"'
+            raise
+        return answer["ETag"]
 
     def upload(self, key: str, path: str | os.PathLike[str]) -> str:
         path = Path(path)

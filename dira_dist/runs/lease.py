@@ -1,7 +1,9 @@
 """One driver for one run: a heartbeat beside ``run.json``, so that a second driver keeps away.
 
-Two drivers of one run would remove each other's checkpoints. A driver that was killed leaves its sign behind: on the
-same machine its process is seen to be gone at once, on another one the sign is watched for a while.
+Two drivers of one run would remove each other's checkpoints. Who drives is written on one condition: that what stands
+there is still what was read. So of two that start in the same moment, one finds that it came second. A driver that was
+killed leaves its sign behind: where its process could be seen it is seen to be gone at once, elsewhere (on another
+machine, or in another container of the same) the sign is watched for a while.
 """
 
 import os
@@ -12,19 +14,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psutil
 from rich.console import Console
 
 from dira_dist.background import Background
 from dira_dist.config import RequestError
-from dira_dist.data.store import Store
+from dira_dist.data.store import ChangedObjectError, MissingObjectError, Store
 from dira_dist.formats import FileFormat, FormatError
-from dira_dist.runs.folder import DRIVER, read_file
+from dira_dist.runs.folder import DRIVER
 
 BEAT_S = 10.0
 GONE_AFTER_S = 3.5 * BEAT_S
 ENDS_WITHIN_S = 3.0
+_NO_VERSION = '"00000000000000000000000000000000"'
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,9 @@ class Driver:
         token: drawn by each driver.
         host: of its process.
         pid: of its process.
-        began_s: when that process began, as the system counts.
+        began_s: when that process began, in seconds since its system did: no clock that is set changes it.
         beats: heartbeats so far.
+        machine: the system as it was booted, and the space of process numbers in it; empty where that is not known.
     """
 
     token: str
@@ -44,27 +49,48 @@ class Driver:
     pid: int
     began_s: float
     beats: int = 0
+    machine: str = ""
 
     @classmethod
     def here(cls) -> "Driver":
         """This process."""
-        return cls(secrets.token_hex(8), socket.gethostname(), os.getpid(), psutil.Process().create_time())
+        machine, pid = _machine(), os.getpid()
+        began_s = _began_s(pid) if machine else 0.0
+        return cls(secrets.token_hex(8), socket.gethostname(), pid, began_s, machine=machine)
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether the process is there; none where only its own machine knows."""
-        if self.host != socket.gethostname():
+        """Whether the process is there; none where it cannot be seen from here."""
+        if not self.machine or self.machine != _machine():
             return None
         try:
-            process = psutil.Process(self.pid)
-            there = process.create_time() == self.began_s and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+            return _began_s(self.pid) == self.began_s and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return False
-        return bool(there)
+
+
+def _began_s(pid: int) -> float:
+    """When a process began, in seconds since the system did; psutil's own figure moves with the clock."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5); the second one, a name, may hold blanks
+
+
+def _machine() -> str:
+    """Tells systems, and in them spaces of process numbers, from each other; empty where there is no ``/proc``."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 _OTHER_VERSION = "if no process of another version of dira-dist drives this run any more, remove the file"
-FORMAT = FileFormat(Driver, version=1, remedies={None: _OTHER_VERSION})
+FORMAT = FileFormat(
+    Driver,
+    version=2,
+    upgrades={1: lambda values: {**values, "machine": ""}},  # so that its heartbeats are watched
+    remedies={None: _OTHER_VERSION},
+)
 
 
 @contextmanager
@@ -106,21 +132,48 @@ class Lease(Background):
         super().__init__("lease")
         self._store, self._say, self._lost = store, say, lost
         self._own = Driver.here()
+        self._version: str | None = None
 
     def start(self) -> None:
-        other = self._read()
+        other, self._version = self._read()
         if other is not None and self._lives(other):
-            raise RequestError(
-                f"{self._store.address}: this run is being driven by process {other.pid} on {other.host}; wait for its "
-                "end, stop it, or give this job another name"
-            )
-        self._write()
+            raise self._refusal(other)
+        self._claim()
+        self._try_conditions()
         super().start()
+
+    def _claim(self) -> None:
+        """Writes who drives, unless another did since it was read."""
+        with suppress(ChangedObjectError):
+            self._write()
+        found, self._version = self._read()
+        if found is None or not self._is_own(found):
+            raise self._refusal(found)
+
+    def _refusal(self, other: Driver | None) -> RequestError:
+        who = f"process {other.pid} on {other.host}" if other is not None else "a process that has ended since"
+        return RequestError(
+            f"{self._store.address}: this run is being driven by {who}; wait for its end, stop it, or give this job "
+            "another name"
+        )
+
+    def _try_conditions(self) -> None:
+        """Says so where the storage writes whatever the condition, by which two at once are not told apart."""
+        for condition in (None, _NO_VERSION):
+            try:
+                self._version = self._store.write_version(DRIVER, FORMAT.dump(self._own), condition)
+            except ChangedObjectError:
+                continue
+            header = "If-None-Match" if condition is None else "If-Match"
+            self._say(
+                f"{self._store.address}: this storage does not obey {header}, so that two drivers that start in the "
+                "same moment are not told apart: start one at a time"
+            )
 
     def stop(self) -> None:
         super().stop()
         with suppress(OSError, FormatError):  # the next driver sees that this process is gone
-            if self._is_own(self._read()):
+            if self._is_own(self._read()[0]):
                 self._store.delete(DRIVER)
 
     def _lives(self, other: Driver) -> bool:
@@ -138,7 +191,7 @@ class Lease(Background):
         until_s = time.monotonic() + GONE_AFTER_S
         while time.monotonic() < until_s:
             time.sleep(min(1.0, GONE_AFTER_S / 10))
-            now = self._read()
+            now, self._version = self._read()
             if now is None:
                 return False
             if now != other:
@@ -148,20 +201,25 @@ class Lease(Background):
     def _run(self) -> None:
         while not self._ended.wait(BEAT_S):
             try:
-                found = self._read()
+                found, self._version = self._read()
                 if found is not None and not self._is_own(found):
                     self._lost(found)
                     return
                 self._own = replace(self._own, beats=self._own.beats + 1)
                 self._write()
             except (OSError, FormatError):
-                continue  # a driver that would take over meets the same storage
+                continue  # one that took over in between is read next time; one that would, meets the same storage
 
     def _is_own(self, found: Driver | None) -> bool:
         return found is not None and found.token == self._own.token
 
-    def _read(self) -> Driver | None:
-        return read_file(self._store, DRIVER, FORMAT)
+    def _read(self) -> tuple[Driver | None, str | None]:
+        """Who drives, and the mark of what says so."""
+        try:
+            content, version = self._store.read_version(DRIVER)
+        except MissingObjectError:
+            return None, None
+        return FORMAT.load(content, self._store.join(DRIVER)), version
 
     def _write(self) -> None:
-        self._store.write_bytes(DRIVER, FORMAT.dump(self._own))
+        self._version = self._store.write_version(DRIVER, FORMAT.dump(self._own), self._version)

@@ -55,6 +55,21 @@ def test_stat_and_delete(store: Store) -> None:
     assert store.stat("k") is None
 
 
+def test_an_object_is_replaced_only_by_who_has_seen_it(store: Store) -> None:
+    first = store.write_version("state.json", b"1", None)
+    assert store.read_version("state.json") == (b"1", first)
+    with pytest.raises(ChangedObjectError):
+        store.write_version("state.json", b"2", None)
+    second = store.write_version("state.json", b"2", first)
+    assert second != first
+    with pytest.raises(ChangedObjectError):
+        store.write_version("state.json", b"3", first)
+    assert store.read_version("state.json") == (b"2", second)
+    store.delete("state.json")
+    with pytest.raises(ChangedObjectError):
+        store.write_version("state.json", b"3", second)
+
+
 def test_upload(store: Store, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(bytes(range(256)) * 100)

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
-import psutil
 import pytest
 
 from dira_dist.config import RequestError
@@ -17,6 +17,7 @@ from dira_dist.data.store import Store, open_store
 from dira_dist.runs import lease as lease_module
 from dira_dist.runs.folder import DRIVER
 from dira_dist.runs.lease import FORMAT, Driver, Lease
+from tests.conftest import S3Server
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def written(store: Store, driver: Driver) -> None:
 def test_a_driver_of_this_machine_counts_as_long_as_its_process(
     store: Store, other_process: subprocess.Popen[bytes]
 ) -> None:
-    began_s = psutil.Process(other_process.pid).create_time()
+    began_s = lease_module._began_s(other_process.pid)
     there = replace(Driver.here(), token="other", pid=other_process.pid, began_s=began_s)
     written(store, there)
     with pytest.raises(RequestError, match=f"is being driven by process {other_process.pid} on "), leased(store):
@@ -66,7 +67,7 @@ def test_a_driver_of_this_machine_counts_as_long_as_its_process(
 
 
 def test_a_driver_elsewhere_counts_as_long_as_it_is_heard_of(store: Store) -> None:
-    elsewhere = replace(Driver.here(), token="other", host="elsewhere.example")
+    elsewhere = replace(Driver.here(), token="other", host="elsewhere.example", machine="another boot")
     written(store, elsewhere)
     silenced = threading.Event()
 
@@ -98,3 +99,86 @@ def test_a_driver_that_stood_still_hears_that_it_lost_its_run(store: Store) -> N
             time.sleep(0.05)
     assert lost == [thief]
     assert store.stat(DRIVER) is not None, "it is the other's now"
+
+
+@pytest.mark.parametrize("where", ["folder", "s3"])
+def test_of_drivers_that_start_in_the_same_moment_one_drives(where: str, tmp_path: Path, s3: S3Server) -> None:
+    for race in range(12):
+        store = open_store(f"{tmp_path}/{race}" if where == "folder" else s3.address(f"run-{race}"))
+        outcomes = raced(store, drivers=3)
+        assert outcomes.count("drives") == 1, outcomes
+        assert all(outcome == "drives" or "this run is being driven by process" in outcome for outcome in outcomes)
+
+
+@pytest.mark.parametrize("where", ["folder", "s3"])
+def test_of_drivers_that_take_over_in_the_same_moment_one_drives(where: str, tmp_path: Path, s3: S3Server) -> None:
+    gone = replace(Driver.here(), token="gone", began_s=1.0)
+    for race in range(8):
+        store = open_store(f"{tmp_path}/{race}" if where == "folder" else s3.address(f"run-{race}"))
+        written(store, gone)
+        assert raced(store, drivers=3).count("drives") == 1
+
+
+def raced(store: Store, drivers: int) -> list[str]:
+    """What becomes of so many drivers that enter at once; those that drive do so until all have been told."""
+    at_once, told = threading.Barrier(drivers), threading.Barrier(drivers)
+    outcomes: list[str] = []
+
+    def drive() -> None:
+        lease = leased(store)
+        at_once.wait()
+        try:
+            with lease:
+                outcomes.append("drives")
+                told.wait()
+        except RequestError as error:
+            outcomes.append(str(error))
+            told.wait()
+
+    threads = [threading.Thread(target=drive) for _ in range(drivers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def test_a_driver_in_another_space_of_process_numbers_is_heard_of_and_not_looked_for(store: Store) -> None:
+    """Containers of one machine may share its name, and each has a process 1 of its own."""
+    behind = replace(Driver.here(), token="other", pid=2**22 + 1, machine=f"{lease_module._machine()}-another")
+    assert behind.is_alive is None
+    assert replace(behind, machine=lease_module._machine()).is_alive is False
+    assert replace(behind, machine="").is_alive is None, "a driver of an older version does not say"
+
+
+def test_a_clock_that_is_set_ends_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Driver.here()
+    true_s = time.time
+    monkeypatch.setattr(time, "time", lambda: true_s() + 3600)
+    assert here.is_alive
+
+
+class Heedless:
+    """A store that writes whatever the condition, as some servers that speak S3 do."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def write_version(self, key: str, data: bytes, replaces: str | None) -> str:
+        self._store.write_bytes(key, data)
+        return self._store.read_version(key)[1]
+
+
+def test_a_storage_that_obeys_no_condition_is_told(store: Store) -> None:
+    said: list[str] = []
+    with Lease(cast(Store, Heedless(store)), say=said.append, lost=lambda other: None):
+        pass
+    assert [line.partition(" obey ")[2].partition(",")[0] for line in said] == ["If-None-Match", "If-Match"]
+    assert "start one at a time" in said[0]
+    said.clear()
+    with Lease(store, say=said.append, lost=lambda other: None):
+        pass
+    assert not said
