@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 BEST = "best"
 METRIC_TAG, VALUE_TAG, DIGEST_TAG = "dira.metric", "dira.metric_value", "dira.digest"
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+_AT_ONCE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,31 @@ def _point_best(client: MlflowClient, name: str, version: ModelVersion, metric: 
     if holder is not None and str(holder.version) == number:
         return Registered(name, int(number), True, "it is the best already")
     moves, why = _is_better(metric, holder)
-    if moves:
-        client.set_registered_model_alias(name, BEST, number)
-    return Registered(name, int(number), moves, why)
+    if not moves:
+        return Registered(name, int(number), False, why)
+    client.set_registered_model_alias(name, BEST, number)
+    rival = None if metric is None else _better_rival(client, version, metric)
+    if rival is None:
+        return Registered(name, int(number), True, why)
+    client.set_registered_model_alias(name, BEST, str(rival.version))
+    why = f"version {rival.version}, registered at the same time, has {metric.name} {rival.tags[VALUE_TAG]}"
+    return Registered(name, int(number), False, why)
+
+
+def _better_rival(client: MlflowClient, version: ModelVersion, metric: Metric) -> ModelVersion | None:
+    """The best of the versions that were made at about the same time, where it beats this one.
+
+    MLflow sets an alias without a condition. Two that register at once may both beat the version that holds it, and
+    the worse one may come last: so whoever has set it looks once more, when both versions are there to be seen.
+    """
+    best: tuple[Metric, ModelVersion] | None = None
+    for other in client.search_model_versions(f"name = '{version.name}'"):
+        apart_s = abs(other.creation_timestamp - version.creation_timestamp) / 1000
+        if other.tags.get(METRIC_TAG) == metric.name and apart_s <= _AT_ONCE_S:
+            found = replace(metric, value=float(other.tags[VALUE_TAG]))
+            if found.beats(best[0].value if best else metric.value):
+                best = found, other
+    return best[1] if best else None
 
 
 def _holder_of_best(client: MlflowClient, name: str) -> ModelVersion | None:
