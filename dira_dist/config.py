@@ -284,7 +284,7 @@ def _read_yaml(text: str, place: str) -> tuple[yaml.Node | None, Any]:
     """The text's nodes, and its plain values.
 
     Raises:
-        RequestError: it is no YAML, or more than a job file can be: aliases and nesting may make a line of it gigabytes.
+        RequestError: it is no YAML, or more than a job file can be: aliases may make gigabytes of a few lines.
     """
     try:
         node = yaml.compose(text, Loader=_Yaml12Loader)

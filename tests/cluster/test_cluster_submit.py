@@ -384,8 +384,29 @@ def test_shard_sets_travel_only_where_the_job_names_them(
     (package,) = taken.packages
     names = {name for name in zipfile.ZipFile(io.BytesIO(package)).namelist() if not name.endswith("/")}
     expected = {f"{found}/{name}" for found in sets for name in ("index.json", "000000.tar")}
-    assert names - {".gitignore"} == {"job.yaml", "site/index.json"} | expected
+    assert names == {"job.yaml"} | expected
     assert "RAY_RUNTIME_ENV_IGNORE_GITIGNORE" not in os.environ
+
+
+def test_nothing_travels_that_nobody_named(
+    dashboard: tuple[str, type[Dashboard]], tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a working tree holds beside: credentials, keys, a salt, a patient's image, what the job will write."""
+    for name in (".env", ".netrc", ".aws/credentials", "id_rsa", "k8s/secrets/a.env", "scan.dcm", "runs/old/run.json"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("SECRET")
+    (tree / "weights.pt").write_bytes(b"weights")
+    address, taken = dashboard
+    overrides = ["model.init=weights.pt", "checkpoint.storage=runs/old", "data.train=s3://bucket/train"]
+    dira_dist.submit(tree / "job.yaml", overrides, address=address, working_dir=tree, include=["site", "secret.db"])
+    said = capsys.readouterr().err
+    assert f"uploading job.yaml, weights.pt, site, secret.db; nothing else of {tree} (--include PATH adds" in said
+    package = zipfile.ZipFile(io.BytesIO(taken.packages[0]))
+    files = {name for name in package.namelist() if not name.endswith("/")}
+    assert files == {"job.yaml", "weights.pt", "site/index.json", "secret.db"}
+    for wrong in ("not-there", "../elsewhere"):
+        with pytest.raises(RequestError, match=r"there is no such file or folder|not inside"):
+            dira_dist.submit(tree / "job.yaml", overrides, address=address, working_dir=tree, include=[wrong])
 
 
 def test_a_tree_beyond_the_limit_is_no_lost_cluster(
