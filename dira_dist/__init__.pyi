@@ -1,6 +1,7 @@
 """The public names, each in its home; ``__init__.py`` imports them when they are first used."""
 
 from .cluster.fit.outcome import Outcome as Outcome
+from .cluster.room import init as init
 from .cluster.run import run as run
 from .cluster.submit.jobs import describe as describe
 from .cluster.submit.jobs import submission as submission

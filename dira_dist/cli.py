@@ -23,6 +23,7 @@ import dira_dist
 from dira_dist.config import Document, JobFailedError, RequestError, Section, dump_yaml, validate
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.retry import StoreError
+from dira_dist.jobs.draft import DraftKind
 
 if TYPE_CHECKING:
     from dira_dist.data.ingest import Progress as ShardProgress
@@ -177,6 +178,18 @@ def check(job: Job, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def init(
+    shards: Annotated[str, typer.Argument(help="a shard set, or the folder of a split's parts")],
+    kind: Annotated[DraftKind, typer.Option(help="of job")] = "pretrain",
+    start: Annotated[str | None, typer.Option(help="finetune, compare: the pretrained model")] = None,
+    output: Annotated[Path | None, typer.Option(help="file to write; KIND.yaml where left out")] = None,
+) -> None:
+    """Write a commented job file for a shard set and this machine, or the cluster of RAY_ADDRESS."""
+    file = dira_dist.init(shards, output or Path(f"{kind}.yaml"), kind, start=start)
+    _out.print(f"wrote {file}; next: dira-dist check {file}, then dira-dist run {file}", markup=False)
+
+
+@app.command()
 def run(job: Job, overrides: Overrides = None) -> None:
     """Run a job on the cluster of RAY_ADDRESS, else on an embedded Ray here. The same command resumes it."""
     for line in dira_dist.run(dira_dist.load_job(job, overrides or []), console=_err).lines():
@@ -189,10 +202,15 @@ def submit(
     overrides: Overrides = None,
     address: Address = None,
     env: Annotated[list[str] | None, typer.Option(help="environment variable to hand to the job; repeatable")] = None,
+    include: Annotated[
+        list[Path] | None, typer.Option(help="file or folder to upload beside what the job names; repeatable")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="follow the log and end with the job's exit code")] = True,
 ) -> None:
-    """Run a job through Ray Jobs, with the working directory as its environment."""
-    submission = dira_dist.submit(job, overrides or [], address=address, env=env or [])
+    """Run a job through Ray Jobs. Its file is uploaded, with what it names here; the package is the cluster's."""
+    submission = dira_dist.submit(
+        job, overrides or [], address=address, env=env or [], include=include or [], console=_err
+    )
     _err.print(f"submitted as {submission.job_id}", markup=False)
     if wait:
         sys.exit(submission.follow(_write_now))

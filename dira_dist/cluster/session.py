@@ -79,6 +79,21 @@ def embedded_ray(resources: ResourcesConfig) -> Iterator[None]:
 
 
 @contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Be connected to a cluster; a connection that stands already is taken, and left standing.
+
+    Raises:
+        RequestError: no cluster answers there.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    assert address is not None
+    with _cluster(address):
+        yield
+
+
+@contextmanager
 def _cluster(address: str) -> Iterator[None]:
     _settle_environment()
     try:
