@@ -283,14 +283,17 @@ def register(
 def pull(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID, or a checkpoint")],
     dest: Annotated[Path, typer.Argument(help="folder for the weights")],
-    format: Annotated[str, typer.Option(help="torchvision, timm or smp")] = "torchvision",  # noqa: A002
+    format: Annotated[str, typer.Option(help="torchvision, timm, smp or onnx")] = "torchvision",  # noqa: A002
     in_channels: Annotated[
         int | None, typer.Option(help="1 or 3 of a grey or colour model; the model's own where left out")
     ] = None,
     file_format: Annotated[str, typer.Option(help="safetensors or pt")] = "safetensors",
+    input_type: Annotated[
+        str, typer.Option(help="of the images an ONNX file takes: uint8, uint16, or float32 in [0, 1]")
+    ] = "uint8",
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; MLFLOW_TRACKING_URI where left out")] = None,
 ) -> None:
-    """Weights as a plain state dict that loads strictly, and the lines of Python that load it."""
+    """Weights as a plain state dict that loads strictly, or an ONNX file; and the lines of Python that load it."""
     with _progress_bar("pulling") as progress:
         pulled = dira_dist.pull(
             model,
@@ -298,6 +301,7 @@ def pull(
             format=format,
             in_channels=in_channels,
             file_format=file_format,
+            input_type=input_type,
             tracking_uri=tracking_uri,
             progress=progress,
         )

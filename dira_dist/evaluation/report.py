@@ -13,7 +13,7 @@ from dira_dist.evaluation import classification as of_classes
 from dira_dist.evaluation.calibration import decided
 from dira_dist.evaluation.classification import ClassPredictions, Floats, Pooling, pooled
 from dira_dist.evaluation.intervals import Figure, Measured, Resamples, all_or_none, weighted_mean
-from dira_dist.evaluation.segmentation import CASE_FIGURES, HD95, IN_MM, OF_SURFACES, SegmentationCase
+from dira_dist.evaluation.segmentation import CASE_FIGURES, CHANCE, HD95, IN_MM, OF_SURFACES, SegmentationCase
 from dira_dist.metrics import Metric
 
 Table = dict[str, dict[str, Any]]
@@ -32,6 +32,7 @@ _OF_DECISIONS = {
 }
 _TITLES = {
     "auroc": "AUROC",
+    "presence_auroc": "presence AUROC",
     "f1": "F1",
     "brier": "Brier",
     "dice": "Dice",
@@ -165,7 +166,9 @@ def case_table(cases: Sequence[SegmentationCase], outputs: Sequence[str], draws:
         said = np.array([case.figures["said"][place] for case in cases]) > 0
         counts = {"images": len(cases), "with": int(there.sum())}
         values = {name: _values(cases, name)[place] for name in CASE_FIGURES}
-        table[output] = counts | _of_cases(cases, values, draws) | _presence(groups, said, there, draws)
+        chances = np.array([case.figures[CHANCE][place] for case in cases])
+        presence = _presence(groups, said, there, draws) | _presence_auroc(groups, chances, there, draws)
+        table[output] = counts | _of_cases(cases, values, draws) | presence
     if len(outputs) > 1:
         means = {name: _values(cases, name) for name in CASE_FIGURES}
         table[MEAN] = {"images": len(cases)} | _of_cases(cases, means, draws)
@@ -208,6 +211,16 @@ def _presence(
         found = Resamples(groups, draws).measure_all(figures, {name: groups_of})[name]
         row[f"presence_{name}"] = _entry(all_or_none(found, groups_of)) | {"cases": int(among.sum())}
     return row
+
+
+def _presence_auroc(groups: Sequence[str], chances: Floats, there: npt.NDArray[np.bool_], draws: int) -> dict[str, Any]:
+    """How well the images in which anything is there are told from the others by the largest probability."""
+    known = ~np.isnan(chances)
+    among = list(compress(groups, known))
+    having = [len(set(compress(among, there[known] == value))) for value in (True, False)]
+    figures = {"auroc": _bound(of_classes.auroc, chances[known], there[known])}
+    found = Resamples(among, draws).measure_all(figures, {"auroc": min(having)})["auroc"]
+    return {"presence_auroc": _entry(found) | {"cases": int(known.sum())}}
 
 
 def case_tables(

@@ -14,12 +14,14 @@ import numpy.typing as npt
 from dira_dist.metrics import VAL_DICE, VAL_IOU
 
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating[Any]]
 Pixels = npt.NDArray[np.uint8]
 
 DICE, IOU, HD95, SURFACE_DICE, VOLUME_ERROR = "dice", "iou", "hd95", "surface_dice", "volume_error"
 CASE_FIGURES = (DICE, IOU, HD95, SURFACE_DICE, VOLUME_ERROR)
 OF_SURFACES = (HD95, SURFACE_DICE)
 IN_MM = "in_mm"
+CHANCE = "chance"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def case_figures(
     *,
     tolerance: float = 2.0,
     surfaces: bool = True,
+    chances: Floats | None = None,
 ) -> dict[str, list[float]]:
     """Dice, IoU, volume error, and with ``surfaces`` HD95 and surface Dice, of each output.
 
@@ -61,11 +64,14 @@ def case_figures(
         spacing_mm: along each axis; none where it is not known, and distances are in pixels.
         tolerance: of the surface Dice, in the unit of distances.
         surfaces: whether surfaces are compared.
+        chances: (K, *S) probabilities.
 
     Returns:
         (K,) lists. ``volume_error`` is relative to the true volume; ``hd95`` is the larger of the 95th percentiles of
         each surface's distances from the other. ``there`` and ``said`` tell whether anything is there, and is said to
-        be; ``in_mm`` whether distances and tolerance are in mm.
+        be; ``in_mm`` whether distances and tolerance are in mm; ``chance`` is the largest probability, by which images
+        are ranked where the question is whether anything is there: which of an output alone is above 0.5 just where
+        something is said to be. (A sum of probabilities would rank large images, and large organs, above small ones.)
     """
     found: dict[str, list[float]] = {name: [] for name in (*CASE_FIGURES, "there", "said", IN_MM)}
     for one, other in zip(predicted & valid, truth & valid, strict=True):
@@ -84,6 +90,8 @@ def case_figures(
             share = 0.0
         found[HD95].append(distance)
         found[SURFACE_DICE].append(share)
+    known = None if chances is None or not valid.any() else chances[:, valid]
+    found[CHANCE] = [np.nan] * len(truth) if known is None else known.max(axis=1).astype(float).tolist()
     return found
 
 

@@ -6,7 +6,6 @@ image must be those of the pretrained encoder before anything is written.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError, per_axis
-from dira_dist.files import sha256_of
+from dira_dist.files import write_with_checksum
 from dira_dist.models.backbone import Size
 from dira_dist.models.precision import average_over_positions
 
@@ -176,20 +175,10 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     """
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise RequestError(f"{path}: files of weights end in .safetensors, .pt or .pth")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        partial = Path(folder) / path.name
-        if path.suffix == ".safetensors":
-            _write_safetensors(tensors, partial, metadata or {})
-        else:
-            torch.save(tensors, partial)
-        digest = sha256_of(partial)
-        checksum = partial.with_name(f"{path.name}.sha256")
-        checksum.write_text(f"{digest}  {path.name}\n")
-        partial.replace(path)
-        checksum.replace(path.with_name(checksum.name))
-    return digest
+    if path.suffix == ".safetensors":
+        return write_with_checksum(path, lambda file: _write_safetensors(tensors, file, metadata or {}))
+    return write_with_checksum(path, lambda file: torch.save(tensors, file))
 
 
 def _write_safetensors(tensors: StateDict, path: Path, metadata: Mapping[str, str]) -> None:
@@ -228,6 +217,15 @@ class FeatureProgram(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         """``(B, in_channels, *image_size)`` in [0, 1] to ``(B, C)``."""
         return average_over_positions(self.encoder(views)[-1])
+
+
+def feature_network(unet_state: Mapping[str, Tensor], encoder: str, in_channels: int) -> nn.Module:
+    """The pretrained encoder from views to features, in evaluation mode, for 1 or 3 channels.
+
+    Raises:
+        RequestError: see :func:`with_channels`.
+    """
+    return FeatureProgram(_encoder_with(with_channels(unet_state, encoder, in_channels), encoder, in_channels)).eval()
 
 
 def save_feature_program(

@@ -1,11 +1,12 @@
 """The registered model as MLflow runs it: images in, features out, with torch and without dira_dist.
 
-A copy of this file travels with every registered model, beside one of ``center_view.py``; MLflow calls
+A copy of this file travels with every registered model, beside ``center_view.py`` and ``sent_images.py``; MLflow calls
 :func:`_load_pyfunc` where the model is used. It must not import anything of dira_dist.
 """
 
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,21 @@ class FeatureModel:
 
     @torch.no_grad()
     def predict(self, model_input: npt.NDArray[Any], params: dict[str, Any] | None = None) -> npt.NDArray[np.float32]:
-        """Features ``(N, C)`` float32 of images ``(N, 1 or 3, H, W)``; see :meth:`Encoder.forward`."""
-        images = torch.from_numpy(np.ascontiguousarray(model_input))
-        parts = [self._encoder(part) for part in torch.split(images, IMAGES_AT_ONCE)]
+        """Features ``(N, C)`` float32 of images.
+
+        Args:
+            model_input: ``(N, 1 or 3, H, W)``, see :meth:`Encoder.forward`; or for each image the base64 of a PNG or
+                JPEG file, as a request to a server holds it.
+        """
+        parts = [self._encoder(batch) for batch in _batches(model_input)]
         return np.asarray(torch.cat(parts).cpu().numpy(), dtype=np.float32)
+
+
+def _batches(model_input: Any) -> Iterator[torch.Tensor]:
+    if np.asarray(model_input).dtype.kind in "OUS":  # words, or what a request held
+        yield from importlib.import_module("sent_images").sent_images(model_input, IMAGES_AT_ONCE)
+    else:
+        yield from torch.split(torch.from_numpy(np.ascontiguousarray(model_input)), IMAGES_AT_ONCE)
 
 
 def _load_pyfunc(path: str) -> FeatureModel:

@@ -1,5 +1,7 @@
 """The folder that a registered model is: weights, the encoder as a program, the job, a card for people, checksums."""
 
+import base64
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +13,10 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from dira_dist.config import RequestError
+from dira_dist.config import RequestError, per_axis
 from dira_dist.files import sha256_of
 from dira_dist.formats import FileFormat
+from dira_dist.models.backbone import Size
 from dira_dist.models.export import Exported, Format, export, save_feature_program, save_weights
 
 CHECKSUMS = "SHA256SUMS"
@@ -193,6 +196,21 @@ def tells_task(content: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(values, dict) and "task" in values
+
+
+def example_input(in_channels: int, image_size: Size) -> npt.NDArray[Any]:
+    """An image as a request to a served model holds it: one of no patient, that grows brighter from left to right.
+
+    Returns:
+        ``(1,)`` base64 of a PNG file; where no PNG holds such images, ``(1, in_channels, *image_size)`` uint8.
+    """
+    size = per_axis(image_size, 2)
+    if len(size) != 2 or in_channels not in (1, 3):
+        return np.zeros((1, in_channels, *size), np.uint8)
+    ramp = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8), size)
+    file = io.BytesIO()
+    Image.fromarray(ramp if in_channels == 1 else np.stack([ramp] * 3, axis=-1)).save(file, "PNG")
+    return np.array([base64.b64encode(file.getvalue()).decode()], dtype=object)
 
 
 def write_checksums(folder: Path) -> str:

@@ -1,11 +1,13 @@
 """A fine-tuned model as MLflow runs it: images in, probabilities or masks out, with torch and without dira_dist.
 
-A copy of this file travels with every registered classifier and segmenter, beside ``center_view.py`` and
-``frame_view.py``; MLflow calls :func:`_load_pyfunc` where the model is used. It must not import anything of dira_dist.
+A copy of this file travels with every registered classifier and segmenter, beside ``center_view.py``,
+``frame_view.py`` and ``sent_images.py``; MLflow calls :func:`_load_pyfunc` where the model is used. It must not import
+anything of dira_dist.
 """
 
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +43,25 @@ class Predictor:
         """What the model says of images.
 
         Args:
-            model_input: ``(N, 1 or 3, H, W)`` uint8, uint16, or floating point in [0, 1].
+            model_input: ``(N, 1 or 3, H, W)`` uint8, uint16, or floating point in [0, 1]; or for each image the base64
+                of a PNG or JPEG file, as a request to a server holds it.
             params: ``output``: of a classifier ``probabilities`` (N, K) float32, calibrated, ``decisions`` (N, K) bool
                 by the thresholds, or ``logits``; of a segmenter ``masks``, (N, H, W) uint8 values of classes that
                 exclude each other, or (N, K, H, W) bool, or ``probabilities`` (N, K, H, W) float32.
 
         Raises:
-            ValueError: there is no such output.
+            ValueError: there is no such output, an image cannot be read, or masks differ in size.
         """
         allowed = OUTPUTS[self.facts["task"]]
         output = (params or {}).get("output", allowed[0])
         if output not in allowed:
             raise ValueError(f"output {output!r}: allowed are {', '.join(allowed)}")
-        images = torch.from_numpy(np.ascontiguousarray(model_input))
         answer = self._classes if self.facts["task"] == "classify" else self._masks
-        return np.concatenate([answer(part, output) for part in torch.split(images, IMAGES_AT_ONCE)])
+        answers = [answer(batch, output) for batch in _batches(model_input)]
+        sizes = {each.shape[1:] for each in answers}
+        if len(sizes) > 1:
+            raise ValueError(f"masks of shapes {sorted(sizes)}; one answer holds one: send images of a size at a time")
+        return np.concatenate(answers)
 
     def _classes(self, images: torch.Tensor, output: str) -> npt.NDArray[Any]:
         logits = self.graph(self._center_view(images, self.facts["image_size"], self.facts["in_channels"])).float()
@@ -84,6 +90,13 @@ class Predictor:
         if exclusive:
             return np.asarray(chances.argmax(1).byte().numpy())
         return np.asarray((chances > 0.5).numpy())
+
+
+def _batches(model_input: Any) -> Iterator[torch.Tensor]:
+    if np.asarray(model_input).dtype.kind in "OUS":  # words, or what a request held
+        yield from importlib.import_module("sent_images").sent_images(model_input, IMAGES_AT_ONCE)
+    else:
+        yield from torch.split(torch.from_numpy(np.ascontiguousarray(model_input)), IMAGES_AT_ONCE)
 
 
 def _load_pyfunc(path: str) -> Predictor:

@@ -1,17 +1,28 @@
-"""``dira-dist pull``: weights from the registry, a run or a checkpoint, under another library's names."""
+"""``dira-dist pull``: weights from the registry, a run or a checkpoint, under another library's names or as ONNX."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import torch
 from safetensors.torch import load_file
 
 from dira_dist.config import RequestError
-from dira_dist.models.export import Exported, Format, export, save_weights
-from dira_dist.models.fine_tuned_files import WEIGHTS, is_fine_tuned, read_fine_tuned
-from dira_dist.models.model_files import FACTS, UNET, ModelFile, read_facts
+from dira_dist.models.export import Exported, Format, export, feature_network, save_weights
+from dira_dist.models.fine_tuned_files import PROGRAM, WEIGHTS, FineTunedFile, is_fine_tuned, read_fine_tuned
+from dira_dist.models.model_files import FACTS, UNET, ModelFile, facts_content, read_facts
+from dira_dist.models.onnx_files import (
+    ImageType,
+    OnnxInput,
+    OnnxNetwork,
+    OnnxSupervised,
+    check_onnx_packages,
+    known_image_type,
+    save_onnx,
+)
 from dira_dist.registry.checkpoint import download_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.fetch import fetch
@@ -19,6 +30,9 @@ from dira_dist.tracking.config import TrackingConfig, tracking_at
 from dira_dist.training.task import About, recipe_of
 
 FILE_FORMATS = ("safetensors", "pt")
+ONNX = "onnx"
+FORMATS = (*get_args(Format), ONNX)
+_FACTS_IN_ONNX = ("task", "kind", "classes", "thresholds", "fit", "image_size", "in_channels", "trained", "label")
 
 
 @dataclass(frozen=True)
@@ -43,10 +57,11 @@ def pull(
     format: str = "torchvision",  # noqa: A002 (the word of the command line)
     in_channels: int | None = None,
     file_format: str = "safetensors",
+    input_type: str = "uint8",
     tracking_uri: str | None = None,
     progress: Progress | None = None,
 ) -> Pulled:
-    """Bring weights here as a plain state dict.
+    """Bring weights here as a plain state dict, or the whole network as an ONNX file.
 
     A call that is broken off leaves what it fetched below ``dest``, and the same call goes on with it.
 
@@ -55,35 +70,70 @@ def pull(
             checkpoint, or of a run, whose newest checkpoint is meant.
         dest: folder; the file in it is named after encoder and format.
         format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder); of what was fine-tuned,
-            the whole network, the one whose names its weights have.
+            the whole network, the one whose names its weights have; or ``onnx``, a file that onnxruntime runs.
         in_channels: 1 or 3 where the model has one of them; the model's own if none.
-        file_format: ``safetensors``, or ``pt`` for ``torch.load(..., weights_only=True)``.
+        file_format: ``safetensors``, or ``pt`` for ``torch.load(..., weights_only=True)``; ONNX has its own.
+        input_type: of the images that an ONNX file takes: ``uint8``, ``uint16``, or ``float32`` in [0, 1].
         tracking_uri: MLflow; ``MLFLOW_TRACKING_URI`` if none.
         progress: called with the bytes that are here and the bytes in all.
 
     Raises:
         RequestError: for an unknown model, version, alias or format, an encoder that the library does not have, damaged
-            files, an address that cannot be, and a registry or storage that is away or refuses the credentials.
+            files, an address that cannot be, a registry or storage that is away or refuses the credentials, and
+            packages that ONNX needs and that are missing.
         StoreError: storage failed in the middle.
     """
-    chosen, channels = _known_format(format), _known_channels(in_channels)
-    if file_format not in FILE_FORMATS:
-        raise RequestError(f"--file-format {file_format!r}: allowed are {', '.join(FILE_FORMATS)}")
+    _check_request(format, in_channels, file_format)
+    image_type = known_image_type(input_type)
     dest = Path(dest)
     if dest.exists() and not dest.is_dir():
         raise RequestError(f"{dest}: is a file; give a folder")
     work = dest / f".pulling-{hashlib.sha256(model.encode()).hexdigest()[:12]}"
-    folder = _fetch(model, work, tracking_at(tracking_uri), progress)
+    folder = _fetch(model, work, tracking_at(tracking_uri), progress, program=format == ONNX)
     try:
-        if is_fine_tuned(folder):
-            encoder, exported = _whole_network(model, folder, chosen, channels)
-        else:
-            encoder, exported = _pretrained(model, folder, chosen, channels)
+        if format == ONNX:
+            return _pull_onnx(model, folder, dest, in_channels, image_type)
+        return _pull_weights(model, folder, dest, _library(format), in_channels, file_format)
     finally:
         shutil.rmtree(work)
-    path = dest / f"{encoder}-{chosen}.{file_format}"
-    digest = save_weights(exported.state, path, {"names": chosen, "encoder": encoder})
+
+
+def _pull_weights(
+    model: str, folder: Path, dest: Path, library: Format, channels: int | None, file_format: str
+) -> Pulled:
+    """A plain state dict by the names of a library."""
+    whole = is_fine_tuned(folder)
+    encoder, exported = (_whole_network if whole else _pretrained)(model, folder, library, channels)
+    path = dest / f"{encoder}-{library}.{file_format}"
+    digest = save_weights(exported.state, path, {"names": library, "encoder": encoder})
     return Pulled(path, digest, exported.loading_lines(path))
+
+
+def _pull_onnx(model: str, folder: Path, dest: Path, channels: int | None, image_type: ImageType) -> Pulled:
+    """Encoder, classifier or segmenter as a file of ONNX, tried before it is written."""
+    if is_fine_tuned(folder):
+        encoder, network, fed = _supervised_onnx(model, folder, channels, image_type)
+    else:
+        facts = read_facts(folder)
+        encoder, fed = facts.encoder, OnnxInput(channels or facts.in_channels, facts.image_size, image_type)
+        network = OnnxNetwork(feature_network(load_file(folder / UNET), encoder, fed.channels), fed.white)
+    path = dest / f"{encoder}.onnx"
+    known = json.loads(facts_content(folder))
+    digest = save_onnx(network, fed, path, {name: known[name] for name in _FACTS_IN_ONNX if name in known})
+    return Pulled(path, digest, fed.lines(path, network.output_names))
+
+
+def _supervised_onnx(
+    model: str, folder: Path, channels: int | None, image_type: ImageType
+) -> tuple[str, OnnxNetwork, OnnxInput]:
+    """The graph that MLflow's model runs, with its calibration."""
+    facts = read_fine_tuned(folder)
+    _check_keeps_channels(model, facts, channels)
+    fed = OnnxInput(facts.in_channels, facts.image_size, image_type)
+    graph = torch.export.load(folder / PROGRAM).module()
+    exclusive = facts.kind == "multiclass"
+    network = OnnxSupervised(graph, fed.white, exclusive=exclusive, calibration=facts.calibration)
+    return facts.encoder, network, fed
 
 
 def _pretrained(model: str, folder: Path, chosen: Format, channels: int | None) -> tuple[str, Exported]:
@@ -104,17 +154,26 @@ def _whole_network(model: str, folder: Path, chosen: Format, channels: int | Non
             f"--format {chosen}: {model} is a {what} whose weights have the names of {facts.weights_names}: give "
             f"--format {facts.weights_names}"
         )
-    if channels not in (None, facts.in_channels):
-        raise RequestError(f"--in-channels {channels}: {model} takes {facts.in_channels}, and keeps them: leave it out")
+    _check_keeps_channels(model, facts, channels)
     construction = tuple(facts.construction)
     return facts.encoder, Exported(load_file(folder / WEIGHTS), construction, facts.features)
 
 
-def _fetch(model: str, work: Path, config: TrackingConfig, progress: Progress | None) -> Path:
-    """A folder with the weights and what the network is; of a checkpoint the model is made first, as it would be."""
+def _check_keeps_channels(model: str, facts: FineTunedFile, channels: int | None) -> None:
+    if channels not in (None, facts.in_channels):
+        raise RequestError(f"--in-channels {channels}: {model} takes {facts.in_channels}, and keeps them: leave it out")
+
+
+def _fetch(model: str, work: Path, config: TrackingConfig, progress: Progress | None, *, program: bool) -> Path:
+    """A folder with the weights and what the network is; of a checkpoint the model is made first, as it would be.
+
+    Args:
+        program: whether the graph of what was fine-tuned is wanted, and not its weights.
+    """
     if model.startswith(("models:", "runs:")):
         folder = fetch(model, work, config, progress, only=(FACTS,))
-        fetch(model, work, config, progress, only=(FACTS, WEIGHTS if is_fine_tuned(folder) else UNET))
+        of_fine_tuned = PROGRAM if program else WEIGHTS
+        fetch(model, work, config, progress, only=(FACTS, of_fine_tuned if is_fine_tuned(folder) else UNET))
     else:
         found = download_checkpoint(model, work, progress).checkpoint
         task = recipe_of(found.job).build_task()
@@ -134,15 +193,17 @@ def _check_decoder(model: str, facts: ModelFile) -> None:
         )
 
 
-def _known_format(name: str) -> Format:
-    for known in get_args(Format):
-        if name == known:
-            found: Format = known
-            return found
-    raise RequestError(f"--format {name!r}: allowed are {', '.join(get_args(Format))}")
+def _check_request(name: str, in_channels: int | None, file_format: str) -> None:
+    """Refuses what cannot be before anything is fetched."""
+    if name not in FORMATS:
+        raise RequestError(f"--format {name!r}: allowed are {', '.join(FORMATS)}")
+    if in_channels is not None and in_channels < 1:
+        raise RequestError(f"--in-channels {in_channels}: allowed are numbers from 1; leave it out for the model's own")
+    if file_format not in FILE_FORMATS:
+        raise RequestError(f"--file-format {file_format!r}: allowed are {', '.join(FILE_FORMATS)}")
+    if name == ONNX:
+        check_onnx_packages()
 
 
-def _known_channels(count: int | None) -> int | None:
-    if count is not None and count < 1:
-        raise RequestError(f"--in-channels {count}: allowed are numbers from 1; leave it out for the model's own")
-    return count
+def _library(name: str) -> Format:
+    return next(known for known in get_args(Format) if known == name)

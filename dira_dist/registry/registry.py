@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow.pyfunc
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ParamSchema, ParamSpec
+from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from safetensors.torch import load_file
 
 from dira_dist.config import RequestError, without_credentials
@@ -181,15 +182,23 @@ def _runnable(package: Package, scratch: Path, run_id: str, model_id: str) -> Pa
         code_paths=[str(file) for file in package.code],
         pip_requirements=list(package.requirements),
         signature=_signature(package),
+        input_example=package.example,
         mlflow_model=Model(run_id=run_id, model_id=model_id),
     )
     return path
 
 
 def _signature(package: Package) -> ModelSignature | None:
-    """Without one MLflow drops what ``predict`` is given as ``params``; of the images it is to say nothing."""
+    """Without one MLflow drops what ``predict`` is given as ``params``, and cannot read a request.
+
+    Of the images it says the one thing that MLflow holds against nothing and casts to nothing: arrays of any shape and
+    type, and words in their place.
+    """
     specs = [ParamSpec(name, "string", usual) for name, usual in package.parameters.items()]
-    return ModelSignature(params=ParamSchema(specs)) if specs else None
+    inputs = None if package.example is None else Schema([TensorSpec(np.dtype(object), (-1,))])
+    if inputs is None and not specs:
+        return None
+    return ModelSignature(inputs=inputs, params=ParamSchema(specs) if specs else None)
 
 
 def _point_best(client: MlflowClient, name: str, version: ModelVersion, metric: Metric | None) -> Registered:

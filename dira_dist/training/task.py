@@ -134,6 +134,7 @@ class Package:
         description: of the registered model, when its first version is made.
         requirements: what the code needs.
         parameters: names of what ``predict`` takes as ``params``, with the text that each is where it is not given.
+        example: what ``predict`` takes, of nobody's images; kept with the model, and with it MLflow serves images.
     """
 
     folder: Path
@@ -141,8 +142,9 @@ class Package:
     code: Sequence[Path]
     model_type: str
     description: str
-    requirements: Sequence[str] = ("mlflow", "numpy", "torch")
+    requirements: Sequence[str] = ("mlflow", "numpy", "pillow", "torch")
     parameters: Mapping[str, str] = field(default_factory=dict)
+    example: npt.NDArray[Any] | None = None
 
 
 class Task(Protocol):

@@ -264,3 +264,57 @@ def test_more_trials_than_fit_are_refused_before_anything_is_written(searched: S
         with pytest.raises(RequestError, match=words):
             dira_dist.run(load_job(searched.folder / "job.yaml", [f"name={name}", override]))
         assert not (searched.folder / "runs" / name).exists()
+
+
+RATES = """
+kind: tune
+name: rates
+search:
+  space: {optimizer.lr: {low: 1.0e-5, high: 1.0e-2}}
+  trials: 2
+  sampler: random
+  confirm_seeds: 0
+base:
+  kind: finetune
+  name: best-rate
+  data: {train: FOLDER/labelled/train, val: FOLDER/labelled/val, image_size: 32, global_batch: 8, loader_workers: 0}
+  model: {encoder: tu-test_resnet, decoder_channels: [8, 8, 8, 8, 8]}
+  task: {name: classify, label: finding}
+  epochs: 2
+  report: {bootstrap: 100}
+  precision: fp32
+  resources: {workers: 1}
+  checkpoint: {storage: FOLDER/runs, every_steps: 100}
+  tracking: {uri: "sqlite:///FOLDER/rates.db", system_metrics_every_s: 0, register_as: classifier}
+"""
+
+
+@pytest.mark.usefixtures("searched")  # whose Ray is still there
+def test_a_search_over_a_fine_tuning_is_judged_on_val(tmp_path: Path) -> None:
+    write_archive(tmp_path / "archive", 60, size_px=40)
+    options = dira_dist.ShardOptions(
+        image_size=None,
+        processes=1,
+        labels=str(tmp_path / "archive" / "labels.csv"),
+        group_by="patient",
+        split=dira_dist.parse_split("train=0.6,val=0.4"),
+    )
+    dira_dist.shard(tmp_path / "archive" / "images", tmp_path / "labelled", options)
+    (tmp_path / "rates.yaml").write_text(RATES.replace("FOLDER", str(tmp_path)))
+    outcome = dira_dist.run(load_job(tmp_path / "rates.yaml"))
+    assert isinstance(outcome, SearchOutcome)
+    record = read_search(open_store(f"{tmp_path}/runs/rates"))
+    assert record is not None
+    first, second = record.trials
+    assert first.params == {"optimizer.lr": 2e-4}, "the base's own goes first"
+    assert 1e-5 <= second.params["optimizer.lr"] <= 1e-2
+    for trial in (first, second):
+        assert trial.status in ("finished", "stopped")
+        figures = [each.metrics["val/auroc"] for each in read_evaluations(open_store(f"{tmp_path}/runs/{trial.name}"))]
+        assert trial.metrics["val/auroc"] in figures
+    assert first.metrics != second.metrics, "the rate changes what is learned"
+    winner = load_job(Path(outcome.best)).job
+    best = max((first, second), key=lambda trial: trial.metrics["val/auroc"])
+    assert (winner.name, winner.kind, winner.tracking.register_as) == ("best-rate", "finetune", "classifier")
+    assert winner.optimizer.lr == best.params["optimizer.lr"]
+    assert MlflowClient(f"sqlite:///{tmp_path}/rates.db").search_registered_models() == [], "trials register nothing"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm
+from scipy.stats import beta, binomtest, norm, t
 
 from dira_dist.evaluation.classification import auroc, average_precision
 from dira_dist.evaluation.intervals import Measured, Resamples, all_or_none, weighted_mean
@@ -17,7 +17,11 @@ def test_draws_are_those_of_a_loop_over_whole_groups() -> None:
     rows = [np.flatnonzero(groups == str(place)) for place in range(30)]
     loop = [values[np.concatenate([rows[place] for place in random.integers(30, size=30)])].mean() for _ in range(4000)]
     reach = (found.high - found.low) / 2
-    assert reach == pytest.approx(2.08 * np.std(loop), rel=0.06)  # t of 29 degrees, and n over n - 1
+    sizes = np.array([len(row) for row in rows])
+    effective = sizes.sum() ** 2 / (sizes**2).sum()
+    assert 20 < effective < 30
+    wider = t.ppf(0.975, effective - 1) * np.sqrt(effective / (effective - 1))
+    assert reach == pytest.approx(wider * np.std(loop), rel=0.06)
 
 
 def test_the_same_draws_serve_all_figures_and_those_of_a_seed_stay() -> None:
@@ -92,6 +96,35 @@ def test_intervals_of_means_cover_a_known_truth() -> None:
             by_case += single.low <= 0.8 <= single.high
     assert 0.93 <= covered / 1000 <= 0.97
     assert by_case / 200 < 0.85
+
+
+@pytest.mark.parametrize("patients", [30, 120])
+@pytest.mark.parametrize("kind", ["symmetric", "skewed", "share"])
+def test_few_patients_have_intervals_that_cover_as_well(patients: int, kind: str) -> None:
+    """A thousand sets of patients with one to six cases, which are alike: of a mean, of one as Dice is, of a share."""
+    covered, truth = 0, {"symmetric": 0.8, "skewed": float(beta.mean(6, 1.2)), "share": 0.85}[kind]
+    for seed in range(1000):
+        random = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(patients), random.integers(1, 7, size=patients))
+        noise = 0.03 * random.normal(size=groups.size)
+        if kind == "symmetric":
+            values = (0.8 + 0.1 * random.normal(size=patients))[groups] + noise
+        elif kind == "skewed":
+            values = random.beta(6, 1.2, size=patients)[groups] + noise
+        else:
+            values = (random.random(groups.size) < random.beta(8.5, 1.5, size=patients)[groups]).astype(np.float64)
+        found = Resamples(groups.astype(str).tolist(), 400, seed).measure(weighted_mean(values))
+        covered += found.low <= truth <= found.high
+    assert 0.93 <= covered / 1000 <= 0.97, covered
+
+
+def test_one_patient_with_nearly_all_images_tells_little_of_others() -> None:
+    groups = ["a"] * 100 + list("bcdef")
+    even = Resamples(list("abcdef"), 500).measure(weighted_mean(np.arange(6.0)))
+    values = np.concatenate([np.zeros(100), np.arange(1.0, 6.0)])
+    uneven = Resamples(groups, 500).measure(weighted_mean(values))
+    assert uneven.value < 0.2 and uneven.low < 0.01 and uneven.high > 4, "all that was drawn is inside"
+    assert even.low > 0.1
 
 
 def test_an_area_of_few_positives_is_no_surer_than_they_allow() -> None:

@@ -44,7 +44,7 @@ def test_a_class_of_few_is_not_sure() -> None:
 
 
 def test_markdown_says_of_how_many_and_in_which_unit() -> None:
-    base = {"iou": [0.5], "surface_dice": [0.5], "volume_error": [0.1], "said": [1.0], "in_mm": [1.0]}
+    base = {"iou": [0.5], "surface_dice": [0.5], "volume_error": [0.1], "said": [1.0], "in_mm": [1.0], "chance": [0.9]}
     cases = [
         SegmentationCase("a", "a", figures=base | {"dice": [0.5], "hd95": [12.3456], "there": [1.0]}),
         SegmentationCase("b", "b", figures=base | {"dice": [0.7], "hd95": [np.nan], "there": [1.0]}),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, MeanIoU, SurfaceDiceMetric
 from scipy import ndimage
+from sklearn.metrics import roc_auc_score
 from surface_distance import compute_robust_hausdorff, compute_surface_dice_at_tolerance, compute_surface_distances
 
 from dira_dist.evaluation.report import case_table, case_tables
@@ -115,6 +116,27 @@ def test_means_leave_out_what_is_not_defined_and_count_it() -> None:
     assert table["b"]["presence_sensitivity"]["value"] == 1 and table["b"]["presence_specificity"]["value"] == 1
     assert table["a"]["dice"]["low"] < table["a"]["dice"]["value"] < table["a"]["dice"]["high"]
     assert list(case_tables(made, ("a", "b"), draws=10, subgroups=("sex",))["subgroups"]["sex"]) == ["F"]
+
+
+def test_presence_is_ranked_by_the_largest_probability_where_the_truth_is_known() -> None:
+    random, valid = np.random.default_rng(0), np.ones((6, 6), dtype=bool)
+    valid[0, 0] = False
+    made, largest, there = [], [], []
+    for number in range(20):
+        truth, chances = np.zeros((1, 6, 6), dtype=bool), 0.9 * random.random((1, 6, 6))
+        truth[0, 3, 3] = number % 3 == 0
+        chances[0, 0, 0] = 1.0  # nobody knows what is there
+        chances[0, 3, 3] += 0.1 * truth[0, 3, 3]
+        figures = case_figures(chances > 0.5, truth, valid, None, chances=chances)
+        made.append(SegmentationCase(f"k{number}", f"p{number}", figures=figures))
+        largest.append(chances[0].ravel()[1:].max())
+        there.append(number % 3 == 0)
+    assert [case.figures["chance"][0] for case in made] == pytest.approx(largest)
+    row = case_table(made, ("a",), 100)["a"]["presence_auroc"]
+    assert row["value"] == pytest.approx(roc_auc_score(there, largest)) and row["cases"] == 20
+    assert row["low"] < row["value"] < row["high"]
+    assert case_table(made[1:3], ("a",), 50)["a"]["presence_auroc"]["value"] is None, "nothing is there in either"
+    assert case_table(cases(), ("a", "b"), 50)["b"]["presence_auroc"]["cases"] == 0, "without probabilities"
 
 
 def test_the_worst_and_the_best_are_drawn() -> None:

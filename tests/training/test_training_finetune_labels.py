@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dira_dist.config import RequestError
 from dira_dist.training.finetune.labels import UNCERTAIN, LabelCoding, settled
-from dira_dist.training.finetune.masks import MaskCoding
+from dira_dist.training.finetune.masks import MaskCoding, SeenMasks
 from dira_dist.training.finetune.recipe import Classify, Segment
 
 NAN = math.nan
@@ -84,10 +85,21 @@ def test_a_number_that_is_no_answer_is_refused() -> None:
 def test_outputs_of_a_segmenter() -> None:
     assert MaskCoding.of(Segment()).outputs == ("foreground",)
     several = MaskCoding.of(Segment(classes=("liver", "tumour")))
-    assert (several.outputs, several.measured, several.highest) == (
-        ("background", "liver", "tumour"),
-        slice(1, None),
-        2,
-    )
+    assert (several.outputs, several.measured) == (("background", "liver", "tumour"), slice(1, None))
     regions = MaskCoding.of(Segment(regions={"whole": (1, 2), "core": (2,)}))
     assert (regions.kind, regions.outputs, regions.values) == ("regions", ("whole", "core"), ((1, 2), (2,)))
+
+
+def test_every_mask_that_is_learned_from_is_looked_at() -> None:
+    seen = SeenMasks(MaskCoding.of(Segment(classes=("liver", "tumour"))))
+    seen.check("data.train")
+    for highest in (1, 2):
+        seen.note(torch.tensor([[-1, 0, highest]], dtype=torch.int16))
+        seen.check("data.train")
+    seen.note(torch.tensor([[0, 7]], dtype=torch.int16))
+    seen.note(torch.tensor([[0, 1]], dtype=torch.int16))
+    with pytest.raises(RequestError, match=r"data\.train: masks with values 7; the highest .* is 2"):
+        seen.check("data.train")
+    regions = SeenMasks(MaskCoding.of(Segment(regions={"core": (2,)})))
+    regions.note(torch.tensor([7]))
+    regions.check("data.train")  # a part that no region is of

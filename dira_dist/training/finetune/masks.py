@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from dira_dist.objectives.supervised import check_mask_values
 from dira_dist.training.finetune.recipe import Segment
 
 Kind = Literal["binary", "multiclass", "regions"]
@@ -38,7 +42,36 @@ class MaskCoding:
         """The outputs that figures are given of: all but the background."""
         return slice(1, None) if self.kind == "multiclass" else slice(None)
 
-    @property
-    def highest(self) -> int | None:
-        """The highest value that a mask may have; none where any will do."""
-        return None if self.kind == "binary" else max(value for each in self.values for value in each)
+    def check(self, masks: Tensor, place: str) -> None:
+        """Refuses masks with values that are no class's. Regions need not name all that is there.
+
+        Args:
+            masks: any shape, int.
+            place: whose they are, for the message.
+
+        Raises:
+            RequestError: names the values.
+        """
+        check_mask_values(masks, len(self.outputs) - 1 if self.kind == "multiclass" else None, place)
+
+
+class SeenMasks:
+    """The highest value of the masks that were learned from, looked at where waiting for a device costs nothing.
+
+    Args:
+        coding: of the task.
+    """
+
+    def __init__(self, coding: MaskCoding) -> None:
+        self._coding = coding
+        self._highest: Tensor | None = None
+
+    def note(self, masks: Tensor) -> None:
+        """Masks of a batch, any shape, int; on their device, without waiting for it."""
+        highest = masks.amax()
+        self._highest = highest if self._highest is None else torch.maximum(self._highest, highest)
+
+    def check(self, place: str) -> None:
+        """See :meth:`MaskCoding.check`."""
+        if self._highest is not None:
+            self._coding.check(self._highest, place)

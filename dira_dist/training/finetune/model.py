@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from dira_dist.config import flatten
-from dira_dist.models import predictor
+from dira_dist.models import predictor, sent_images
 from dira_dist.models.fine_tuned_files import NETWORK, FineTunedFacts, write_fine_tuned_folder
+from dira_dist.models.model_files import example_input
 from dira_dist.training.finetune.labels import LabelCoding
 from dira_dist.training.finetune.masks import MaskCoding
 from dira_dist.training.finetune.networks import build_networks
@@ -25,10 +26,11 @@ def write_model(recipe: FinetuneRecipe, state: Mapping[str, Tensor], folder: Pat
     networks = build_networks(recipe)
     networks.load_state_dict(state)
     report = json.loads(about.report["report.json"]) if about.report else {}
+    facts = _facts(recipe, report, about)
     write_fine_tuned_folder(
         folder,
         networks.network,
-        _facts(recipe, report, about),
+        facts,
         job=about.job,
         report=about.report,
         pictures=about.pictures,
@@ -36,10 +38,11 @@ def write_model(recipe: FinetuneRecipe, state: Mapping[str, Tensor], folder: Pat
     return Package(
         folder,
         weights=NETWORK,
-        code=[Path(str(module.__file__)) for module in (predictor, center_view, frame_view)],
+        code=[Path(str(module.__file__)) for module in (predictor, center_view, frame_view, sent_images)],
         model_type=f"dira-{recipe.task.name}",
         description="Classifiers and segmenters fine-tuned with dira_dist.",
         parameters={"output": predictor.OUTPUTS[recipe.task.name][0]},
+        example=example_input(facts.in_channels, facts.image_size),
     )
 
 

@@ -121,6 +121,8 @@ def predict_masks(reader: SetReader, name: str, *, in_full: bool = False) -> lis
     coding = MaskCoding.of(reader.recipe.task)
     cases: list[tuple[int, SegmentationCase]] = []
     for batch, views, logits in reader.logits(name):
+        assert batch.masks is not None
+        coding.check(batch.masks, f"data.{name}")
         for place in np.flatnonzero(batch.valid.numpy()).tolist():
             sample_id, known = int(batch.sample_ids[place]), reader.known(name, int(batch.sample_ids[place]))
             figures = _case(coding, batch, views, logits, place, known, in_full, reader.recipe)
@@ -159,6 +161,7 @@ def _case(
         known.spacing_mm if in_full else None,
         tolerance=recipe.report.tolerance_mm,
         surfaces=in_full,
+        chances=chances[0, coding.measured].cpu().numpy(),
     )
     thumbnail = (image.clamp(0, 1) * 255).round().byte().cpu().numpy() if in_full else None
     shown, inside = mask_targets(views.masks[place : place + 1], coding.kind, coding.values)

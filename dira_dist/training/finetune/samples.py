@@ -14,7 +14,7 @@ from dira_dist.data.samples import SampleTable, read_samples
 from dira_dist.data.selection import Draw, Selection, balanced_weights, common_groups, draw_fraction
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.validation import ValidationStream
-from dira_dist.objectives.supervised import check_mask_values, positive_weights
+from dira_dist.objectives.supervised import positive_weights
 from dira_dist.training.finetune.labels import UNCERTAIN, LabelCoding, Targets
 from dira_dist.training.finetune.masks import MaskCoding
 from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe, Segment
@@ -103,7 +103,9 @@ def _check_apart(tables: Mapping[str, SampleTable]) -> None:
 
 
 def _check_masks(recipe: FinetuneRecipe, name: str, index: ShardSetIndex) -> None:
-    """Refuses masks with values that the task does not know; told by some hundreds of them, spread over the set.
+    """Refuses masks with values that the task does not know, before anything is started.
+
+    Some hundreds of them are looked at, spread over the set; the others when they are learned from or judged by.
 
     Raises:
         RequestError: with the values.
@@ -118,7 +120,7 @@ def _check_masks(recipe: FinetuneRecipe, name: str, index: ShardSetIndex) -> Non
     with ValidationStream(str(getattr(recipe.data, name)), options, batch_size=32, ids=ids, index=index) as stream:
         for batch in stream:
             assert batch.masks is not None
-            check_mask_values(batch.masks, coding.highest if coding.kind == "multiclass" else None, f"data.{name}")
+            coding.check(batch.masks, f"data.{name}")
             found.update(batch.masks.unique().tolist())
     if coding.kind == "regions" and not found & {value for each in coding.values for value in each}:
         there = ", ".join(map(str, sorted(found - {NO_LABEL})))

@@ -16,6 +16,7 @@ from dira_dist.objectives.supervised import resolve_uncertain
 from dira_dist.training.execution import prepare
 from dira_dist.training.finetune.labels import LabelCoding
 from dira_dist.training.finetune.losses import FinetuneLosses
+from dira_dist.training.finetune.masks import MaskCoding, SeenMasks
 from dira_dist.training.finetune.model import write_model
 from dira_dist.training.finetune.networks import FinetuneNetworks, build_networks
 from dira_dist.training.finetune.recipe import Classify, FinetuneOptimizer, FinetuneRecipe, FinetuneStage
@@ -49,6 +50,7 @@ class FinetuneTask:
     def __init__(self, recipe: FinetuneRecipe, samples: FinetuneSamples | None = None) -> None:
         self.recipe, self.samples = recipe, samples or ALONE
         self._history = History(recipe.better(recipe.main_metric()))
+        self._seen = None if isinstance(recipe.task, Classify) else SeenMasks(MaskCoding.of(recipe.task))
 
     def starting_weights(self) -> Start | None:
         """They are brought to the workers."""
@@ -62,6 +64,9 @@ class FinetuneTask:
         """The images in their frames, augmented, with targets or masks."""
         recipe = self.recipe
         assert recipe.model is not None
+        if self._seen is not None:
+            assert batch.masks is not None
+            self._seen.note(batch.masks)
         return labelled_views(
             batch.images,
             batch.sizes_px,
@@ -96,7 +101,7 @@ class FinetuneTask:
     def validator(self, networks: Networks, device: torch.device) -> FinetuneValidator:
         """Measures on ``val`` at the ends of epochs, and on ``test`` at the end."""
         assert isinstance(networks, FinetuneNetworks)
-        return FinetuneValidator(self.recipe, self.samples, networks, device, self._history)
+        return FinetuneValidator(self.recipe, self.samples, networks, device, self._history, self._seen)
 
     def evaluate(self, networks: Networks, device: torch.device, position: Position, *, title: str = "") -> Evaluation:
         """The figures on ``val``."""

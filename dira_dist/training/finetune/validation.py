@@ -8,7 +8,7 @@ import torch
 
 from dira_dist.evaluation.segmentation import val_figures
 from dira_dist.objectives.collectives import my_place
-from dira_dist.training.finetune.masks import MaskCoding
+from dira_dist.training.finetune.masks import MaskCoding, SeenMasks
 from dira_dist.training.finetune.networks import FinetuneNetworks
 from dira_dist.training.finetune.prediction import SetReader, predict_classes, predict_masks
 from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe
@@ -29,6 +29,7 @@ class FinetuneValidator:
         networks: that are trained, on their device.
         device: of the networks.
         history: of this run's validations.
+        seen: the masks that are learned from, of a segmenter.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class FinetuneValidator:
         networks: FinetuneNetworks,
         device: torch.device,
         history: History,
+        seen: SeenMasks | None = None,
     ) -> None:
-        self._recipe, self._samples, self._history = recipe, samples, history
+        self._recipe, self._samples, self._history, self._seen = recipe, samples, history, seen
         self._reader = SetReader(recipe, samples, networks, device)
 
     @property
@@ -55,7 +57,13 @@ class FinetuneValidator:
         return position.samples // every > before // every or (last and position.step_in_stage == span.steps)
 
     def validate(self, position: Position) -> Verdict:
-        """Measures ``val``, notes the figure that counts, and says whether it has not become better for too long."""
+        """Measures ``val``, notes the figure that counts, and says whether it has not become better for too long.
+
+        Raises:
+            RequestError: masks that were learned from, or of ``val``, hold values that are no class's.
+        """
+        if self._seen is not None:
+            self._seen.check("data.train")
         figures, stopping = self.figures("val"), self._recipe.early_stopping
         value = figures.get(self._recipe.main_metric(), math.nan)
         label = f"step-{position.step}"

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +14,8 @@ from dira_dist.config import flatten
 from dira_dist.data.batch import LocalBatch
 from dira_dist.evaluation.evaluator import Evaluator
 from dira_dist.evaluation.pictures import evaluation_pictures
-from dira_dist.models import feature_model
-from dira_dist.models.model_files import UNET, ModelFacts, write_model_folder
+from dira_dist.models import feature_model, sent_images
+from dira_dist.models.model_files import UNET, ModelFacts, example_input, write_model_folder
 from dira_dist.models.pretrained import starting_weights
 from dira_dist.objectives import AdversarialConfig
 from dira_dist.objectives.parts import ActiveParts, LossWeights, Objective, active_parts
@@ -131,7 +132,7 @@ class PretrainTask:
             discriminator_state=discriminator,
             pictures=about.pictures,
         )
-        return packaged(folder)
+        return packaged(folder, example_input(self.recipe.model.in_channels, self.recipe.data.image_size))
 
     def validator(self, networks: Networks, device: torch.device) -> NoValidation:
         """Nothing is chosen: the last networks are the ones to go on from."""
@@ -210,14 +211,19 @@ def pretrain_step(
     return TrainStep(networks, losses, scheduled, precision=precision, device=device)
 
 
-def packaged(folder: Path) -> Package:
-    """A folder of :func:`write_model_folder` with what runs it as an encoder: images in, features out."""
+def packaged(folder: Path, example: npt.NDArray[Any] | None = None) -> Package:
+    """A folder of :func:`write_model_folder` with what runs it as an encoder: images in, features out.
+
+    Args:
+        example: see :class:`Package`.
+    """
     return Package(
         folder,
         weights=UNET,
-        code=[Path(feature_model.__file__), Path(center_view.__file__)],
+        code=[Path(str(module.__file__)) for module in (feature_model, center_view, sent_images)],
         model_type="dira-encoder",
         description="Encoders and decoders pretrained with DiRA by dira_dist.",
+        example=example,
     )
 
 
