@@ -169,6 +169,19 @@ class Histogram:
         return Scale(low, high, "percentiles")
 
 
+def scale_of_volume(voxels: NDArray[Any], rule: IntensityRule) -> Scale:
+    """One scale for all of a volume; it has no window, and ``window`` means its whole range, as ``full`` does."""
+    if rule.name == "range":
+        return Scale(rule.low, rule.high, "range")
+    histogram = Histogram()
+    for plane in voxels:
+        if rule.name == "percentiles":
+            histogram.add(*np.unique(plane, return_counts=True))
+        else:
+            histogram.add(np.array([plane.min(), plane.max()]), np.ones(2, dtype=np.int64))
+    return histogram.scale(rule)
+
+
 def to_depth(shares: NDArray[Any], bits: Literal[8, 16]) -> Pixels:
     """Shares of 0 to 1 as grey of 8 or 16 bits."""
     top, kind = (255, np.uint8) if bits == 8 else (65535, np.uint16)
