@@ -173,13 +173,10 @@ def scale_of_volume(voxels: NDArray[Any], rule: IntensityRule) -> Scale:
     """One scale for all of a volume; it has no window, and ``window`` means its whole range, as ``full`` does."""
     if rule.name == "range":
         return Scale(rule.low, rule.high, "range")
-    histogram = Histogram()
-    for plane in voxels:
-        if rule.name == "percentiles":
-            histogram.add(*np.unique(plane, return_counts=True))
-        else:
-            histogram.add(np.array([plane.min(), plane.max()]), np.ones(2, dtype=np.int64))
-    return histogram.scale(rule)
+    if rule.name == "percentiles":
+        low, high = np.percentile(voxels, (rule.low, rule.high), method="inverted_cdf")
+        return Scale(float(low), float(high), "percentiles")
+    return Scale(float(voxels.min()), float(voxels.max()), "full")
 
 
 def to_depth(shares: NDArray[Any], bits: Literal[8, 16]) -> Pixels:
