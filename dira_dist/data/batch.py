@@ -24,9 +24,10 @@ class LocalBatch:
     """A worker's part of a global batch, or what one of its loader processes adds to that.
 
     Attributes:
-        images: ``(B, C, *S)`` with two or three spatial axes, of the type that the set's index says: uint8 or uint16,
-            or int16, float32 or float64 for arrays; zero-padded at the end of each axis to the largest sample in it.
-        sizes_px: ``(B, n)`` int64, true sizes along the spatial axes.
+        images: ``(B, C, *S)``, spatial axes ``(H, W)`` or ``(x, y, z)``, of the type that the set's index says: uint8
+            or uint16, or int16, float32 or float64 for arrays; zero-padded at the end of each axis to the largest
+            sample in it.
+        sizes_px: ``(B, n)`` int64, true sizes along the spatial axes, in their order.
         sample_ids: ``(B,)`` int64, place in the shard set; :data:`NO_SAMPLE` for padding of a validation batch.
         epochs: ``(B,)`` int64.
         keys: of the samples in their shards.

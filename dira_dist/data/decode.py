@@ -65,7 +65,8 @@ class Row:
     """One decoded sample, a row of a batch.
 
     Attributes:
-        pixels: ``(C, *S)`` with two or three spatial axes; rows of a set differ in their sizes alone.
+        pixels: ``(C, *S)``, spatial axes ``(H, W)`` or ``(x, y, z)``, see :meth:`Decoder.decode`; rows of a set differ
+            in their sizes alone.
         id: place in the set.
         epoch: in which it is read.
         key: its name in the shard.
@@ -105,28 +106,40 @@ class Decoder:
     def decode(self, sample: EncodedSample, epoch: int = 0) -> Row:
         """The image and what else is known of one sample.
 
+        Images have the axes ``(H, W)``. Volumes and cubes lie in their files as ``(D, H, W)``, towards head, back and
+        left; *here they become* ``(x, y, z)``, towards left, back and head, with their masks: the order in which
+        papers, NIfTI and a job's ``image_size: [64, 64, 32]`` name sides. Whatever is behind this (batches and their
+        ``sizes_px``, views, networks) has the axes in this order, and :class:`~dira_dist.data.samples.SampleTable`
+        gives spacings in it.
+
         Raises:
             CorruptSampleError: there is no image among its members, or one of them cannot be decoded.
         """
         metadata = read_metadata(sample.members.get("json", b"{}"))
         pixels = self._pixels(sample.members)
+        mask = _mask(sample.members, pixels.shape[1:]) if self.annotations else None
         return Row(
-            pixels=pixels,
+            pixels=self._turned(pixels),
             id=sample.id,
             epoch=epoch,
             key=sample.key,
             labels=metadata.get("labels", {}),
             group=metadata.get("split_group", ""),
-            mask=_mask(sample.members, pixels.shape[1:]) if self.annotations else None,
+            mask=None if mask is None else self._turned(mask),
             boxes=_boxes(metadata) if self.annotations else (),
         )
 
     def blank(self) -> Row:
         """A black row of the set's median size, which stands for no sample."""
         image = self.image
-        sides = [side.median for side in (image.depth_px, image.height_px, image.width_px) if side is not None]
+        sides = [side.median for side in image.sides_px]
         mask = np.full(sides, NO_LABEL, dtype=np.int16) if self.annotations else None
         return Row(np.zeros((image.channels, *sides), dtype=image.dtype), NO_SAMPLE, 0, "", {}, mask=mask)
+
+    def _turned(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A view of an array as it lies in its file, ``([C,] *S)``, with the spatial axes in the decoder's order."""
+        first = array.ndim - self.image.axes
+        return array.transpose(*range(first), *self.image.decoded(range(first, array.ndim)))
 
     def _pixels(self, members: Mapping[str, bytes]) -> Pixels:
         mode = self.image.mode

@@ -26,7 +26,7 @@ from dira_dist.data.decode import CorruptSampleError, read_metadata
 from dira_dist.data.lanes import ReadOptions, ShardError, ShardSet
 from dira_dist.data.pieces import FoundSample, Places, SeekingSource, Source, StreamSource, walk
 from dira_dist.data.ranges import RANGE_BYTES
-from dira_dist.data.shards import ShardInfo, ShardSetIndex, spacing_of
+from dira_dist.data.shards import ImageInfo, ShardInfo, ShardSetIndex, spacing_of
 from dira_dist.data.splitmix import Int64s
 from dira_dist.data.store import LocalStore, StoreError
 
@@ -50,7 +50,7 @@ class SampleTable:
         split_groups: whom each is of, as its shard says it; empty where it does not.
         columns: what ``shard --keep-columns`` carried, by the column's name.
         has_mask: ``(N,)`` bool.
-        spacing_mm: along each axis of the stored pixels; none where it is not known.
+        spacing_mm: along each axis of a decoded sample, images (H, W), volumes (x, y, z); none where it is not known.
         first_byte, end_byte: ``(N,)`` where each lies in its shard, see :class:`~dira_dist.data.pieces.Places`.
     """
 
@@ -112,7 +112,7 @@ def read_samples(
 class _Rows:
     """A table as it lies in the cache; a list for each column."""
 
-    version: Literal[1]
+    version: Literal[2]
     digest: str
     keys: list[str]
     labels: list[dict[str, Any]]
@@ -135,7 +135,7 @@ class _Rows:
             end_byte=np.array(self.end_byte, dtype=np.int64),
         )
 
-    def add(self, sample: FoundSample) -> None:
+    def add(self, sample: FoundSample, image: ImageInfo) -> None:
         """A sample at the end; one whose metadata is damaged says nothing, and is named when it is decoded."""
         try:
             metadata = read_metadata(sample.members.get("json", b"{}"))
@@ -147,7 +147,7 @@ class _Rows:
         self.split_groups.append(metadata.get("split_group", ""))
         self.columns.append(_scalars(columns) if isinstance(columns, dict) else {})
         self.has_mask.append(any(name in sample.members for name in _MASKS))
-        self.spacing_mm.append(_spacing(metadata))
+        self.spacing_mm.append(_spacing(metadata, image))
         self.first_byte.append(sample.first_byte)
         self.end_byte.append(sample.end_byte)
 
@@ -162,16 +162,16 @@ class _Rows:
 
 
 def _no_rows(digest: str) -> _Rows:
-    return _Rows(1, digest, [], [], [], [], [], [], [], [])
+    return _Rows(2, digest, [], [], [], [], [], [], [], [])
 
 
 def _scalars(columns: Mapping[str, Any]) -> dict[str, Scalar]:
     return {name: value for name, value in columns.items() if isinstance(value, str | int | float | bool)}
 
 
-def _spacing(metadata: Mapping[str, Any]) -> tuple[float, ...] | None:
+def _spacing(metadata: Mapping[str, Any], image: ImageInfo) -> tuple[float, ...] | None:
     try:
-        return spacing_of(metadata) or None
+        return image.decoded(spacing_of(metadata)) or None
     except (TypeError, ValueError):
         return None
 
@@ -210,7 +210,7 @@ def _rows_of(shards: ShardSet, number: int, cancelled: threading.Event) -> _Rows
     rows = _no_rows(shards.index.digest)
     try:
         for sample in _walk(shards, shard, cancelled):
-            rows.add(sample)
+            rows.add(sample, shards.index.image)
             if cancelled.is_set():
                 raise StoreError(f"reading {shards.address} was cancelled")
         if len(rows) != shard.samples:

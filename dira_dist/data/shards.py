@@ -78,12 +78,25 @@ class ImageInfo(Section):
     depth_px: PixelRange | None = Field(None, description="of volumes")
     array_channels: int | None = Field(None, ge=1, description="of volumes and planes: sequences of MR, for one")
     array_type: PixelType | None = Field(None, description="of volumes and planes")
-    spacing_mm: tuple[SpacingRange, ...] | None = Field(None, description="along each axis, where it is known")
+    spacing_mm: tuple[SpacingRange, ...] | None = Field(
+        None, description="along each axis as the files have it (volumes: D, H, W), where it is known"
+    )
 
     @property
     def axes(self) -> int:
         """Spatial axes: 2 or 3."""
         return 3 if self.mode == "volume" else 2
+
+    def decoded(self, values: Sequence[T]) -> tuple[T, ...]:
+        """Something of each spatial axis, in the order that a decoded sample has: images ``(H, W)``, volumes
+        ``(x, y, z)``, which are the ``(W, H, D)`` of their files."""
+        return tuple(reversed(values)) if self.axes == 3 else tuple(values)
+
+    @property
+    def sides_px(self) -> tuple[PixelRange, ...]:
+        """Along each axis of a decoded sample; along the two of a plane for volumes of an index that tells no depth."""
+        stored = [side for side in (self.depth_px, self.height_px, self.width_px) if side is not None]
+        return self.decoded(stored)
 
     @property
     def channels(self) -> int:

@@ -76,3 +76,4 @@ class Drawn(IntEnum):
     FRACTION_START = 10
     FOLD_UNITS = 11
     FOLDS = 12
+    CUBE = 13

@@ -14,6 +14,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.batch import LocalBatch, TooManyBadSamplesError
 from dira_dist.data.decode import NO_LABEL
 from dira_dist.data.lanes import ReadOptions, check_set
+from dira_dist.data.samples import read_samples
 from dira_dist.data.shards import ImageMode, Sample, ShardSetIndex, publish_index, publish_shard, read_index
 from dira_dist.data.store import open_store
 from dira_dist.data.stream import ShardStream
@@ -90,11 +91,29 @@ def test_cubes_stream_with_what_belongs_to_them(tmp_path: Path, dtype: str, chan
     for batch in batches:
         assert batch.images.dtype == getattr(torch, dtype) and batch.images.ndim == 5
         for image, sides, number in zip(batch.images, batch.sizes_px.tolist(), batch.sample_ids.tolist(), strict=True):
-            depth, height, width = sides
+            width, height, depth = sides
             assert (depth, height, width) == arrays[number].shape[-3:]
-            inside = image[:, :depth, :height, :width]
-            assert torch.equal(inside, torch.from_numpy(arrays[number]).reshape(inside.shape))
+            inside = image[:, :width, :height, :depth]
+            stored = torch.from_numpy(arrays[number]).reshape(-1, depth, height, width)
+            assert torch.equal(inside, stored.transpose(1, 3))
             assert image.double().sum() == inside.double().sum(), "padding is zero"
+
+
+@pytest.mark.parametrize("channels", [0, 2])
+def test_volumes_lie_towards_head_back_left_and_come_as_x_y_z(tmp_path: Path, channels: int) -> None:
+    shape = (channels,) if channels else ()
+    arrays = [np.arange(max(1, channels) * 60 + n, dtype=np.uint16)[n:].reshape(*shape, 3, 4, 5) for n in range(5)]
+    spacing = [2.5, 0.7, 0.6]
+    index = publish(tmp_path, arrays, masks=not channels, spacing_mm=spacing)
+    (batch,) = take(tmp_path, 1, ReadOptions(annotations=True), global_batch=5, lanes=5)
+    assert batch.masks is not None and batch.sizes_px.tolist() == [[5, 4, 3]] * 5
+    for image, mask, number in zip(batch.images.numpy(), batch.masks.numpy(), batch.sample_ids.tolist(), strict=True):
+        for d, h, w in np.ndindex(3, 4, 5):
+            assert np.array_equal(image[:, w, h, d], np.atleast_1d(arrays[number][..., d, h, w]))
+            labelled = number % 2 and not channels
+            assert mask[w, h, d] == (arrays[number][d, h, w] % 3 if labelled else NO_LABEL)
+    assert [side.median for side in index.image.sides_px] == [5, 4, 3]
+    assert read_samples(str(tmp_path), index).spacing_mm == ((0.6, 0.7, 2.5),) * 5
 
 
 def test_order_resume_workers_and_processes_are_those_of_images(tmp_path: Path) -> None:
@@ -219,4 +238,4 @@ def test_arrays_of_other_machines_and_orders_are_read(tmp_path: Path, array: np.
     index = spoil(tmp_path, publish(tmp_path, cubes(5)), npy(array))
     with ValidationStream(str(tmp_path), batch_size=5, index=index) as stream:
         image = next(stream).images[0, 0, :4, :4, :4].to(torch.int64)
-    assert image[1, 2, 3] == 513 and image.sum() == 513
+    assert image[3, 2, 1] == 513 and image.sum() == 513

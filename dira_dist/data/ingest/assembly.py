@@ -1,7 +1,7 @@
 """A stack of DICOM planes to a volume: frames decoded one by one, rescaled, and put where they belong."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from dira_dist.data.ingest.functional_groups import FrameGroups
 from dira_dist.data.ingest.greys import padding_of, rescale_of
 from dira_dist.data.ingest.stacks import Stack, normal_of
 from dira_dist.data.ingest.terms import header_terms
-from dira_dist.data.ingest.volumes import Index, Parts, SpacingMm, Volume, assemble, check_budget, lengths_of
+from dira_dist.data.ingest.volumes import Index, Parts, SpacingMm, Volume, assemble, check_budget, lengths_of, way_from
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -54,11 +54,11 @@ def read_stack(stack: Stack, read: Callable[[str], bytes], budget_bytes: int = 2
     slices, header = _slices(stack, read)
     shear = _Shear(stack) if stack.tilted else None
     shape = (len(slices), first.rows, first.columns) if shear is None else shear.shape
-    voxels, affine, missing = assemble(
-        Parts(shape, lambda: _pieces(slices, shear)), affine_of(stack, shear.margin if shear else (0, 0))
-    )
+    own = affine_of(stack, shear.margin if shear else (0, 0))
+    voxels, affine, missing = assemble(Parts(shape, lambda: _pieces(slices, shear)), own)
     notes = [f"{missing} voxels that are no numbers are stored as 0"] if missing else []
-    return _with_geometry(voxels, affine, stack, header, notes)
+    volume = _with_geometry(voxels, affine, stack, header, notes)
+    return volume if shear else replace(volume, from_file=way_from(own[:, [2, 1, 0, 3]], affine))
 
 
 def _with_geometry(

@@ -10,7 +10,9 @@ import numpy as np
 
 from dira_dist.data.ingest import pixels as px
 from dira_dist.data.ingest.assembly import read_stack
+from dira_dist.data.ingest.centres import Centre
 from dira_dist.data.ingest.columns import Scalar
+from dira_dist.data.ingest.cubes import Source, cubes_of, is_too_small
 from dira_dist.data.ingest.greys import read_dicom
 from dira_dist.data.ingest.intensity import Mapping as Greying
 from dira_dist.data.ingest.intensity import parse_intensity
@@ -46,6 +48,7 @@ class Task:
     mask: str | None = None
     group: str | None = None
     scale: Greying | None = None
+    centres: Sequence[Centre] | None = None
 
     def record(self) -> dict[str, Any]:
         """What every sample of the item carries in its JSON member."""
@@ -60,11 +63,13 @@ class ItemFindings:
 
     Attributes:
         converted: whether pixels lost depth or colour to the set's mode; ``lost_colour`` whether colour.
+        padded: whether it is a volume smaller than the cubes that are cut of it.
         notes: what a user should know of it.
     """
 
     converted: bool = False
     lost_colour: bool = False
+    padded: bool = False
     notes: list[str] = field(default_factory=list)
 
     def note(self, *texts: str) -> None:
@@ -188,16 +193,21 @@ class Converter:
         if self._mode is not None:
             yield from self._slice_samples(task, volume, labels, findings)
             return
-        _, height, width = volume.voxels.shape
-        yield Sample(
-            key=task.item.key,
-            image=px.encode_array(volume.voxels),
-            encoding="npy",
-            height_px=height,
-            width_px=width,
-            record=task.record() | volume.geometry() | volume.tags,
-            mask=px.encode_array(labels) if labels is not None else None,
-        )
+        source = Source.of(volume, labels, self._options)
+        if self._options.content != "cubes":
+            yield source.part(task.item.key, (0, 0, 0), source.grid.sides, task.record())
+            return
+        if is_too_small(source, self._options):
+            self._pad(source, findings)
+        yield from cubes_of(task.item.key, source, self._options, task.centres, task.record(), findings.note)
+
+    def _pad(self, source: Source, findings: ItemFindings) -> None:
+        has, wanted = (" x ".join(map(str, sides or ())) for sides in (source.grid.sides[::-1], self._options.cube))
+        said = f"its {has} voxels (x, y, z) are fewer than the {wanted} of a cube"
+        if self._options.strict:
+            raise UnreadableError(said)
+        findings.padded = True
+        findings.note(f"{said}: it is padded with its lowest value")
 
     def _volume(self, item: Item, files: list[bytes]) -> Volume:
         budget = self._options.volume_budget_bytes

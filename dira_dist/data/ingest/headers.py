@@ -44,6 +44,7 @@ class Header:
         planes: where its frames lie, in a set of volumes; ``no_volume`` why it has none.
         made_up_series: whether the header names no series, so that the folder stands for it.
         depth: what its pixels hold, as far as a header tells.
+        modality: CT, MR or another, as the header says it.
     """
 
     patient: str = ""
@@ -59,6 +60,7 @@ class Header:
     no_volume: str = ""
     made_up_series: bool = False
     depth: Depth = "unknown"
+    modality: str = ""
 
 
 def read_headers(store: Store, files: Iterable[str], *, planes: bool) -> dict[str, Header]:
@@ -103,6 +105,7 @@ def _header_of(dataset: "Dataset", file: str, planes: bool) -> Header:
         no_volume=no_volume,
         made_up_series=not series,
         depth="unknown" if problem else _depth_of(dataset),
+        modality=text_of(dataset, "Modality").upper(),
     )
 
 

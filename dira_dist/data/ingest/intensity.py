@@ -169,6 +169,16 @@ class Histogram:
         return Scale(low, high, "percentiles")
 
 
+def scale_of_volume(voxels: NDArray[Any], rule: IntensityRule) -> Scale:
+    """One scale for all of a volume; it has no window, and ``window`` means its whole range, as ``full`` does."""
+    if rule.name == "range":
+        return Scale(rule.low, rule.high, "range")
+    if rule.name == "percentiles":
+        low, high = np.percentile(voxels, (rule.low, rule.high), method="inverted_cdf")
+        return Scale(float(low), float(high), "percentiles")
+    return Scale(float(voxels.min()), float(voxels.max()), "full")
+
+
 def to_depth(shares: NDArray[Any], bits: Literal[8, 16]) -> Pixels:
     """Shares of 0 to 1 as grey of 8 or 16 bits."""
     top, kind = (255, np.uint8) if bits == 8 else (65535, np.uint16)

@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dira_dist.data.ingest.failures import UnreadableError
-from dira_dist.data.ingest.volumes import Index, Parts, Volume, assemble, check_budget, lengths_of
+from dira_dist.data.ingest.volumes import Index, Parts, Volume, assemble, check_budget, lengths_of, way_from
 
 _HEADER_BYTES = 1 << 20
 _VOXEL_BYTES = 4
@@ -72,9 +73,11 @@ def _volume(sitk: Any, path: Path, header: str, budget_bytes: int) -> Volume:
     while image.GetDimension() > 3:
         image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     values = sitk.GetArrayViewFromImage(image)
-    voxels, affine, missing = assemble(Parts(values.shape, lambda: _slabs(values)), _affine_of(image))
+    own = _affine_of(image)
+    voxels, affine, missing = assemble(Parts(values.shape, lambda: _slabs(values)), own)
     notes = [f"{missing} voxels that are no numbers are stored as 0"] if missing else []
-    return _with_geometry(voxels, affine, header, notes)
+    volume = _with_geometry(voxels, affine, header, notes)
+    return replace(volume, from_file=way_from(own[:, [2, 1, 0, 3]], affine))
 
 
 def _with_geometry(voxels: NDArray[Any], affine: NDArray[np.float64], header: str, notes: list[str]) -> Volume:

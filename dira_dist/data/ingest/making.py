@@ -64,6 +64,7 @@ class _RefusedError(Exception):
 class _Notes:
     converted: int = 0
     lost_colour: int = 0
+    padded: int = 0
     skipped: list[SkippedItem] = field(default_factory=list)
     notes: list[ItemNote] = field(default_factory=list)
 
@@ -86,6 +87,7 @@ def make_shard(bench: Bench, job: ShardJob) -> ShardOutcome:
         files=len(job.tasks),
         converted=notes.converted,
         lost_colour=notes.lost_colour,
+        padded=notes.padded,
         skipped=tuple(notes.skipped),
         notes=tuple(notes.notes),
     )
@@ -113,6 +115,7 @@ def _samples(bench: Bench, job: ShardJob, notes: _Notes) -> Iterator[Sample]:
         else:
             notes.converted += findings.converted
             notes.lost_colour += findings.lost_colour
+            notes.padded += findings.padded
             notes.notes += [ItemNote(key=task.item.key, text=text) for text in findings.notes]
             with samples:
                 yield from samples

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dira_dist.data.ingest.failures import UnreadableError
-from dira_dist.data.ingest.volumes import Index, Parts, SpacingMm, Volume, assemble, check_budget, lengths_of
+from dira_dist.data.ingest.volumes import (
+    Index,
+    Parts,
+    SpacingMm,
+    Volume,
+    assemble,
+    check_budget,
+    lengths_of,
+    way_from,
+)
 
 _HEADER_BYTES = 540
 _GZIP_MARK = b"\x1f\x8b"
@@ -54,7 +63,7 @@ def read_nifti(
     spacing: SpacingMm = lengths_of(affine) if known else (None, None, None)
     tags = {"spacing_from": geometry.spacing_from, "orientation_from": geometry.orientation_from}
     placed = affine if known and geometry.orientation_from else None
-    return Volume(voxels, spacing, placed, tags, tuple(notes), file_affine=own)
+    return Volume(voxels, spacing, placed, tags, tuple(notes), own, way_from(own, affine))
 
 
 def _opened(files: Sequence[bytes], budget_bytes: int) -> tuple[Any, NDArray[np.float64]]:

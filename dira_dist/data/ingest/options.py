@@ -1,20 +1,45 @@
 """The options of ``dira-dist shard``."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from dira_dist.config import RequestError, Section
+from dira_dist.data.ingest.content_filters import ContentFilter
 from dira_dist.data.ingest.intensity import Intensity
 from dira_dist.data.ingest.kinds import LEFT_OUT_RASTERS
 from dira_dist.data.ingest.pixels import PictureMode, Side
 from dira_dist.data.ingest.slices import Axis
 from dira_dist.data.ingest.terms import KINDS_LEFT_OUT
 
-Content = Literal["images", "slices", "volumes"]
+Content = Literal["images", "slices", "volumes", "cubes"]
+CentreFrame = Literal["voxels", "ras", "lps"]
 
 FOLDERS = "folders"  # in place of a label table: the folder's name is the label
+NOT_SAID = "window"  # the intensity of options that state none; a volume has no window of its own
+
+
+def _three(given: Any) -> Any:
+    """``96,96,48`` or ``96`` as three numbers, along x, y and z; anything else as it is, for the type to refuse."""
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return (given,) * 3
+    if not isinstance(given, str):
+        return tuple(given) if isinstance(given, list) else given
+    try:
+        numbers = [float(number) for number in given.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{given!r} is neither a number nor three of them, along x, y and z") from error
+    whole = [int(number) if number.is_integer() else number for number in numbers]
+    return tuple(whole * 3 if len(whole) == 1 else whole)
+
+
+_Side = Annotated[int, Field(ge=8, le=1024)]
+_Length = Annotated[float, Field(gt=0, le=100)]
+_Share = Annotated[float, Field(ge=0, lt=0.5)]
+CubeSize = Annotated[tuple[_Side, _Side, _Side], BeforeValidator(_three)]
+Spacing = Annotated[tuple[_Length, _Length, _Length], BeforeValidator(_three)]
+Margin = Annotated[tuple[_Share, _Share, _Share], BeforeValidator(_three)]
 
 
 class ShardOptions(Section):
@@ -34,15 +59,18 @@ class ShardOptions(Section):
     ] = None
     content: Annotated[
         Content | None,
-        Field(description="images, slices of volumes, or whole volumes; none: volumes where there are only such files"),
+        Field(
+            description="images, slices of volumes, whole volumes, or cubes cut of them; none: volumes where there are "
+            "only such files"
+        ),
     ] = None
     intensity: Annotated[
         Intensity,
         Field(
             description="values to grey: window (the file's own), full (smallest to largest), range:LOW,HIGH in their "
-            "unit, or percentiles:LOW,HIGH"
+            "unit, or percentiles:LOW,HIGH; of volumes: to 16 bits, where it is said"
         ),
-    ] = "window"
+    ] = NOT_SAID
     axis: Annotated[Axis, Field(description="along which slices of volumes follow each other")] = "axial"
     every: Annotated[int, Field(ge=1, description="takes every so many slices of a volume")] = 1
     include: Annotated[
@@ -63,6 +91,32 @@ class ShardOptions(Section):
     max_raster_mpx: Annotated[
         float, Field(gt=0, description="flat images of more megapixels are named, not decoded")
     ] = 512.0
+    cube: Annotated[CubeSize | None, Field(description="sides x,y,z of a cube in voxels, for content cubes")] = None
+    cubes_per_volume: Annotated[int, Field(ge=1, le=10_000, description="cubes at random places of each volume")] = 32
+    spacing: Annotated[
+        Spacing | None, Field(description="volumes and cubes at voxels of x,y,z mm (linear); none: as they are")
+    ] = None
+    margin: Annotated[
+        Margin, Field(description="shares of a volume's sides x,y,z, at both ends, that no random cube reaches into")
+    ] = (0.0, 0.0, 0.0)
+    content_filter: Annotated[
+        ContentFilter | None,
+        Field(
+            description="which random cubes are kept: lung (the published rule for chest CT in HU), or "
+            "above:VALUE,SHARE: at least that share of a cube lies above the value, or above the word mean; none: all"
+        ),
+    ] = None
+    centres: Annotated[
+        str | None,
+        Field(
+            description="a CSV file with columns volume, x, y, z and labels: one cube a row, in place of random ones"
+        ),
+    ] = None
+    centres_in: Annotated[
+        CentreFrame | None,
+        Field(description="what its x, y, z are: indices of the file from 0, or mm in NIfTI's (ras) or DICOM's frame"),
+    ] = None
+    seed: Annotated[int, Field(ge=0, description="of the places of random cubes")] = 0
     volume_budget_gib: Annotated[float, Field(gt=0, description="larger volumes are named, not read")] = 2.0
     labels: Annotated[str | None, Field(description="a CSV file, or the word 'folders'")] = None
     image_column: Annotated[str, Field(description="column of the tables that names the image's file")] = "image"
@@ -121,6 +175,34 @@ class ShardOptions(Section):
                 known = ", ".join((*KINDS_LEFT_OUT, *LEFT_OUT_RASTERS))
                 raise ValueError(f"{kind!r} is no kind of file that is left out; choose of {known}")
         return kinds
+
+
+def check_content(options: ShardOptions) -> None:
+    """Refuses options that do not go together.
+
+    Raises:
+        RequestError: with the remedy.
+    """
+    if options.content == "cubes":
+        if options.cube is None:
+            raise RequestError("content cubes: of which size? Say --cube X,Y,Z in voxels, for example --cube 64,64,32.")
+        if (options.centres is None) != (options.centres_in is None):
+            raise RequestError(
+                "centres and centres_in go together: a table says where cubes lie, and --centres-in what its numbers "
+                "are: voxels (indices of the file, from 0), ras (mm in NIfTI's frame) or lps (mm in DICOM's and ITK's)."
+            )
+        if options.centres is not None and options.content_filter is not None:
+            raise RequestError(
+                "content_filter with centres: a table says which cubes are taken; leave one of them out."
+            )
+        return
+    if options.cube is not None or options.centres is not None:
+        raise RequestError(
+            f"{'cube' if options.cube is not None else 'centres'} with content {options.content}: cubes are cut with "
+            "--content cubes."
+        )
+    if options.spacing is not None and options.content != "volumes":
+        raise RequestError(f"spacing with content {options.content}: say --content volumes or --content cubes.")
 
 
 def parse_split(text: str) -> dict[str, float]:

@@ -53,6 +53,7 @@ class ShardOutcome(Section):
     files: int
     converted: int
     lost_colour: int = 0
+    padded: int = 0
     skipped: tuple[SkippedItem, ...] = ()
     notes: tuple[ItemNote, ...] = ()
 
@@ -196,6 +197,7 @@ class Part:
             "files": sum(outcome.files for outcome in outcomes),
             "converted": sum(outcome.converted for outcome in outcomes),
             "lost_colour": sum(outcome.lost_colour for outcome in outcomes),
+            "padded": sum(outcome.padded for outcome in outcomes),
             "skipped": [[item.key, item.cause] for item in skipped],
             "notes": [[note.key, note.text] for outcome in outcomes for note in outcome.notes],
         }
@@ -231,6 +233,10 @@ class Part:
     def lost_colour(self) -> int:
         """Those of them that have become grey."""
         return self._sum_of("lost_colour")
+
+    def padded(self) -> int:
+        """Volumes that are smaller than the cubes cut of them."""
+        return self._sum_of("padded")
 
     def _sum_of(self, name: str) -> int:
         if self.was_complete and self.index is not None:

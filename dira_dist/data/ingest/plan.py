@@ -8,6 +8,7 @@ from typing import Any
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest.assembly import tilt_deg
+from dira_dist.data.ingest.centres import Centre, Centres, read_centres
 from dira_dist.data.ingest.columns import KeptColumns, Scalar, read_columns
 from dira_dist.data.ingest.depths import Depth
 from dira_dist.data.ingest.dicom import pixel_digest
@@ -18,17 +19,26 @@ from dira_dist.data.ingest.items import Item as Item
 from dira_dist.data.ingest.listing import MaskFiles, list_source, one_file_of, without_suffix
 from dira_dist.data.ingest.matching import check_names, named_in, unmatched_rows
 from dira_dist.data.ingest.names import Naming, by_keys, printable
-from dira_dist.data.ingest.options import FOLDERS, Content, ShardOptions, check_split
+from dira_dist.data.ingest.options import FOLDERS, NOT_SAID, Content, ShardOptions, check_content, check_split
 from dira_dist.data.ingest.pairing import MaskNames, pair
 from dira_dist.data.ingest.patients import identifier, near_spellings
 from dira_dist.data.ingest.readers import FileKind, UnreadableError, quiet_decoders
 from dira_dist.data.ingest.salt import Salt, part_of, read_salt
 from dira_dist.data.ingest.series import left_out, shared_identity, volumes_of
 from dira_dist.data.ingest.stacks import Plane, Stack
-from dira_dist.data.ingest.tables import Labels, Table, column_of_groups, patient_column, read_boxes, read_labels
+from dira_dist.data.ingest.tables import (
+    Labels,
+    Table,
+    column_of_groups,
+    patient_column,
+    read_boxes,
+    read_labels,
+    require_column,
+)
 from dira_dist.data.store import open_store
 
 _NOT_IN_THE_BYTES = {"salt_file", "processes", "strict", "overwrite", "report", "names"}
+_OF_CUBES = {"cube", "cubes_per_volume", "margin", "content_filter", "centres", "centres_in", "seed"}
 WHOLE = "all"  # the only part's name where there is no split
 NO_GROUPS = "none"  # in place of what to group by: every file by itself
 
@@ -39,11 +49,11 @@ class Plan:
 
     Attributes:
         source: where the files are.
-        options: as they were given.
-        content: images or volumes.
+        options: as they were given; of cubes with the intensity that was settled.
+        content: images, slices, volumes or cubes.
         parts: items by part, each in the order of the keys, which is random and always the same.
         groups: salted hash of the group of each item's key; empty where nothing groups.
-        labels, columns, boxes: tables; ``masks`` the mask's file by the item's key.
+        labels, columns, boxes, centres: tables; ``masks`` the mask's file by the item's key.
         depths: what the first bytes of flat images tell of their pixels, by path.
         copies: files that hold the same bytes, together.
         headers: of the DICOM files that are read, by path.
@@ -67,6 +77,7 @@ class Plan:
     labels: Labels | None = None
     columns: KeptColumns | None = None
     boxes: Table | None = None
+    centres: Centres | None = None
     masks: dict[str, str] = field(default_factory=dict)
     depths: dict[str, Depth] = field(default_factory=dict)
     copies: list[tuple[str, ...]] = field(default_factory=list)
@@ -94,7 +105,8 @@ class Plan:
     @property
     def tables(self) -> list[Table]:
         """The tables that were given."""
-        return [table for table in (self.labels.table if self.labels else None, self.boxes) if table]
+        centres = self.centres.table if self.centres else None
+        return [table for table in (self.labels.table if self.labels else None, self.boxes, centres) if table]
 
     def labels_of(self, item: Item) -> dict[str, Any]:
         """Label values of an item, from the table or its folder."""
@@ -108,6 +120,10 @@ class Plan:
         """What rides along with an item beside its labels."""
         return self.columns.of(named_in(self.columns.table, item)) if self.columns else {}
 
+    def centres_of(self, item: Item) -> tuple[Centre, ...] | None:
+        """Where its cubes lie; none where no table says it."""
+        return self.centres.of(named_in(self.centres.table, item)) if self.centres else None
+
     def mask_of(self, item: Item) -> str | None:
         """The mask's file, if the item has one."""
         return self.masks.get(item.key)
@@ -115,21 +131,25 @@ class Plan:
     def label_names(self) -> tuple[str, ...]:
         if self.options.labels == FOLDERS:
             return ("label",)
-        return tuple(self.labels.kinds) if self.labels else ()
+        tables = (self.labels, self.centres)
+        return tuple(dict.fromkeys(name for table in tables if table for name in table.kinds))
 
     def classes(self) -> dict[str, tuple[str, ...]]:
         """The names that categorical labels take anywhere in the archive, the same for all parts."""
         if self.options.labels == FOLDERS:
             folders = {self.labels_of(item)["label"] for items in self.parts.values() for item in items}
             return {"label": tuple(sorted(folders))}
-        return dict(self.labels.classes) if self.labels else {}
+        classes: dict[str, set[str]] = {}
+        for table in (self.labels, self.centres):
+            for label, names in table.classes.items() if table else ():
+                classes.setdefault(label, set()).update(names)
+        return {label: tuple(sorted(names)) for label, names in classes.items()}
 
     def request(self, part: str) -> dict[str, Any]:
         """All that decides what the bytes of a part are; JSON-ready and free of names, for the set's index."""
         table = self.labels.table if self.labels else None
-        not_said = set() if self.options.keep_columns else {"keep_columns"}  # as in sets of 0.2.0
         return {
-            **self.options.model_dump(mode="json", exclude=_NOT_IN_THE_BYTES | not_said),
+            **self.options.model_dump(mode="json", exclude=_NOT_IN_THE_BYTES | self._not_said()),
             "content": self.content,
             "part": part,
             "samples_per_shard": self.samples_per_shard(part),
@@ -138,7 +158,13 @@ class Plan:
             "labels": FOLDERS if self.options.labels == FOLDERS else self._digest_of(table),
             "boxes": self._digest_of(self.boxes),
             "masks": bool(self.options.masks),
+            **({"centres": self._digest_of(self.centres.table)} if self.centres else {}),
         }
+
+    def _not_said(self) -> set[str]:
+        """Options that sets of 0.2.0 did not have, where they decide nothing: those sets are still asked for."""
+        newer = {"keep_columns", "spacing"} | (set() if self.content == "cubes" else _OF_CUBES)
+        return {name for name in newer if getattr(self.options, name) == ShardOptions.model_fields[name].default}
 
     def _digest_of(self, table: Table | None) -> str | None:
         return self.salt.digest("table", table.sha256) if table else None
@@ -158,6 +184,7 @@ def make_plan(source: str, options: ShardOptions) -> Plan:
     Raises:
         RequestError: what is asked for does not fit what is there, with the remedy.
     """
+    check_content(options)
     if options.split is not None:
         check_split(options.split)
     if options.mode == "I;16" and options.coding == "jpeg":
@@ -185,6 +212,8 @@ def make_plan(source: str, options: ShardOptions) -> Plan:
     items = _items_of(listing.files, headers, plan)
     if not items:
         raise _nothing_left(plan)
+    if plan.content == "cubes":
+        _settle_intensity(plan, items)
     check_names(plan.called, options, plan.tables, items)
     _pair_masks(plan, items, listing.masks)
     for table in plan.tables:
@@ -194,9 +223,47 @@ def make_plan(source: str, options: ShardOptions) -> Plan:
             plan.unmatched[name] = tuple(map(printable, unmatched))
             shown = ", ".join(map(plan.called.row, unmatched[:3])) + (", ..." if len(unmatched) > 3 else "")
             plan.warnings.append(f"{len(unmatched)} rows of {name} name no image of the source: {shown}")
-    _assign_parts(plan, items, headers)
+    _assign_parts(plan, _with_centres(plan, items), headers)
     plan.unlabelled = sum(1 for part in plan.parts.values() for item in part if not _has_labels(plan, item))
     return plan
+
+
+def _settle_intensity(plan: Plan, items: Sequence[Item]) -> None:
+    """Where no intensity was said: the Hounsfield units of CT, percentiles of MR, if the headers say what it is.
+
+    Raises:
+        RequestError: they do not, or they say something else.
+    """
+    if plan.options.intensity != NOT_SAID:
+        return
+    kinds = {_modality_of(item, plan.headers) for item in items}
+    modality = kinds.pop() if len(kinds) == 1 else ""
+    if modality not in _USUAL_INTENSITY:
+        found = ", ".join(sorted(kind or "files that do not say what they are" for kind in kinds | {modality} if kind))
+        raise RequestError(
+            f"content cubes: which values of {found or 'files that do not say what they are'} become black and white? "
+            "Cubes are stored on 16 bits, and one rule holds for the set: --intensity range:-1000,1000 for CT in HU, "
+            "--intensity percentiles:0.5,99.5 (of each volume by itself) for MR."
+        )
+    plan.options = plan.options.model_copy(update={"intensity": _USUAL_INTENSITY[modality]})
+    plan.remarks.append(f"no intensity was said: {modality} is stored with --intensity {_USUAL_INTENSITY[modality]}")
+
+
+_USUAL_INTENSITY = {"CT": "range:-1000,1000", "MR": "percentiles:0.5,99.5"}
+
+
+def _modality_of(item: Item, headers: Mapping[str, Header]) -> str:
+    header = headers.get(item.files[0])
+    return header.modality if header else ""
+
+
+def _with_centres(plan: Plan, items: Sequence[Item]) -> list[Item]:
+    """Items that cubes are cut of: where a table says where, those that it has rows of."""
+    centres = {item.key: plan.centres_of(item) for item in items}
+    plan.skipped += [
+        (item.files[0], "no row of the table of centres is of it") for item in items if centres[item.key] == ()
+    ]
+    return [item for item in items if centres[item.key] != ()]
 
 
 def _has_labels(plan: Plan, item: Item) -> bool:
@@ -206,13 +273,21 @@ def _has_labels(plan: Plan, item: Item) -> bool:
 
 def _read_tables(plan: Plan) -> None:
     options = plan.options
+    wanted = options.label_columns
+    if options.centres is not None:
+        plan.centres = read_centres(options.centres, wanted, options.group_by)
+        wanted = wanted and tuple(column for column in wanted if column not in plan.centres.kinds)
+        if wanted and options.labels in (None, FOLDERS):
+            require_column(options.centres, plan.centres.table.columns, wanted[0])
     if options.labels is not None and options.labels != FOLDERS:
-        plan.labels = read_labels(options.labels, options.image_column, options.label_columns, options.group_by)
+        plan.labels = read_labels(options.labels, options.image_column, wanted, options.group_by)
     if options.keep_columns:
         plan.columns = _kept_columns(plan)
     if options.boxes is not None:
         plan.boxes = read_boxes(options.boxes, options.image_column)
-    columns = plan.labels.table.columns if plan.labels else ()
+    columns = tuple(
+        dict.fromkeys(column for table in (plan.labels, plan.centres) if table for column in table.table.columns)
+    )
     if options.group_by and options.group_by not in (*columns, "PatientID", "folder", NO_GROUPS):
         found = ", ".join(repr(column) for column in columns) or "none, for no label table was given"
         raise RequestError(
@@ -271,8 +346,8 @@ def _items_of(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan
             items.append(Item(key, "itk", (file,)))
         elif kind == "dicom":
             items += _dicom_item(file, headers, key, plan)
-        elif plan.content == "volumes":
-            plan.skipped.append((file, "it is a flat image in a set of volumes"))
+        elif plan.content in ("volumes", "cubes"):
+            plan.skipped.append((file, f"it is a flat image in a set of {plan.content}"))
         else:
             items.append(Item(key, kind, (file,)))
     return items if plan.content == "images" else items + _series_items(headers, plan)
@@ -465,7 +540,7 @@ def _found_groups(plan: Plan, items: Iterable[Item], headers: Mapping[str, Heade
     others = [item for item in items if not values[item.key]]
     column = _group_column(plan, rest=bool(by)) if others else None
     if plan.labels and column is not None:
-        values.update({item.key: _cell_of(plan.labels, column, item) for item in others})
+        values.update({item.key: _cell_of(plan.labels.table, column, item) for item in others})
         by += [column] if column not in by else []
     alone = sum(1 for value in values.values() if not value)
     if alone and plan.options.split:
@@ -517,7 +592,9 @@ def _warn_of_near_spellings(plan: Plan, example_of: Mapping[str, str]) -> None:
 def _group_of(plan: Plan, group_by: str, item: Item, headers: Mapping[str, Header]) -> str:
     """The group that was asked for: of the table where it has such a column, else of the path or the header."""
     if plan.labels and group_by in plan.labels.table.columns:
-        return _cell_of(plan.labels, group_by, item)
+        return _cell_of(plan.labels.table, group_by, item)
+    if plan.centres and group_by in plan.centres.table.columns:
+        return _cell_of(plan.centres.table, group_by, item)
     if group_by == "folder":
         folders = PurePosixPath(item.files[0]).parts[:-1]
         return folders[0] if folders else ""
@@ -529,6 +606,15 @@ def _patient_of(item: Item, headers: Mapping[str, Header]) -> str:
     return header.patient if header else ""
 
 
-def _cell_of(labels: Labels, column: str, item: Item) -> str:
-    rows = labels.table.rows_for(named_in(labels.table, item))
-    return identifier(rows[0][column]) if rows else ""
+def _cell_of(table: Table, column: str, item: Item) -> str:
+    """The group that a table gives an item; of several rows, as of a volume's centres, all have to give the same.
+
+    Raises:
+        RequestError: they do not.
+    """
+    groups = {identifier(row[column]) for row in table.rows_for(named_in(table, item))}
+    if len(groups) > 1:
+        raise RequestError(
+            f"{table.address}: the rows of one volume have {len(groups)} values of {column!r}; one is its group."
+        )
+    return groups.pop() if groups else ""

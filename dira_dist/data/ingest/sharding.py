@@ -67,6 +67,7 @@ class ShardReport(Section):
     unlabelled: Annotated[int, Field(description="images without a row in the label table")]
     converted: Annotated[int, Field(description="files whose depth or colour the set's mode does not keep")]
     lost_colour: Annotated[int, Field(description="those of them that became grey")] = 0
+    padded: Annotated[int, Field(description="volumes that are smaller than the cubes cut of them")] = 0
     mode: Annotated[str, Field(description="of the images, or volume")] = ""
     remarks: Annotated[tuple[str, ...], Field(description="what was chosen, and what it costs")] = ()
     names: Annotated[Literal["files", "keys"], Field(description="how files are called on the console")] = "files"
@@ -115,6 +116,8 @@ class ShardReport(Section):
             yield f"{self.lost_colour} of {self.files} files in colour became grey; --mode RGB keeps colour"
         if self.converted > self.lost_colour:
             yield f"{self.converted - self.lost_colour} of {self.files} files lost depth: their 16 bits became 8"
+        if self.padded:
+            yield f"{self.padded} of {self.files} volumes are smaller than the cube and padded; --strict refuses them"
 
     @staticmethod
     def _few(lines: Iterable[str]) -> Iterator[str]:
@@ -237,6 +240,7 @@ def _report(plan: Plan, parts: Mapping[str, Part], dest: str, files_now: int, el
         unlabelled=plan.unlabelled,
         converted=sum(part.converted() for part in parts.values()),
         lost_colour=sum(part.lost_colour() for part in parts.values()),
+        padded=sum(part.padded() for part in parts.values()),
         mode=next(part.index.image.mode for part in parts.values() if part.index),
         remarks=tuple(plan.remarks),
         names="keys" if plan.called.keys else "files",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dira_dist.data.ingest.intensity import Histogram, IntensityRule, Scale, to_depth
+from dira_dist.data.ingest.intensity import IntensityRule, scale_of_volume, to_depth
 from dira_dist.data.ingest.picture import Picture
 from dira_dist.data.ingest.volumes import Volume
 
@@ -30,7 +30,7 @@ def slices_of(volume: Volume, axis: Axis, every: int, rule: IntensityRule) -> It
         every: 1 takes all, 2 every other one.
         rule: a range, or percentiles of the volume; a volume has no window, and shows its whole range in its place.
     """
-    scale = _scale_of(volume.voxels, rule)
+    scale = scale_of_volume(volume.voxels, rule)
     across = _AXIS[axis]
     spacing = [length for number, length in enumerate(volume.spacing_mm) if number != across]
     known = None if None in spacing else spacing
@@ -49,15 +49,3 @@ def upright(voxels: NDArray[Any], axis: Axis, number: int) -> NDArray[Any]:
     """One slice as it is looked at: axial with the face up, coronal and sagittal with the head up."""
     values: NDArray[Any] = np.take(voxels, number, axis=_AXIS[axis])
     return values if axis == "axial" else values[::-1]
-
-
-def _scale_of(voxels: NDArray[Any], rule: IntensityRule) -> Scale:
-    if rule.name == "range":
-        return Scale(rule.low, rule.high, "range")
-    histogram = Histogram()
-    for plane in voxels:
-        if rule.name == "percentiles":
-            histogram.add(*np.unique(plane, return_counts=True))
-        else:
-            histogram.add(np.array([plane.min(), plane.max()]), np.ones(2, dtype=np.int64))
-    return histogram.scale(rule)

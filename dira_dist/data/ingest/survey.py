@@ -36,7 +36,7 @@ class Survey:
     """What holds for all samples of a set.
 
     Attributes:
-        mode: of its images; none for whole volumes.
+        mode: of its images; none for volumes and cubes.
         remark: what that costs, for a person; empty where nothing is lost or nothing was chosen.
         signed_range: which values become black and white in TIFF files of signed numbers; none without such files.
     """
@@ -52,7 +52,7 @@ def survey(plan: Plan) -> Survey:
     Raises:
         RequestError: the depth of many files is told by nothing but their pixels, and no mode was asked for.
     """
-    if plan.content == "volumes":
+    if plan.content in ("volumes", "cubes"):
         return Survey(None)
     items = sorted((item for part in plan.parts.values() for item in part), key=lambda item: item.key)
     scale = _signed_range(plan, items)

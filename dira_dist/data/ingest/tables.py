@@ -196,9 +196,24 @@ class Labels:
     def of(self, file: str) -> dict[str, Any]:
         """Label values of an image, JSON-ready: numbers, names, or lists of names; empty cells are left out."""
         rows = self.table.rows_for(file)
-        cells = {column: cell_of(rows[0][column]) for column in self.kinds} if rows else {}
-        values = {column: value_of(cell, self.kinds[column]) for column, cell in cells.items() if cell}
-        return {column: value for column, value in values.items() if value is not None}
+        return values_of(rows[0], self.kinds) if rows else {}
+
+
+def values_of(row: Row, kinds: Mapping[str, LabelKind]) -> dict[str, Any]:
+    """Label values of a row, JSON-ready; empty cells are left out."""
+    cells = {column: cell_of(row[column]) for column in kinds}
+    values = {column: value_of(cell, kinds[column]) for column, cell in cells.items() if cell}
+    return {column: value for column, value in values.items() if value is not None}
+
+
+def kinds_and_classes(
+    rows: Sequence[Row], columns: Sequence[str]
+) -> tuple[dict[str, LabelKind], dict[str, tuple[str, ...]]]:
+    """What label columns hold, and the names that categorical ones take, where they are few enough to be classes."""
+    cells = {column: [cell_of(row[column]) for row in rows] for column in columns}
+    kinds = {column: _kind(column, cells[column]) for column in columns}
+    classes = {column: _classes(cells[column]) for column in columns if kinds[column] != "number"}
+    return kinds, {column: names for column, names in classes.items() if len(names) <= _MOST_CLASSES}
 
 
 def read_labels(address: str, image_column: str, wanted: tuple[str, ...] | None, group_by: str | None) -> Labels:
@@ -226,15 +241,15 @@ def read_labels(address: str, image_column: str, wanted: tuple[str, ...] | None,
             f"{address}: {group_by!r} is what the split groups by, and its values never enter a shard; "
             "leave it out of the label columns (samples carry its salted hash as split_group)."
         )
-    cells = {column: [cell_of(rows[0][column]) for rows in table.rows.values()] for column in columns}
-    kinds = {column: _kind(column, cells[column]) for column in columns}
-    classes = {column: _classes(cells[column]) for column in columns if kinds[column] != "number"}
-    beyond = [_out_of_range(table, column, cells[column]) for column in columns if kinds[column] == "number"]
+    first_rows = [rows[0] for rows in table.rows.values()]
+    kinds, classes = kinds_and_classes(first_rows, columns)
+    beyond = [_out_of_range(table, column, first_rows) for column in columns if kinds[column] == "number"]
     table = replace(table, problems=(*table.problems, *filter(None, beyond)))
-    return Labels(table, kinds, {column: names for column, names in classes.items() if len(names) <= _MOST_CLASSES})
+    return Labels(table, kinds, classes)
 
 
-def _out_of_range(table: Table, column: str, cells: Sequence[str]) -> str:
+def _out_of_range(table: Table, column: str, rows: Sequence[Row]) -> str:
+    cells = (cell_of(row[column]) for row in rows)
     count = sum(1 for cell in cells if cell and value_of(cell, "number") is None)
     return (
         f"{PurePosixPath(table.address).name}: {count} numbers in {column!r} are out of range and left out"
@@ -246,13 +261,18 @@ def _out_of_range(table: Table, column: str, cells: Sequence[str]) -> str:
 def _guess_columns(table: Table, image_column: str, group_by: str | None) -> tuple[str, ...]:
     """Only what is surely a label: other columns may tell who the patient is."""
     others = [column for column in table.columns if column not in (image_column, group_by, "")]
-    usual = tuple(column for column in others if column.lower() in _USUAL_LABELS)
+    usual = usual_labels(others)
     if usual:
         return usual
     raise RequestError(
         f"{table.address}: it is not clear which columns are labels; name them with --label-columns. "
         f"The columns are {', '.join(repr(column) for column in others)}; those that identify a patient stay behind."
     )
+
+
+def usual_labels(columns: Iterable[str]) -> tuple[str, ...]:
+    """Those of the columns whose name says that they are labels."""
+    return tuple(column for column in columns if column.lower() in _USUAL_LABELS)
 
 
 def cell_of(text: str | None) -> str:

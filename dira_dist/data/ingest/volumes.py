@@ -34,6 +34,8 @@ class Volume:
         tags: what is kept of the header, JSON-ready.
         notes: what a user should know of it.
         file_affine: the same of the file's own indices, before axes were turned; none for a DICOM series.
+        from_file: (4, 4), from the file's indices (i, j, k) to (d, h, w): NIfTI's own, of others column, row and slice;
+            none where slices were moved.
     """
 
     voxels: NDArray[Any]
@@ -42,6 +44,7 @@ class Volume:
     tags: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     file_affine: NDArray[np.float64] | None = None
+    from_file: NDArray[np.float64] | None = None
 
     def geometry(self) -> dict[str, Any]:
         """For a sample's metadata."""
@@ -134,6 +137,12 @@ def _numbers(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
     finite = np.isfinite(values)
     missing = int(values.size - np.count_nonzero(finite))
     return (np.where(finite, values, 0), missing) if missing else (values, 0)
+
+
+def way_from(own: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From the indices of a file to those of the volume made of it, by the affines of both: (4, 4)."""
+    way: NDArray[np.float64] = np.rint(np.linalg.inv(affine) @ own)  # axes are turned, and nothing else
+    return way
 
 
 def lengths_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -91,6 +91,7 @@ def _task(plan: Plan, item: Item) -> Task:
         mask=plan.mask_of(item),
         group=plan.groups.get(item.key),
         scale=plan.scales.get(item.files[0]),
+        centres=plan.centres_of(item),
     )
 
 
