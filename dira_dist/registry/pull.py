@@ -2,16 +2,17 @@
 
 import hashlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from safetensors.torch import load_file
 
 from dira_dist.config import RequestError
-from dira_dist.models.export import Exported, Format, export, save_weights
+from dira_dist.models import unet3d
+from dira_dist.models.export import Exported, Format, save_weights
 from dira_dist.models.fine_tuned_files import WEIGHTS, is_fine_tuned, read_fine_tuned
-from dira_dist.models.model_files import FACTS, UNET, ModelFile, read_facts
+from dira_dist.models.model_files import FACTS, UNET, ModelFile, network_of, read_facts
 from dira_dist.registry.checkpoint import download_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.fetch import fetch
@@ -54,8 +55,9 @@ def pull(
         model: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/RUN_ID``; or the folder or prefix of a
             checkpoint, or of a run, whose newest checkpoint is meant.
         dest: folder; the file in it is named after encoder and format.
-        format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder); of what was fine-tuned,
-            the whole network, the one whose names its weights have.
+        format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder); of 3D networks ``torch``
+            (encoder and, where it was trained, decoder), with the file that makes the network beside it; of what was
+            fine-tuned, the whole network, the one whose names its weights have.
         in_channels: 1 or 3 where the model has one of them; the model's own if none.
         file_format: ``safetensors``, or ``pt`` for ``torch.load(..., weights_only=True)``.
         tracking_uri: MLflow; ``MLFLOW_TRACKING_URI`` if none.
@@ -83,6 +85,8 @@ def pull(
         shutil.rmtree(work)
     path = dest / f"{encoder}-{chosen}.{file_format}"
     digest = save_weights(exported.state, path, {"names": chosen, "encoder": encoder})
+    for code in exported.code:
+        shutil.copyfile(code, dest / code.name)
     return Pulled(path, digest, exported.loading_lines(path))
 
 
@@ -92,7 +96,8 @@ def _pretrained(model: str, folder: Path, chosen: Format, channels: int | None) 
     if chosen == "smp":
         _check_decoder(model, facts)
     state = load_file(folder / UNET)
-    return facts.encoder, export(state, facts.encoder, chosen, channels or facts.in_channels)
+    network = network_of(facts.network, facts.encoder, facts.in_channels)
+    return facts.encoder, network.export(state, chosen, channels or facts.in_channels)
 
 
 def _whole_network(model: str, folder: Path, chosen: Format, channels: int | None) -> tuple[str, Exported]:
@@ -107,7 +112,10 @@ def _whole_network(model: str, folder: Path, chosen: Format, channels: int | Non
     if channels not in (None, facts.in_channels):
         raise RequestError(f"--in-channels {channels}: {model} takes {facts.in_channels}, and keeps them: leave it out")
     construction = tuple(facts.construction)
-    return facts.encoder, Exported(load_file(folder / WEIGHTS), construction, facts.features)
+    exported = Exported(load_file(folder / WEIGHTS), construction, facts.features)
+    if chosen == "torch":
+        exported = replace(exported, axes=unet3d.AXES, code=unet3d.CODE)
+    return facts.encoder, exported
 
 
 def _fetch(model: str, work: Path, config: TrackingConfig, progress: Progress | None) -> Path:
