@@ -29,8 +29,8 @@ else:
         reduce(or_, (Annotated[section, Tag(name)] for name, section in MODELS.items())),
         Discriminator(
             name_of,
-            custom_error_type="value_error",
-            custom_error_message=f"its name is none of the known networks; allowed: name {', '.join(MODELS)}",
+            custom_error_type="unknown_model",
+            custom_error_message=f"a name among {', '.join(MODELS)}",
         ),
     ]
 

@@ -51,7 +51,7 @@ class Crops(PerView):
     Attributes:
         start_px: (V, B, n) int64, first pixel inside.
         size_px: (V, B, n) int64, pixels inside; `start_px + size_px` never exceeds the image's true size.
-        flipped: (V, B) bool, whether the last axis is mirrored.
+        flipped: (V, B) bool, whether left and right are mirrored, see :func:`left_right`.
     """
 
     start_px: Tensor
@@ -119,7 +119,7 @@ def resample(images: Tensor, crops: Crops, out_px: int | Sequence[int], channels
     sides = per_axis(out_px, len(canvas))
     bands = []
     for axis, (length, side) in enumerate(zip(canvas, sides, strict=True)):
-        flipped = crops.flipped if axis == len(canvas) - 1 else torch.zeros_like(crops.flipped)
+        flipped = crops.flipped if axis == left_right(len(canvas)) else torch.zeros_like(crops.flipped)
         bands.append(band(crops.start_px[:, axis], crops.size_px[:, axis], flipped, length, side))
     views = len(crops.flipped) // batch
     turned = torch.empty((views, batch, channels, sides[-1], *sides[:-1]), device=images.device)
@@ -130,6 +130,11 @@ def resample(images: Tensor, crops: Crops, out_px: int | Sequence[int], channels
         mixed = _products(_fill(table, images[part], channels), chosen, canvas)
         turned[:, part] = mixed.view(turned[:, part].shape)
     return turned.flatten(0, 1).movedim(2, -1)
+
+
+def left_right(axes: int) -> int:
+    """The spatial axis from left to right: the last of an image (H, W), the first of a cube (x, y, z)."""
+    return 0 if axes == 3 else axes - 1
 
 
 def _rows(parameters: Tensor, batch: int, part: slice) -> Tensor:
