@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +31,10 @@ def pair(sides: tuple[int, ...] = (12, 13, 12)) -> tuple[Tensor, Tensor]:
 def test_psnr_of_a_cube_is_that_of_the_loop() -> None:
     restored, target = pair()
     for number, found in enumerate(psnr(restored, target)):
-        error = [(float(a) - float(b)) ** 2 for a, b in zip(restored[number].flatten(), target[number].flatten(), strict=True)]
+        error = [
+            (float(a) - float(b)) ** 2
+            for a, b in zip(restored[number].flatten(), target[number].flatten(), strict=True)
+        ]
         assert float(found) == pytest.approx(10 * math.log10(len(error) / sum(error)), rel=1e-5)
 
 

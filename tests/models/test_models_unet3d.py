@@ -204,7 +204,7 @@ def test_its_weights_load_without_this_package(tmp_path: Path) -> None:
 
 def test_other_libraries_and_channels_are_refused() -> None:
     network = small()
-    with pytest.raises(RequestError, match="format 'smp'.*possible for this network: torch"):
+    with pytest.raises(RequestError, match=r"format 'smp'.*possible for this network: torch"):
         network.config.export(network.state_dict(), "smp", 1)
     with pytest.raises(RequestError, match="input channels: found 3, of a network that takes 1"):
         network.config.export(network.state_dict(), "torch", 3)

@@ -77,7 +77,9 @@ def plain_distort(view: Tensor, drawn: Distortion, place: int) -> Tensor:
     """(C, X, Y, Z) distorted voxel by voxel, as the parameters of a view say."""
     out, kind = view.clone(), int(drawn.kind[0, place])
     if kind == SHUFFLE:
-        swaps = zip(drawn.swap_first_px[0, place], drawn.swap_second_px[0, place], drawn.swap_side_px[0, place], strict=True)
+        swaps = zip(
+            drawn.swap_first_px[0, place], drawn.swap_second_px[0, place], drawn.swap_side_px[0, place], strict=True
+        )
         for one, other, sides in ((a.tolist(), b.tolist(), s.tolist()) for a, b, s in swaps):
             before = out.clone()
             for step in itertools.product(*map(range, sides)):
@@ -87,7 +89,9 @@ def plain_distort(view: Tensor, drawn: Distortion, place: int) -> Tensor:
     if kind in (INNER, OUTER):
         blocks = list(zip(drawn.cut_first_px[0, place].tolist(), drawn.cut_side_px[0, place].tolist(), strict=True))
         for voxel in itertools.product(*map(range, view.shape[1:])):
-            covered = any(all(f <= v < f + s for v, f, s in zip(voxel, first, side, strict=True)) for first, side in blocks)
+            covered = any(
+                all(f <= v < f + s for v, f, s in zip(voxel, first, side, strict=True)) for first, side in blocks
+            )
             if covered == (kind == INNER):
                 out[(slice(None), *voxel)] = 0
     return out
@@ -112,9 +116,7 @@ def test_target_and_input_are_aligned_voxel_by_voxel_under_every_distortion() ->
 
 def overlap(drawn: Distortion, place: int) -> bool:
     """Whether the two blocks of the one swap share voxels; what then becomes of those is no one's to say."""
-    one, other, side = (
-        each[0, place, 0] for each in (drawn.swap_first_px, drawn.swap_second_px, drawn.swap_side_px)
-    )
+    one, other, side = (each[0, place, 0] for each in (drawn.swap_first_px, drawn.swap_second_px, drawn.swap_side_px))
     return int(drawn.kind[0, place]) == SHUFFLE and bool(((one - other).abs() < side).all())
 
 
