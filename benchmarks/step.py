@@ -3,6 +3,10 @@
     python benchmarks/step.py                                # CPU
     python benchmarks/step.py --only memory --batch 64       # CPU
     python benchmarks/step.py --device cuda --batch 128 --compile
+    python benchmarks/step.py --dims 3 --width 16 --image-size 64 64 32      # cubes, beside TransVW's step; CPU
+
+With `--dims 3` the recipe is TransVW's (`published_volumes.py`), and the project's step is `dir` with MoCo-v2, which
+encodes a second view beside what TransVW computes.
 
 All variants take the same views in turn, one step each per round, so that whatever else the machine does falls on all
 of them; figures are medians over the rounds. On a busy CPU, `--clock cpu` counts the process's own seconds: give it one
@@ -20,9 +24,12 @@ from dataclasses import dataclass
 
 import torch
 from published import PublishedStep
+from published_volumes import PublishedVolumeStep
 from torch import Tensor
 
+from dira_dist.models.backbone import BackboneSection
 from dira_dist.models.unet import UNetConfig
+from dira_dist.models.unet3d import UNet3dConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.memory import LiveTensors
@@ -40,8 +47,10 @@ Step = Callable[[Views, int], object]
 class Setting:
     """What is measured, from the command line."""
 
+    dims: int
     encoder: str
-    image_size: int
+    width: int
+    image_size: tuple[int, ...]
     batch: int
     in_channels: int
     device: str
@@ -59,17 +68,15 @@ def _drawn(view: Tensor | None) -> Tensor:
 def build(variant: str, setting: Setting) -> Step:
     """The step of one variant: `published`, `project` or `checkpointing`."""
     torch.manual_seed(0)
+    if variant == "published" and setting.dims == 3:
+        words = PublishedVolumeStep(setting.width, setting.device)
+        return lambda views, step_in_stage: words(views.view_1, _drawn(views.target))
     if variant == "published":
         published = PublishedStep(setting.encoder, setting.in_channels, setting.device)
         return lambda views, step_in_stage: published(views.view_1, _drawn(views.view_2), _drawn(views.target))
-    model = UNetConfig(
-        encoder=setting.encoder,
-        in_channels=3 if setting.in_channels == 3 else 1,
-        gradient_checkpointing=variant == "checkpointing",
-    )
     return pretrain_step(
-        build_networks(model, MoCoV2Config(), seed=0),
-        "dira",
+        build_networks(model_of(setting, variant == "checkpointing"), MoCoV2Config(), seed=0),
+        "dira" if setting.dims == 2 else "dir",
         execution=ExecutionConfig(compile=setting.compile),
         precision=setting.precision,
         device=setting.device,
@@ -77,12 +84,20 @@ def build(variant: str, setting: Setting) -> Step:
     )
 
 
+def model_of(setting: Setting, checkpointing: bool) -> BackboneSection:
+    """The project's network."""
+    if setting.dims == 3:
+        return UNet3dConfig(width=setting.width, gradient_checkpointing=checkpointing)
+    channels = 3 if setting.in_channels == 3 else 1
+    return UNetConfig(encoder=setting.encoder, in_channels=channels, gradient_checkpointing=checkpointing)
+
+
 def views(setting: Setting) -> Views:
     """One batch of random views, grey repeated to the channels."""
-    shape = (setting.batch, 1, setting.image_size, setting.image_size)
+    shape = (setting.batch, 1, *setting.image_size)
     generator = torch.Generator().manual_seed(0)
     first, second, target = (torch.rand(shape, generator=generator).to(setting.device) for _ in range(3))
-    repeats = (1, setting.in_channels, 1, 1)
+    repeats = (1, 1 if setting.dims == 3 else setting.in_channels, *(1 for _ in setting.image_size))
     return Views(first.repeat(repeats), second.repeat(repeats), target, torch.arange(setting.batch))
 
 
@@ -131,8 +146,10 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cuda = torch.cuda.is_available()
-    parser.add_argument("--encoder", default="resnet50")
-    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--dims", type=int, choices=(2, 3), default=2)
+    parser.add_argument("--encoder", default="resnet50", help="of images")
+    parser.add_argument("--width", type=int, default=16, help="of the network of cubes; as published: 64")
+    parser.add_argument("--image-size", type=int, nargs="+", help="224, or 64 64 32 of cubes")
     parser.add_argument("--batch", type=int, default=128 if cuda else 8)
     parser.add_argument("--in-channels", type=int, choices=(1, 3), default=3, help="as published: 3")
     parser.add_argument("--device", default="cuda" if cuda else "cpu", choices=("cpu", "cuda"))
@@ -146,9 +163,12 @@ def arguments() -> argparse.Namespace:
 
 def setting_of(options: argparse.Namespace, precision: Precision) -> Setting:
     """The command line's setting in one precision."""
+    size = options.image_size or ([224] if options.dims == 2 else [64, 64, 32])
     return Setting(
+        options.dims,
         options.encoder,
-        options.image_size,
+        options.width,
+        tuple(size) if len(size) > 1 else tuple(size) * options.dims,
         options.batch,
         options.in_channels,
         options.device,

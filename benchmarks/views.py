@@ -1,6 +1,7 @@
 """Views per second: whole batches on the device beside the published transforms, one image after another with PIL.
 
     python benchmarks/views.py [--sizes 256 512 1024] [--batch 64] [--repeats 15] [--images FOLDER]
+    python benchmarks/views.py --dims 3 [--batch 16] [--repeats 9]      # cubes of 64 x 64 x 32, beside TransVW's view
 
 One run, one thread, the contenders by turns in every repeat, medians. Decoding is left out on both sides: the baseline
 starts from a PIL image in memory, the project from the uint8 batch. The baseline is the published recipe written
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from published_volumes import published_view
 from torchvision import transforms
 
 from dira_dist.views import ViewsConfig, make_views
@@ -153,9 +155,52 @@ def measure(size_px: int, batch: int, repeats: int, folder: Path | None, device:
     return {name: statistics.median(values[1:]) for name, values in times.items()}  # the first warms up
 
 
+VOLUME_PX = (64, 64, 32)
+
+
+def measure_volumes(cube_px: tuple[int, int, int], batch: int, repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds for each contender's view of a cube, by turns in every repeat.
+
+    TransVW cuts its cubes at the size of the view; the project's are cut from stored cubes of `cube_px`.
+    """
+    drawn = np.random.default_rng(0)
+    smooth = drawn.random((8, *VOLUME_PX))
+    cubes = torch.from_numpy(drawn.integers(0, 65536, (batch, 1, *cube_px), dtype=np.uint16)).to(device)
+    sizes_px, ids = torch.tensor([cube_px] * batch, device=device), torch.arange(batch, device=device)
+    epochs = iter(range(1 << 30))
+
+    def project() -> object:
+        epoch = torch.full_like(ids, next(epochs))
+        return make_views(
+            cubes, sizes_px, ids, epoch, seed=0, image_size=VOLUME_PX, in_channels=1, config=ViewsConfig()
+        )
+
+    def published() -> object:
+        return [published_view(cube, drawn) for cube in smooth]
+
+    contenders = {
+        "published": (published, len(smooth), torch.device("cpu")),
+        "views": (project, 2 * batch, device),
+    }
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats + 1):
+        for name, (work, views, where) in contenders.items():
+            times[name].append(seconds(work, where) / views)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def report_volumes(batch: int, repeats: int, device: torch.device, name: str) -> None:
+    """One line for cubes of the view's size, and one for larger ones, of which a crop is cut."""
+    for cube_px in (VOLUME_PX, (96, 96, 48)):
+        times = measure_volumes(cube_px, batch, repeats, device)
+        each = ", ".join(f"{contender} {1e3 * value:.1f} ms" for contender, value in times.items())
+        print(f"{name}, from {cube_px} voxels: {each} for a view; {times['published'] / times['views']:.1f} times")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024])
+    parser.add_argument("--dims", type=int, choices=(2, 3), default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--images", type=Path, help="a folder of PNG files; made-up images without it")
@@ -168,6 +213,9 @@ def main() -> None:
     )
     for device in map(torch.device, devices):
         name = torch.cuda.get_device_name() if device.type == "cuda" else "one CPU core"
+        if arguments.dims == 3:
+            report_volumes(arguments.batch, arguments.repeats, device, name)
+            continue
         for size_px in arguments.sizes:
             times = measure(size_px, arguments.batch, arguments.repeats, arguments.images, device)
             rates = ", ".join(f"{contender} {1 / value:.0f}/s" for contender, value in times.items())

@@ -405,6 +405,9 @@ def _explain_key(path: KeyPath, errors: list[ErrorDetails], section: type[Sectio
     place, first = document.place(path), errors[0]
     siblings = sorted({name for owner in _chosen(section, path[:-1], document) for name in owner.model_fields})
     if first["type"] == "extra_forbidden":
+        if names := _names_with(section, path):
+            key = dotted((*path[:-1], "name"))
+            return f"{place}: this key goes with {key}: {' or '.join(names)}; set that, or remove it"
         if new := _renamed(path):
             return f"{place}: this key is called {new} now, and means the same; rename it"
         near = difflib.get_close_matches(str(path[-1]), siblings, n=1)
@@ -427,6 +430,12 @@ def _as_referred(text: str, document: Document) -> str:
             if len(value) >= _SECRET_LENGTH:
                 text = text.replace(value, reference[0])
     return text
+
+
+def _names_with(section: type[Section], path: KeyPath) -> list[str]:
+    """Names of the sections that may stand there and have this key, where the one that stands there has it not."""
+    owners = [owner for owner in _sections_at(section, path[:-1]) if str(path[-1]) in owner.model_fields]
+    return [str(owner.model_fields["name"].default) for owner in owners if "name" in owner.model_fields]
 
 
 def _renamed(path: KeyPath) -> str | None:

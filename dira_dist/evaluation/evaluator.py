@@ -1,5 +1,6 @@
 """What the networks are worth at a moment: restoration, health of the representation, and a probe."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dira_dist.config import per_axis
 from dira_dist.data.batch import LocalBatch
 from dira_dist.data.lanes import ReadOptions
 from dira_dist.data.order import draw_spread
@@ -24,6 +26,8 @@ from dira_dist.models.backbone import Backbone
 from dira_dist.views import ViewsConfig, make_views
 
 BATCH = 64
+BATCH_VOXELS = 2**20
+"""Of cubes at once: eight of the published 64 x 64 x 32."""
 PICTURED = 8
 MOST_IMAGES = 2048
 MOST_PROBE_IMAGES = 4096
@@ -96,6 +100,7 @@ class Evaluator:
         image_size: pixels of the views, a side or one for each axis.
         timeout_s: seconds of trouble with the storage that are borne.
         restores: whether the decoder is ever trained; the restorations of one that is not mean nothing.
+        dims: spatial axes of the views.
     """
 
     val: str | None
@@ -105,6 +110,7 @@ class Evaluator:
     image_size: int | Sequence[int]
     timeout_s: float = 300.0
     restores: bool = True
+    dims: int = 2
 
     @torch.no_grad()
     def evaluate(self, unet: Backbone, device: torch.device, discriminator: nn.Module | None = None) -> Evaluation:
@@ -132,10 +138,14 @@ class Evaluator:
                 warnings = _warnings(figures)
         return Evaluation(metrics, restorations, scores, labelled, warnings)
 
+    def _batch_size(self) -> int:
+        """Images at once; of cubes, which are larger than they look, as many as their voxels allow."""
+        return BATCH if self.dims == 2 else max(1, min(BATCH, BATCH_VOXELS // math.prod(per_axis(self.image_size, 3))))
+
     def _batches(self, address: str, most: int) -> Iterator[LocalBatch]:
         options, index = ReadOptions(storage_timeout_s=self.timeout_s), read_index(address)
         ids = draw_spread([shard.samples for shard in index.shards], most, self.seed)
-        with ValidationStream(address, options, batch_size=BATCH, ids=ids, index=index) as stream:
+        with ValidationStream(address, options, batch_size=self._batch_size(), ids=ids, index=index) as stream:
             yield from stream
 
     def _of_views(
@@ -143,7 +153,7 @@ class Evaluator:
     ) -> tuple[dict[str, float], Restorations | None]:
         """The alignment of two views' features; of what restores PSNR, SSIM and images to look at."""
         found: dict[str, list[Tensor]] = {}
-        shown = None
+        shown: list[tuple[Tensor, ...]] = []
         for batch in self._batches(address, MOST_IMAGES):
             views = make_views(
                 batch.images.to(device),
@@ -162,11 +172,11 @@ class Evaluator:
             if views.target is not None:
                 restored = unet.decode(maps)
                 figures |= {PSNR.name: psnr(restored, views.target), SSIM.name: ssim(restored, views.target)}
-                seen = (views.view_1, restored, views.target)
-                shown = shown or Restorations(*(images[:PICTURED].cpu() for images in seen))
+                if sum(len(images) for images, *_ in shown) < PICTURED:
+                    shown.append(tuple(images.cpu() for images in (views.view_1, restored, views.target)))
             for name, values in figures.items():
                 found.setdefault(name, []).append(values[batch.valid.to(device)])
-        return {name: float(torch.cat(values).mean()) for name, values in found.items()}, shown
+        return {name: float(torch.cat(values).mean()) for name, values in found.items()}, _pictured(shown)
 
     def _features(self, unet: Backbone, address: str, device: torch.device, most: int) -> LabelledSet:
         """Features of the samples that can be decoded, and all their labels by name."""
@@ -194,6 +204,11 @@ class Evaluator:
             for address in (probe.train, probe.val)
         )
         return probe_metrics(probe, train, val), LabelledFeatures(val.features, class_names(val.labels))
+
+
+def _pictured(shown: list[tuple[Tensor, ...]]) -> Restorations | None:
+    """The first few of some batches' distorted views, restorations and targets."""
+    return Restorations(*(torch.cat(images)[:PICTURED] for images in zip(*shown, strict=True))) if shown else None
 
 
 def _labelled(found: LabelledSet, name: str) -> LabelledSet:

@@ -67,8 +67,8 @@ def restoration_grid(
     difference of 0.5.
 
     Args:
-        distorted: ``(B, 1 or 3, H, W)`` in [0, 1], the network's input. Of a volume ``(B, C, D, H, W)`` the middle
-            slice is shown.
+        distorted: ``(B, 1 or 3, H, W)`` in [0, 1], the network's input. Of a cube ``(B, C, X, Y, Z)`` its three middle
+            slices are shown, see :func:`orthogonal_slices`.
         restored: ``(B, 1, H, W)`` in [0, 1].
         target: ``(B, 1, H, W)`` in [0, 1].
         captions: a line under each image's row, such as its key.
@@ -79,6 +79,7 @@ def restoration_grid(
     columns = [_grey(_slice(np.asarray(images[:count]))) for images in (distorted, restored, target)]
     columns.append(_difference(columns[1], columns[2]))
     titles = ("distorted view", "restoration", "target", "difference")
+    cell_px = cell_px if target.ndim == 4 else round(1.5 * cell_px)  # three slices side by side
     return _in_blocks([_rgb(column) for column in columns], titles, captions[:count], cell_px)
 
 
@@ -103,15 +104,14 @@ def score_maps(
         loss: that the discriminator learns with.
     """
     images = [_rgb(_grey(_slice(np.asarray(part[:4])))) for part in (target, restored)]
-    real, fake = (
-        _as_probability(_slice(np.asarray(part[:4]))[:, 0], loss) for part in (target_scores, restored_scores)
-    )
-    columns = (images[0], _painted_scores(real), images[1], _painted_scores(fake))
+    real, fake = (_as_probability(np.asarray(part[:4]), loss) for part in (target_scores, restored_scores))
+    columns = (images[0], _painted_scores(_slice(real)[:, 0]), images[1], _painted_scores(_slice(fake)[:, 0]))
     captions = [
         f"mean score: {a:.2f} of the target, {b:.2f} of the restoration (0 restored, 1 real)"
-        for a, b in zip(real.mean(axis=(1, 2)), fake.mean(axis=(1, 2)), strict=True)
+        for a, b in zip(*(part.reshape(len(part), -1).mean(axis=1) for part in (real, fake)), strict=True)
     ]
-    return _in_blocks(columns, ("target", "its scores", "restoration", "its scores"), captions, CELL_PX)
+    cell_px = CELL_PX if target.ndim == 4 else round(1.5 * CELL_PX)
+    return _in_blocks(columns, ("target", "its scores", "restoration", "its scores"), captions, cell_px)
 
 
 def loss_curves(
@@ -194,8 +194,28 @@ def principal_components(features: FloatArray) -> tuple[npt.NDArray[np.float64],
 
 
 def _slice(images: FloatArray) -> FloatArray:
-    """The middle slice of volumes; planes as they are."""
-    return images[:, :, images.shape[2] // 2] if images.ndim == 5 else images
+    """The three middle slices of cubes side by side; planes as they are."""
+    return orthogonal_slices(images) if images.ndim == 5 else images
+
+
+def orthogonal_slices(cubes: FloatArray) -> FloatArray:
+    """The middle slices of cubes across z, y and x, side by side, padded with 0 below to the same height.
+
+    Axial as a radiologist sees it, the patient's left on the right and the front above; coronal and sagittal with the
+    head above. Voxels are drawn as squares, whatever their spacing.
+
+    Args:
+        cubes: ``(B, C, X, Y, Z)``, towards left, back and head.
+
+    Returns:
+        ``(B, C, max(Y, Z), X + X + Y)``.
+    """
+    x, y, z = (side // 2 for side in cubes.shape[2:])
+    axial, coronal, sagittal = cubes[..., z], cubes[..., y, ::-1], cubes[..., x, :, ::-1]
+    turned = [np.swapaxes(plane, -1, -2) for plane in (axial, coronal, sagittal)]
+    height = max(plane.shape[2] for plane in turned)
+    missing = [((0, 0), (0, 0), (0, height - plane.shape[2]), (0, 0)) for plane in turned]
+    return np.concatenate([np.pad(plane, rest) for plane, rest in zip(turned, missing, strict=True)], axis=3)
 
 
 def _grey(images: FloatArray) -> npt.NDArray[np.float32]:

@@ -8,7 +8,8 @@ from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.samples import read_samples
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.jobs.base import Settled, TrainingJob, absolute_address
-from dira_dist.models.unet import UNetConfig
+from dira_dist.models.backbone import BackboneSection
+from dira_dist.models.choice import read_model
 from dira_dist.models.weights import WEIGHT_FILES
 from dira_dist.training.finetune.labels import settled
 from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe, Parts
@@ -48,15 +49,16 @@ class FinetuneJob(FinetuneRecipe, TrainingJob):
         except RequestError as error:
             raise RequestError(f"start.from: {error}") from error
 
-    def _model(self, start: "FoundStart | None") -> UNetConfig:
+    def _model(self, start: "FoundStart | None") -> BackboneSection:
         """The job's own section goes before the start's, and must be the same network."""
         known = start.model if start is not None and start.model is not None else {}
         if self.model is None:
-            return UNetConfig.model_validate(known)
-        own = self.model
-        if known and own.encoder != known.get("encoder", own.encoder):
+            return read_model(known)
+        own, other = self.model, read_model(known) if known else self.model
+        if own.label != other.label:
+            key = "model.encoder" if own.dims == other.dims == 2 else "model"
             raise RequestError(
-                f"model.encoder: {own.encoder}, and the start is a {known['encoder']}: leave the section out to take "
+                f"{key}: {own.label}, and the start is a {other.label}: leave the section out to take "
                 "the start's network, or start from another model"
             )
         return own

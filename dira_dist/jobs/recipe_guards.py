@@ -23,8 +23,6 @@ PUBLISHED_QUEUE = 0.25
 STALE_QUEUE_LATER = 5.0
 """The same for a stage that goes on from an earlier one, whose encoder changes slowly: the published third stage, at
 batch 16, makes 4.1."""
-LEAST_DETAIL_PX = 32
-"""Pixels of a view along a side, or what a blur leaves of as many: one cell of the last feature map of an encoder."""
 SIGMA_AT_PX = 224
 """Side of the view that `views.blur.sigma_px` is given for."""
 FULL_WIDTH_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
@@ -94,14 +92,14 @@ def small_crops(job: PretrainJob, train: ShardSetIndex) -> Iterator[str]:
     """Crops that show less of an image than an encoder's last feature map can place."""
     scale = job.views.crop.scale[0]
     side = min(_in_plane_px(job), train.image.height_px.median, train.image.width_px.median)
-    shown = scale ** (1 / train.image.axes) * side
-    if shown >= LEAST_DETAIL_PX:
+    shown, cell = scale ** (1 / train.image.axes) * side, job.model.cell_px
+    if shown >= cell:
         return
-    wanted = math.ceil(100 * (LEAST_DETAIL_PX / side) ** train.image.axes) / 100
+    wanted = math.ceil(100 * (cell / side) ** train.image.axes) / 100
     raised = f"raise its low end to {wanted:g}, or take larger images" if wanted <= 1 else "take larger images"
     yield (
         f"views.crop.scale: from {scale:g} of the whole on, a crop shows {shown:.0f} px a side of images of {side} px, "
-        f"fewer than the {LEAST_DETAIL_PX} of one cell of the encoder's last feature map; {raised} (data.image_size, "
+        f"fewer than the {cell} of one cell of the encoder's last feature map; {raised} (data.image_size, "
         "and --image-size of dira-dist shard)"
     )
 
@@ -109,9 +107,10 @@ def small_crops(job: PretrainJob, train: ShardSetIndex) -> Iterator[str]:
 def strong_blur(job: PretrainJob) -> Iterator[str]:
     """Blur, which scales with the view, that leaves fewer details of it than the last feature map can place."""
     sigma = job.views.blur.sigma_px[1]
-    strongest = SIGMA_AT_PX / (FULL_WIDTH_PER_SIGMA * LEAST_DETAIL_PX)
+    cells = job.model.cell_px  # as many details as one cell of the last feature map has pixels
+    strongest = SIGMA_AT_PX / (FULL_WIDTH_PER_SIGMA * cells)
     if job.views.blur.probability > 0 and sigma > strongest:
-        own, details = sigma * _in_plane_px(job) / SIGMA_AT_PX, LEAST_DETAIL_PX * strongest / sigma
+        own, details = sigma * _in_plane_px(job) / SIGMA_AT_PX, cells * strongest / sigma
         yield (
             f"views.blur.sigma_px: up to {sigma:g} px at {SIGMA_AT_PX} px, {own:.2g} px here, leaves "
             f"{details:.0f} details along a side of the view; lower it to {math.floor(10 * strongest) / 10:g} or less "
@@ -132,9 +131,9 @@ def few_images(job: PretrainJob, images: int) -> Iterator[str]:
 
 
 def _in_plane_px(job: PretrainJob) -> int:
-    """The shorter side of a view, of a slice where views are volumes, which may well have few slices."""
+    """The shorter side of a view, of a slice (x, y) where views are cubes, which may well have few slices."""
     size = job.data.image_size
-    return size if isinstance(size, int) else min(size[-2:])
+    return size if isinstance(size, int) else min(size[:2])
 
 
 def _discriminating(job: PretrainJob) -> Iterator[tuple[int, PretrainStage]]:

@@ -3,15 +3,18 @@
 Each kind of network lives in one file of this package, found by its section's name.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dira_dist.config import MAY_CHANGE, RequestError, Section
+from dira_dist.config import MAY_CHANGE, RequestError, Section, per_axis
 from dira_dist.models.precision import average_over_positions
+
+if TYPE_CHECKING:
+    from dira_dist.models.export import Exported, Format
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Size = int | Sequence[int]
@@ -23,6 +26,8 @@ class BackboneSection(Section):
 
     dims: ClassVar[Literal[2, 3]] = 2
     """Spatial axes of its images."""
+    libraries: ClassVar[tuple["Format", ...]] = ()
+    """Whose names its weights may have in an export, the best known first; the last has all of its parts."""
 
     name: str
     in_channels: int = Field(1, ge=1, description="channels of the input: 1 (grey), 3 (colour), or one per MR sequence")
@@ -53,10 +58,28 @@ class BackboneSection(Section):
         """Names of parameters that get no gradient from a forward pass, so that nothing waits for them."""
         raise NotImplementedError
 
+    def export(self, state: Mapping[str, Tensor], library: "Format", in_channels: int) -> "Exported":
+        """Weights of this network under the names of one of its libraries.
+
+        Args:
+            state: of the whole network, or of the encoder alone (``encoder.*``).
+            library: one of :attr:`libraries`.
+            in_channels: of the exported model.
+
+        Raises:
+            RequestError: the library has no such network, or the channels cannot be converted.
+        """
+        raise NotImplementedError
+
     @property
     def label(self) -> str:
         """The network in a word or two, for tags and cards."""
         return self.name
+
+    @property
+    def cell_px(self) -> int:
+        """Pixels along a side of what one place of the deepest feature map stands for."""
+        raise NotImplementedError
 
 
 class Backbone(nn.Module):
@@ -99,9 +122,18 @@ class Backbone(nn.Module):
         """The restoration."""
         raise NotImplementedError
 
+    def last_layer(self, outputs: int) -> nn.Module:
+        """A new last layer behind the decoder, for ``(B, outputs, *S)`` logits."""
+        raise NotImplementedError
+
     def pooled(self, maps: list[Tensor]) -> Tensor:
         """The deepest feature map, averaged over its positions."""
         return average_over_positions(maps[-1])
+
+
+def input_size(network: BackboneSection, image_size: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """How a model's file says the size of its input: of a volume a side for each axis, of which their number is read"""
+    return image_size if network.dims == 2 else per_axis(image_size, network.dims)
 
 
 def built_on_meta(build: Callable[[], ModuleT]) -> ModuleT:

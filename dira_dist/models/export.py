@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from dira_dist.config import RequestError, per_axis
 from dira_dist.files import write_with_checksum
-from dira_dist.models.backbone import Size
+from dira_dist.models.backbone import BackboneSection, Size
 from dira_dist.models.precision import average_over_positions
 
-Format = Literal["torchvision", "timm", "smp"]
+Format = Literal["torchvision", "timm", "smp", "torch"]
 StateDict = dict[str, Tensor]
 
 TIMM_PREFIX = "tu-"
@@ -40,12 +40,16 @@ class Exported:
         construction: Python lines that make the model, without weights.
         features: Python expression for the features ``(B, C)`` of images ``x``.
         left_out: the encoder's own names of weights that its features do not depend on and the target has no place for.
+        axes: the spatial ones of its images.
+        code: files that the lines of construction import, which import torch alone; they go beside the weights.
     """
 
     state: StateDict
     construction: tuple[str, ...]
     features: str
     left_out: tuple[str, ...] = ()
+    axes: str = "H, W"
+    code: tuple[Path, ...] = ()
 
     def loading_lines(self, path: str | Path) -> str:
         """Python that loads a file of these weights strictly and computes features of images ``x``."""
@@ -54,7 +58,8 @@ class Exported:
         read = f"load_file({str(path)!r})" if safetensors else f"torch.load({str(path)!r}, weights_only=True)"
         lines = [*self.construction, f"model.load_state_dict({read})", "model.eval()"]
         needed = [imports] if imports not in lines else []
-        return "\n".join([*needed, *lines, f"# images x: (B, C, H, W), float in [0, 1]; features: {self.features}"])
+        inputs = f"images x: (B, C, {self.axes}), float in [0, 1]"
+        return "\n".join([*needed, *lines, f"# {inputs}; features: {self.features}"])
 
 
 @dataclass
@@ -107,6 +112,11 @@ def export(unet_state: Mapping[str, Tensor], encoder: str, library: Format, in_c
     Raises:
         RequestError: if the library has no such model; says which formats there are for this encoder.
     """
+    if library == "torch":
+        raise RequestError(
+            f"format 'torch': of 3D networks alone; possible for encoder {encoder!r}: smp, and torchvision or timm "
+            "where they have it"
+        )
     state = with_channels(unet_state, encoder, in_channels)
     if library == "smp":
         return _smp_export(state, encoder, in_channels)
@@ -219,17 +229,31 @@ class FeatureProgram(nn.Module):
         return average_over_positions(self.encoder(views)[-1])
 
 
-def feature_network(unet_state: Mapping[str, Tensor], encoder: str, in_channels: int) -> nn.Module:
-    """The pretrained encoder from views to features, in evaluation mode, for 1 or 3 channels.
+def feature_network(
+    unet_state: Mapping[str, Tensor], network: BackboneSection, in_channels: int | None = None
+) -> nn.Module:
+    """The pretrained encoder from views to features, in evaluation mode.
+
+    Args:
+        unet_state: names begin with ``encoder.``; others are left out.
+        network: its section.
+        in_channels: 1 or 3, where a 2D network has one of them and the other is wanted; its own if none.
 
     Raises:
         RequestError: see :func:`with_channels`.
     """
-    return FeatureProgram(_encoder_with(with_channels(unet_state, encoder, in_channels), encoder, in_channels)).eval()
+    if in_channels not in (None, network.in_channels):
+        if network.dims != 2:
+            raise RequestError(
+                f"input channels: found {in_channels}; allowed: {network.in_channels}, the network's own"
+            )
+        unet_state = with_channels(unet_state, network.label, in_channels)
+        network = network.model_copy(update={"in_channels": in_channels})
+    return FeatureProgram(_encoder_with(unet_state, network)).eval()
 
 
 def save_feature_program(
-    unet_state: Mapping[str, Tensor], encoder: str, in_channels: int, image_size: Size, path: Path
+    unet_state: Mapping[str, Tensor], network: BackboneSection, image_size: Size, path: Path
 ) -> int:
     """Store the encoder with its code as a ``.pt2`` file, which ``torch.export.load`` runs with torch alone.
 
@@ -241,28 +265,29 @@ def save_feature_program(
     Raises:
         RequestError: if the encoder's code cannot be captured as a graph.
     """
-    network = FeatureProgram(_encoder_with(unet_state, encoder, in_channels)).eval()
-    example = torch.zeros(2, in_channels, *per_axis(image_size, 2))
+    program = feature_network(unet_state, network)
+    example = torch.zeros(2, network.in_channels, *per_axis(image_size, network.dims))
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():
-            program = torch.export.export(network, (example,), dynamic_shapes={"views": {0: batch}})
+            graph = torch.export.export(program, (example,), dynamic_shapes={"views": {0: batch}})
     except Exception as error:
         raise RequestError(
-            f"encoder {encoder!r} cannot be stored as a program: {str(error).splitlines()[0]}"
+            f"encoder {network.label!r} cannot be stored as a program: {str(error).splitlines()[0]}"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, path)
+    torch.export.save(graph, path)
     with torch.no_grad():
-        return int(network(example).shape[1])
+        return int(program(example).shape[1])
 
 
-def _encoder_with(unet_state: Mapping[str, Tensor], encoder: str, in_channels: int) -> nn.Module:
+def _encoder_with(unet_state: Mapping[str, Tensor], network: BackboneSection) -> nn.Module:
+    plain = network.model_copy(update={"init": None, "gradient_checkpointing": False})
     with torch.random.fork_rng(devices=[]):
-        network: nn.Module = smp.encoders.get_encoder(encoder, in_channels=in_channels, weights=None)
+        encoder = plain.build().encoder
     own = {name.removeprefix("encoder."): value for name, value in unet_state.items() if name.startswith("encoder.")}
-    network.load_state_dict(own)
-    return network.eval()
+    encoder.load_state_dict(own)
+    return encoder.eval()
 
 
 def _input_layers(encoder: str) -> list[str]:

@@ -6,6 +6,7 @@ A copy of this file travels with every registered model, beside ``center_view.py
 
 import importlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 IMAGES_AT_ONCE = 64
+VOXELS_AT_ONCE = 2**20
 
 
 class Encoder(torch.nn.Module):
@@ -24,7 +26,7 @@ class Encoder(torch.nn.Module):
 
     Attributes:
         channels: of the features.
-        image_size: pixels of the view, a side or one for each axis.
+        image_size: pixels of the view, a side or one for each axis; three of a network of cubes.
 
     Args:
         folder: holds ``model.json`` and the encoder's graph, ``features.pt2``.
@@ -39,9 +41,9 @@ class Encoder(torch.nn.Module):
         self._center_view = importlib.import_module("center_view").center_view
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features ``(N, channels)`` of images ``(N, 1 or 3, H, W)``: uint8, uint16, or floating point in [0, 1].
+        """Features ``(N, channels)`` of images ``(N, 1 or 3, H, W)`` or, of a network of cubes, ``(N, C, X, Y, Z)``.
 
-        Images of any height and width; each is resized and cut to its centre square.
+        uint8, uint16, or floating point in [0, 1]; of any size; each is resized and cut to the centre of the view.
         """
         features: torch.Tensor = self.graph(self._center_view(images, self.image_size, self._in_channels))
         return features
@@ -66,23 +68,29 @@ class FeatureModel:
         """The encoder itself, to be fine-tuned; MLflow's ``load_model(...).get_raw_model()`` ends here."""
         return self._encoder
 
+    def _at_once(self) -> int:
+        """Images in one batch; of cubes, which are larger than they look, as many as their voxels allow."""
+        sides = self._encoder.image_size
+        is_cube = not isinstance(sides, int) and len(sides) == 3
+        return max(1, min(IMAGES_AT_ONCE, VOXELS_AT_ONCE // math.prod(sides))) if is_cube else IMAGES_AT_ONCE
+
     @torch.no_grad()
     def predict(self, model_input: npt.NDArray[Any], params: dict[str, Any] | None = None) -> npt.NDArray[np.float32]:
         """Features ``(N, C)`` float32 of images.
 
         Args:
-            model_input: ``(N, 1 or 3, H, W)``, see :meth:`Encoder.forward`; or for each image the base64 of a PNG or
-                JPEG file, as a request to a server holds it.
+            model_input: ``(N, C, *S)``, see :meth:`Encoder.forward`; or for each image the base64 of a PNG or JPEG
+                file, as a request to a server holds it.
         """
-        parts = [self._encoder(batch) for batch in _batches(model_input)]
+        parts = [self._encoder(batch) for batch in _batches(model_input, self._at_once())]
         return np.asarray(torch.cat(parts).cpu().numpy(), dtype=np.float32)
 
 
-def _batches(model_input: Any) -> Iterator[torch.Tensor]:
+def _batches(model_input: Any, at_once: int) -> Iterator[torch.Tensor]:
     if np.asarray(model_input).dtype.kind in "OUS":  # words, or what a request held
-        yield from importlib.import_module("sent_images").sent_images(model_input, IMAGES_AT_ONCE)
+        yield from importlib.import_module("sent_images").sent_images(model_input, at_once)
     else:
-        yield from torch.split(torch.from_numpy(np.ascontiguousarray(model_input)), IMAGES_AT_ONCE)
+        yield from torch.split(torch.from_numpy(np.ascontiguousarray(model_input)), at_once)
 
 
 def _load_pyfunc(path: str) -> FeatureModel:

@@ -1,7 +1,8 @@
 """The folder that a registered classifier or segmenter is: network, program, weights for other libraries, report."""
 
+import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from dira_dist.config import RequestError, per_axis
 from dira_dist.formats import FileFormat
 from dira_dist.models.backbone import Size
-from dira_dist.models.export import Exported, Format, export, export_classifier, save_weights
+from dira_dist.models.export import Exported, Format, export_classifier, save_weights
 from dira_dist.models.model_files import CARD, FACTS, card_table, facts_content, tells_task, write_checksums
 from dira_dist.models.supervised import Classifier, Segmenter
 
@@ -148,8 +149,10 @@ def write_fine_tuned_folder(
         raise RequestError(f"{folder}: not empty; give a folder that does not exist yet")
     network = network.cpu().eval()
     save_weights(network.state_dict(), folder / NETWORK, {"encoder": facts.encoder})
-    library, exported = exported_network(network, facts.encoder, facts.in_channels)
+    library, exported = exported_network(network)
     save_weights(exported.state, folder / WEIGHTS, {"names": library, "encoder": facts.encoder})
+    for code in exported.code:
+        shutil.copyfile(code, folder / code.name)
     _save_program(network, facts, folder / PROGRAM)
     for name, content in report.items():
         (folder / "report").mkdir(exist_ok=True)
@@ -164,29 +167,30 @@ def write_fine_tuned_folder(
     return folder
 
 
-def exported_network(network: Classifier | Segmenter, encoder: str, in_channels: int) -> tuple[Format, Exported]:
+def exported_network(network: Classifier | Segmenter) -> tuple[Format, Exported]:
     """The whole network by the names of the library that is known best among those that have it."""
+    config, own = network.config, network.config.libraries[-1]
     state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     of_encoder = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
     if isinstance(network, Segmenter):
-        exported = export(state, encoder, "smp", in_channels)
+        exported = config.export(state, own, config.in_channels)
         lines = tuple(line.replace(", activation='sigmoid'", "") for line in exported.construction)
-        return "smp", Exported(exported.state, lines, "model(x)  # logits")
-    return export_classifier(of_encoder, network.head, encoder, in_channels) or (
-        "smp",
-        _encoder_and_head(state, network.head, encoder, in_channels),
-    )
+        return own, replace(exported, construction=lines, features="model(x)  # logits")
+    known = export_classifier(of_encoder, network.head, config.label, config.in_channels) if config.dims == 2 else None
+    return known or (own, _encoder_and_head(state, network.head, config.export(of_encoder, own, config.in_channels)))
 
 
-def _encoder_and_head(state: Mapping[str, Tensor], head: nn.Linear, encoder: str, in_channels: int) -> Exported:
-    """A classifier that no library has as one: segmentation_models_pytorch's encoder, and a layer beside it."""
+def _encoder_and_head(state: Mapping[str, Tensor], head: nn.Linear, encoder: Exported) -> Exported:
+    """A classifier that no library has as one: its own library's encoder, and a layer beside it."""
+    imports, made = encoder.construction
     lines = (
-        "import segmentation_models_pytorch as smp",
+        imports,
         "import torch",
-        f"encoder = smp.encoders.get_encoder({encoder!r}, in_channels={in_channels}, weights=None)",
+        made.replace("model = ", "encoder = ", 1),
         f"model = torch.nn.ModuleDict({{'encoder': encoder, 'head': torch.nn.{head!r}}})",
     )
-    return Exported(dict(state), lines, "model['head'](model['encoder'](x)[-1].mean((-2, -1)))  # logits")
+    features = encoder.features.replace("model(x)", "model['encoder'](x)")
+    return replace(encoder, state=dict(state), construction=lines, features=f"model['head']({features})  # logits")
 
 
 class _Named(nn.Module):
@@ -201,8 +205,8 @@ class _Named(nn.Module):
         return logits
 
 
-def _save_program(network: nn.Module, facts: FineTunedFacts, path: Path) -> None:
-    example = torch.zeros(2, facts.in_channels, *per_axis(facts.image_size, 2))
+def _save_program(network: Classifier | Segmenter, facts: FineTunedFacts, path: Path) -> None:
+    example = torch.zeros(2, facts.in_channels, *per_axis(facts.image_size, network.config.dims))
     try:
         with torch.no_grad():
             program = torch.export.export(

@@ -3,10 +3,11 @@
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,9 @@ from torch import Tensor
 from dira_dist.config import RequestError, per_axis
 from dira_dist.files import sha256_of
 from dira_dist.formats import FileFormat
-from dira_dist.models.backbone import Size
-from dira_dist.models.export import Exported, Format, export, save_feature_program, save_weights
+from dira_dist.models.backbone import BackboneSection, Size
+from dira_dist.models.choice import read_model
+from dira_dist.models.export import Exported, Format, save_feature_program, save_weights
 
 CHECKSUMS = "SHA256SUMS"
 FACTS = "model.json"
@@ -47,7 +49,7 @@ class ModelFacts:
 
     Attributes:
         name: the registered model's, or the job's.
-        encoder: name in segmentation_models_pytorch.
+        encoder: of a 2D U-Net its name in segmentation_models_pytorch; of others the network in a word.
         in_channels: of the network that was trained.
         image_size: pixels of the views it was trained on, a side or one for each axis.
         trained: the parts whose losses were minimised.
@@ -56,6 +58,7 @@ class ModelFacts:
         data: address, digest, number of samples ...
         quality: measured figures.
         origin: run, page, version of the software ...
+        network: the section of the network, as a job has it; left out: a 2D U-Net on that encoder.
     """
 
     name: str
@@ -68,6 +71,17 @@ class ModelFacts:
     data: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def section(self) -> BackboneSection:
+        """Of the network, with nothing that its own training alone was asked."""
+        return network_of(self.network, self.encoder, self.in_channels)
+
+
+def network_of(network: Mapping[str, Any], encoder: str, in_channels: int) -> BackboneSection:
+    """The section of a model's network; of a 2D U-Net its encoder's name is all that is needed."""
+    return read_model(network or {"encoder": encoder, "in_channels": in_channels})
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class ModelFile:
     """``model.json``: what loading and using the weights needs to know, and what a person asks.
 
     Attributes:
-        encoder: name in segmentation_models_pytorch.
+        encoder: of a 2D U-Net its name in segmentation_models_pytorch; of others the network in a word.
         in_channels: of the network that was trained.
         image_size: pixels of the views it was trained on, a side or one for each axis.
         trained: the parts whose losses were minimised.
@@ -83,6 +97,8 @@ class ModelFile:
         encoder_names: library whose names ``encoder.safetensors`` has.
         feature_channels: of what ``features.pt2`` gives.
         features: the expression by which the library's model gives the same features.
+        network: the section of the network, as a job has it; empty where it is a 2D U-Net on that encoder.
+        dims: spatial axes of its images.
     """
 
     encoder: str
@@ -93,6 +109,8 @@ class ModelFile:
     encoder_names: Format
     feature_channels: int
     features: str
+    network: dict[str, Any] = field(default_factory=dict)
+    dims: Literal[2, 3] = 2
     quality: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -109,10 +127,15 @@ def _from_0_1_0(values: dict[str, Any]) -> dict[str, Any]:
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     """Whether there is a decoder was told by the parts then, of which these two trained one."""
     trained = values.get("trained", ())
-    return {"decoder": "restorative" in trained or "adversarial" in trained, **values}
+    return _from_2({"decoder": "restorative" in trained or "adversarial" in trained, **values})
 
 
-FORMAT = FileFormat(ModelFile, version=2, upgrades={None: _from_0_1_0, 1: _from_1})
+def _from_2(values: dict[str, Any]) -> dict[str, Any]:
+    """All networks were 2D U-Nets then."""
+    return {"network": {}, "dims": 2, **values}
+
+
+FORMAT = FileFormat(ModelFile, version=3, upgrades={None: _from_0_1_0, 1: _from_1, 2: _from_2})
 
 
 def write_model_folder(
@@ -127,7 +150,8 @@ def write_model_folder(
     """Write everything that a registered version holds.
 
     ``encoder.safetensors`` has torchvision's names where torchvision has the encoder, else timm's, else
-    segmentation_models_pytorch's; ``unet.safetensors`` the latter's; ``features.pt2`` runs with torch alone.
+    segmentation_models_pytorch's; ``unet.safetensors`` the latter's; ``features.pt2`` runs with torch alone. Of a 3D
+    network both have its own names, and the file with its layers in plain torch lies beside them.
 
     Args:
         folder: is made; must be empty.
@@ -143,13 +167,16 @@ def write_model_folder(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise RequestError(f"{folder}: not empty; give a folder that does not exist yet")
-    library, exported = _best_known_names(unet_state, facts)
+    network = facts.section
+    library, exported = _best_known_names(unet_state, network)
     save_weights(exported.state, folder / "encoder.safetensors", {"names": library, "encoder": facts.encoder})
-    save_weights(unet_state, folder / UNET, {"names": "smp", "encoder": facts.encoder})
+    save_weights(unet_state, folder / UNET, {"names": network.libraries[-1], "encoder": facts.encoder})
+    for code in exported.code:
+        shutil.copyfile(code, folder / code.name)
     if discriminator_state:
         save_weights(discriminator_state, folder / "discriminator.safetensors")
     program = folder / "features.pt2"
-    channels = save_feature_program(unet_state, facts.encoder, facts.in_channels, facts.image_size, program)
+    channels = save_feature_program(unet_state, network, facts.image_size, program)
     for name, picture in (pictures or {}).items():
         file = folder / "pictures" / f"{name.replace('/', '-')}.png"
         file.parent.mkdir(exist_ok=True)
@@ -252,7 +279,7 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
     sections = [
         f"# {facts.name}\n",
         f"Encoder `{facts.encoder}` {decoder}, pretrained by DiRA without labels (parts: {', '.join(facts.trained)}), "
-        f"on images of {_side_by_side(facts.image_size)} px with {facts.in_channels} channel(s), values in [0, 1], "
+        f"on {_inputs(facts)} with {facts.in_channels} channel(s), values in [0, 1], "
         "no further normalisation.\n",
         f"## Load the encoder\n```python\n{loading}\n```\n",
         *card_table("Training images", facts.data),
@@ -264,9 +291,10 @@ def model_card(facts: ModelFacts, exported: Exported) -> str:
     return "\n".join(sections)
 
 
-def _side_by_side(image_size: int | tuple[int, ...]) -> str:
-    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return " x ".join(map(str, sides))
+def _inputs(facts: ModelFacts) -> str:
+    dims = facts.section.dims
+    sides = " x ".join(map(str, per_axis(facts.image_size, dims)))
+    return f"images of {sides} px" if dims == 2 else f"cubes of {sides} voxels along x, y and z (3D)"
 
 
 def card_table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
@@ -276,15 +304,15 @@ def card_table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
         yield f"## {title}\n| | |\n| --- | --- |\n{body}\n"
 
 
-def _best_known_names(unet_state: Mapping[str, Tensor], facts: ModelFacts) -> tuple[Format, Exported]:
+def _best_known_names(unet_state: Mapping[str, Tensor], network: BackboneSection) -> tuple[Format, Exported]:
     encoder = {name: tensor for name, tensor in unet_state.items() if name.startswith("encoder.")}
-    libraries: tuple[Format, ...] = ("torchvision", "timm")
+    *libraries, own = network.libraries
     for library in libraries:
         try:
-            return library, export(encoder, facts.encoder, library, facts.in_channels)
+            return library, network.export(encoder, library, network.in_channels)
         except RequestError:  # that library has no such encoder; the next may
             continue
-    return "smp", export(encoder, facts.encoder, "smp", facts.in_channels)
+    return own, network.export(encoder, own, network.in_channels)
 
 
 def _model_file(facts: ModelFacts, library: Format, exported: Exported, channels: int) -> ModelFile:
@@ -297,6 +325,8 @@ def _model_file(facts: ModelFacts, library: Format, exported: Exported, channels
         encoder_names=library,
         feature_channels=channels,
         features=exported.features,
+        network=dict(facts.network),
+        dims=facts.section.dims,
         quality=dict(facts.quality),
         settings=dict(facts.settings),
         data=dict(facts.data),

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ class SupervisedNetwork(nn.Module):
     """An encoder, perhaps a decoder, and a last layer; weights are drawn from torch's global generator.
 
     Args:
+        config: of the network whose parts it has.
         encoder: images to feature maps.
         norms_stay: whether the encoder's batch norms keep the statistics that they came with.
 
@@ -31,9 +31,9 @@ class SupervisedNetwork(nn.Module):
         is_frozen: whether everything before the last layer stays as it is.
     """
 
-    def __init__(self, encoder: nn.Module, norms_stay: bool = False) -> None:
+    def __init__(self, config: BackboneSection, encoder: nn.Module, norms_stay: bool = False) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.config, self.encoder = config, encoder
         self.is_frozen = False
         self._norms_stay = norms_stay
 
@@ -76,8 +76,7 @@ class Classifier(SupervisedNetwork):
         self, config: BackboneSection, outputs: int, *, dropout: float = 0.0, norms_stay: bool = False
     ) -> None:
         backbone = config.build()
-        super().__init__(backbone.encoder, norms_stay)
-        self._config = config
+        super().__init__(config, backbone.encoder, norms_stay)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.channels, outputs)
 
@@ -88,14 +87,14 @@ class Classifier(SupervisedNetwork):
 
     def unused_parameters(self) -> set[str]:
         with torch.enable_grad():
-            unused = self._config.unused_parameters(restore=False)
+            unused = self.config.unused_parameters(restore=False)
         return {name for name in unused if name.startswith("encoder.")}
 
 
 class Segmenter(SupervisedNetwork):
-    """Encoder and decoder of a U-Net, and a last convolution; its names are segmentation_models_pytorch's.
+    """Encoder and decoder of a U-Net, and a last convolution; names as in the U-Net.
 
-    Shapes: images ``(B, in_channels, H, W)`` to logits ``(B, outputs, H, W)``.
+    Shapes: images ``(B, in_channels, *S)`` to logits ``(B, outputs, *S)``.
 
     Args:
         config: of the U-Net.
@@ -105,13 +104,9 @@ class Segmenter(SupervisedNetwork):
 
     def __init__(self, config: BackboneSection, outputs: int, *, norms_stay: bool = False) -> None:
         backbone = config.build()
-        super().__init__(backbone.encoder, norms_stay)
-        self._config = config
+        super().__init__(config, backbone.encoder, norms_stay)
         self.decoder = backbone.get_submodule("decoder")
-        last = backbone.get_submodule("segmentation_head.0")
-        assert isinstance(last, nn.Conv2d), "U-Nets in two dimensions, so far"
-        self.segmentation_head = smp.base.SegmentationHead(last.in_channels, outputs)
-        smp.base.initialization.initialize_head(self.segmentation_head)
+        self.segmentation_head = backbone.last_layer(outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits."""
@@ -120,7 +115,7 @@ class Segmenter(SupervisedNetwork):
 
     def unused_parameters(self) -> set[str]:
         with torch.enable_grad():
-            return self._config.unused_parameters(restore=True)
+            return self.config.unused_parameters(restore=True)
 
 
 @dataclass(frozen=True)

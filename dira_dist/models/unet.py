@@ -4,8 +4,9 @@ Ronneberger et al., *U-Net* (MICCAI 2015). Parts, their names and state dicts ar
 """
 
 import difflib
+from collections.abc import Mapping
 from functools import cache, partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import segmentation_models_pytorch as smp
 import timm
@@ -18,6 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from dira_dist.config import RequestError, per_axis
 from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta
 from dira_dist.models.checkpointing import recompute, segments
+from dira_dist.models.export import Exported, Format, export
 from dira_dist.models.precision import at_least_float32
 
 TIMM_PREFIX = "tu-"
@@ -26,6 +28,8 @@ DEFAULT_IMAGE_SIZE_PX = 224
 
 class UNetConfig(BackboneSection):
     """A two-dimensional U-Net on an encoder of segmentation_models_pytorch or timm."""
+
+    libraries: ClassVar[tuple[Format, ...]] = ("torchvision", "timm", "smp")
 
     name: Literal["unet"] = "unet"
     encoder: str = Field(
@@ -69,9 +73,16 @@ class UNetConfig(BackboneSection):
     def unused_parameters(self, restore: bool) -> set[str]:
         return unused_parameters(self, restore)
 
+    def export(self, state: Mapping[str, Tensor], library: Format, in_channels: int) -> Exported:
+        return export(state, self.encoder, library, in_channels)
+
     @property
     def label(self) -> str:
         return self.encoder
+
+    @property
+    def cell_px(self) -> int:
+        return 32  # five times halved, as all of smp's and most of timm's
 
 
 class UNet(Backbone):
@@ -107,6 +118,11 @@ class UNet(Backbone):
         """The restoration; its sigmoid is in float32, for bfloat16 has 256 grey levels at best."""
         logits: Tensor = self.segmentation_head(self.decoder(maps))
         return at_least_float32(logits).sigmoid()
+
+    def last_layer(self, outputs: int) -> nn.Module:
+        head = smp.base.SegmentationHead(self.config.decoder_channels[-1], outputs)
+        smp.base.initialization.initialize_head(head)
+        return head
 
     def _recompute_stages(self) -> None:
         for name in _encoder_segments(self.config.encoder, self.config.in_channels):

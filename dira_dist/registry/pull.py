@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from dira_dist.config import RequestError
-from dira_dist.models.export import Exported, Format, export, feature_network, save_weights
+from dira_dist.models import unet3d
+from dira_dist.models.export import Exported, Format, feature_network, save_weights
 from dira_dist.models.fine_tuned_files import PROGRAM, WEIGHTS, FineTunedFile, is_fine_tuned, read_fine_tuned
-from dira_dist.models.model_files import FACTS, UNET, ModelFile, facts_content, read_facts
+from dira_dist.models.model_files import FACTS, UNET, ModelFile, facts_content, network_of, read_facts
 from dira_dist.models.onnx_files import (
     ImageType,
     OnnxInput,
@@ -69,8 +70,10 @@ def pull(
         model: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/RUN_ID``; or the folder or prefix of a
             checkpoint, or of a run, whose newest checkpoint is meant.
         dest: folder; the file in it is named after encoder and format.
-        format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder); of what was fine-tuned,
-            the whole network, the one whose names its weights have; or ``onnx``, a file that onnxruntime runs.
+        format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder); of 3D networks ``torch``
+            (encoder and, where it was trained, decoder), with the file that makes the network beside it; of what was
+            fine-tuned, the whole network, the one whose names its weights have; or ``onnx``, a file that onnxruntime
+            runs.
         in_channels: 1 or 3 where the model has one of them; the model's own if none.
         file_format: ``safetensors``, or ``pt`` for ``torch.load(..., weights_only=True)``; ONNX has its own.
         input_type: of the images that an ONNX file takes: ``uint8``, ``uint16``, or ``float32`` in [0, 1].
@@ -106,6 +109,8 @@ def _pull_weights(
     encoder, exported = (_whole_network if whole else _pretrained)(model, folder, library, channels)
     path = dest / f"{encoder}-{library}.{file_format}"
     digest = save_weights(exported.state, path, {"names": library, "encoder": encoder})
+    for code in exported.code:
+        shutil.copyfile(code, dest / code.name)
     return Pulled(path, digest, exported.loading_lines(path))
 
 
@@ -116,7 +121,8 @@ def _pull_onnx(model: str, folder: Path, dest: Path, channels: int | None, image
     else:
         facts = read_facts(folder)
         encoder, fed = facts.encoder, OnnxInput(channels or facts.in_channels, facts.image_size, image_type)
-        network = OnnxNetwork(feature_network(load_file(folder / UNET), encoder, fed.channels), fed.white)
+        section = network_of(facts.network, facts.encoder, facts.in_channels)
+        network = OnnxNetwork(feature_network(load_file(folder / UNET), section, fed.channels), fed.white)
     path = dest / f"{encoder}.onnx"
     known = json.loads(facts_content(folder))
     digest = save_onnx(network, fed, path, {name: known[name] for name in _FACTS_IN_ONNX if name in known})
@@ -142,7 +148,8 @@ def _pretrained(model: str, folder: Path, chosen: Format, channels: int | None) 
     if chosen == "smp":
         _check_decoder(model, facts)
     state = load_file(folder / UNET)
-    return facts.encoder, export(state, facts.encoder, chosen, channels or facts.in_channels)
+    network = network_of(facts.network, facts.encoder, facts.in_channels)
+    return facts.encoder, network.export(state, chosen, channels or facts.in_channels)
 
 
 def _whole_network(model: str, folder: Path, chosen: Format, channels: int | None) -> tuple[str, Exported]:
@@ -156,7 +163,10 @@ def _whole_network(model: str, folder: Path, chosen: Format, channels: int | Non
         )
     _check_keeps_channels(model, facts, channels)
     construction = tuple(facts.construction)
-    return facts.encoder, Exported(load_file(folder / WEIGHTS), construction, facts.features)
+    exported = Exported(load_file(folder / WEIGHTS), construction, facts.features)
+    if chosen == "torch":
+        exported = replace(exported, axes=unet3d.AXES, code=unet3d.CODE)
+    return facts.encoder, exported
 
 
 def _check_keeps_channels(model: str, facts: FineTunedFile, channels: int | None) -> None:

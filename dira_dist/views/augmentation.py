@@ -84,7 +84,7 @@ def augment(
     """Framed images and masks, changed; the same for a sample of an epoch whatever batch it is in.
 
     Args:
-        images: (B, C, *S) float32 in [0, 1]; two or three spatial axes, the last two of which are turned.
+        images: (B, C, *S) float32 in [0, 1]; spatial axes (H, W), or (x, y, z), of which the first two are turned.
         masks: (B, *S) int16, or none.
         sample_ids: (B,) int64.
         epochs: (B,) int64.
@@ -119,7 +119,7 @@ def _grid(keys: Tensor, sides_px: Sequence[int], config: AugmentationConfig) -> 
     axes = len(sides_px)
     matrix = _matrix(keys, sides_px, config).float().view(-1, *(1,) * axes, axes, axes + 1)
     grid = matrix[..., axes]
-    for axis in reversed(range(axes)):  # x is the last of the sides; the one that fills the memory comes last
+    for axis in reversed(range(axes)):  # coordinate 0 is of the last side; the one that fills the memory comes last
         side = sides_px[-1 - axis]
         places = (2 * torch.arange(side, device=keys.device) + 1) / side - 1
         grid = grid + matrix[..., axis] * places.view(-1, *(1,) * axis, 1)
@@ -127,7 +127,10 @@ def _grid(keys: Tensor, sides_px: Sequence[int], config: AugmentationConfig) -> 
 
 
 def _matrix(keys: Tensor, sides_px: Sequence[int], config: AugmentationConfig) -> Tensor:
-    """(B, n, n + 1) from places in the result to places in the frame, both in [-1, 1] along (x, y[, z])."""
+    """(B, n, n + 1) from places in the result to places in the frame, both in [-1, 1], the last spatial axis first.
+
+    An image's plane has its columns as coordinate 0 and its rows as coordinate 1; a cube's has x as 2 and y as 1.
+    """
     axes, numbers = len(sides_px), uniform(keys, RandomPurpose.AUGMENTATION_GEOMETRY, _GEOMETRY_NUMBERS)
     flip, turn, size = numbers[:, :3].unbind(-1)
     move, area, place = numbers[:, 3 : 3 + axes], numbers[:, 6], numbers[:, 7 : 7 + axes]
@@ -135,13 +138,14 @@ def _matrix(keys: Tensor, sides_px: Sequence[int], config: AugmentationConfig) -
     share = uniform_between(area, *(part**config.strength for part in config.crop_scale)).pow(1 / axes)
     zoom = _between_logs(size, config.scale, config.strength) / share
     mirrored = torch.where(flip < config.flip_probability * min(1.0, config.strength), -1.0, 1.0)
-    tall = sides_px[-2] / sides_px[-1]  # in [-1, 1] a frame that is no square is stretched
+    across, down = (0, 1) if axes == 2 else (2, 1)
+    tall = sides_px[-1 - down] / sides_px[-1 - across]  # in [-1, 1] a frame that is no square is stretched
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     matrix = torch.zeros(len(keys), axes, axes + 1, dtype=torch.float64, device=keys.device)
-    matrix[:, 0, 0], matrix[:, 0, 1] = mirrored * cos, -mirrored * sin * tall
-    matrix[:, 1, 0], matrix[:, 1, 1] = sin / tall, cos
+    matrix[:, across, across], matrix[:, across, down] = mirrored * cos, -mirrored * sin * tall
+    matrix[:, down, across], matrix[:, down, down] = sin / tall, cos
     if axes == 3:
-        matrix[:, 2, 2] = 1 / zoom
+        matrix[:, 0, 0] = 1 / zoom
     matrix[:, :, axes] = 2 * config.translation * config.strength * uniform_between(move, -1, 1)
     matrix[:, :, axes] += (1 - share)[:, None] * uniform_between(place, -1, 1)  # the crop's centre
     return matrix

@@ -32,7 +32,9 @@ class CropConfig(Section):
 
     scale: Range[Positive] = Field((0.2, 1.0), description="smallest and largest part of the image's area (3D: volume)")
     ratio: Range[Positive] = Field(
-        (3 / 4, 4 / 3), description="smallest and largest width over height, before resizing"
+        (3 / 4, 4 / 3),
+        description="smallest and largest width over height, before resizing; of a cube each side over the first, "
+        "beside the proportions of data.image_size",
     )
     flip_probability: Probability = Field(0.5, description="of mirroring left and right")
 
@@ -51,7 +53,7 @@ class Crops(PerView):
     Attributes:
         start_px: (V, B, n) int64, first pixel inside.
         size_px: (V, B, n) int64, pixels inside; `start_px + size_px` never exceeds the image's true size.
-        flipped: (V, B) bool, whether the last axis is mirrored.
+        flipped: (V, B) bool, whether left and right are mirrored, see :func:`left_right`.
     """
 
     start_px: Tensor
@@ -59,7 +61,7 @@ class Crops(PerView):
     flipped: Tensor
 
 
-def draw_crops(keys: Tensor, sizes_px: Tensor, config: CropConfig) -> Crops:
+def draw_crops(keys: Tensor, sizes_px: Tensor, config: CropConfig, view_px: Sequence[int] = ()) -> Crops:
     """Inception-style crops (Szegedy et al. 2015), as torchvision draws them, for the whole batch.
 
     Up to ten boxes are tried: a part of the area and, for each axis but the first, its ratio to the first, uniform in
@@ -69,37 +71,48 @@ def draw_crops(keys: Tensor, sizes_px: Tensor, config: CropConfig) -> Crops:
         keys: (V, B) int64.
         sizes_px: (B, n) int64, true sizes without padding.
         config: the section.
+        view_px: sides of a cube's views. A cube has few slices and its views as well: ratios are those of boxes of
+            the views' proportions. Of images ratios are of their pixels, as published.
     """
     sizes_px = sizes_px.clamp_min(1)
     axes = sizes_px.shape[-1]
     numbers = uniform(keys, RandomPurpose.CROP, _TRIES * axes + axes + 1)
     tries, place, flip = numbers.tensor_split((_TRIES * axes, (_TRIES + 1) * axes), dim=-1)
-    drawn = _try_boxes(tries.view(*keys.shape, _TRIES, axes), sizes_px, config)
+    shape = _proportions(view_px if axes == 3 else (), sizes_px)
+    drawn = _try_boxes(tries.view(*keys.shape, _TRIES, axes), sizes_px, config, shape)
     fits = ((drawn >= 1) & (drawn <= sizes_px[:, None])).all(-1)
     first = fits.byte().argmax(-1)[..., None, None].expand(*keys.shape, 1, axes)
     found = fits.any(-1, keepdim=True)
-    size = torch.where(found, drawn.gather(-2, first).squeeze(-2), _largest_box(sizes_px, config))
+    size = torch.where(found, drawn.gather(-2, first).squeeze(-2), _largest_box(sizes_px, config, shape))
     free = sizes_px - size
     start = torch.where(found, integers_between(place, 0, free), free // 2)
     return Crops(start, size, flip.squeeze(-1) < config.flip_probability)
 
 
-def _try_boxes(numbers: Tensor, sizes_px: Tensor, config: CropConfig) -> Tensor:
+def _proportions(view_px: Sequence[int], sizes_px: Tensor) -> Tensor:
+    """(n,) sides of a box of volume 1 that has the views' proportions; without views those of a square or cube."""
+    if not view_px:
+        return torch.ones(sizes_px.shape[-1], dtype=torch.float64, device=sizes_px.device)
+    sides = torch.tensor(view_px, dtype=torch.float64, device=sizes_px.device)
+    return sides / sides.log().mean().exp()
+
+
+def _try_boxes(numbers: Tensor, sizes_px: Tensor, config: CropConfig, shape: Tensor) -> Tensor:
     """(V, B, tries, n) numbers in [0, 1) to as many box sizes, int64."""
     axes = sizes_px.shape[-1]
     volume = sizes_px.double().prod(-1)[:, None, None] * uniform_between(numbers[..., :1], *config.scale)
     log_ratio = uniform_between(numbers[..., 1:], math.log(config.ratio[0]), math.log(config.ratio[1]))
     stretch = F.pad(log_ratio, (1, 0)) - log_ratio.sum(-1, keepdim=True) / axes
-    return (volume.pow(1 / axes) * stretch.exp()).round().long()
+    return (volume.pow(1 / axes) * stretch.exp() * shape).round().long()
 
 
-def _largest_box(sizes_px: Tensor, config: CropConfig) -> Tensor:
+def _largest_box(sizes_px: Tensor, config: CropConfig, shape: Tensor) -> Tensor:
     """(B, n) int64: the largest box of each image whose ratios to the first axis are allowed."""
-    sizes = sizes_px.double()
+    sizes = sizes_px.double() / shape
     others = (sizes[:, 1:] / config.ratio[0]).amin(-1, keepdim=True)
     first = torch.minimum(sizes[:, :1], others)
     rest = torch.minimum(sizes[:, 1:], first * config.ratio[1])
-    return torch.cat((first, rest), -1).round().long().clamp_min(1)
+    return (torch.cat((first, rest), -1) * shape).round().long().clamp_min(1)
 
 
 def resample(images: Tensor, crops: Crops, out_px: int | Sequence[int], channels: int) -> Tensor:
@@ -119,7 +132,7 @@ def resample(images: Tensor, crops: Crops, out_px: int | Sequence[int], channels
     sides = per_axis(out_px, len(canvas))
     bands = []
     for axis, (length, side) in enumerate(zip(canvas, sides, strict=True)):
-        flipped = crops.flipped if axis == len(canvas) - 1 else torch.zeros_like(crops.flipped)
+        flipped = crops.flipped if axis == left_right(len(canvas)) else torch.zeros_like(crops.flipped)
         bands.append(band(crops.start_px[:, axis], crops.size_px[:, axis], flipped, length, side))
     views = len(crops.flipped) // batch
     turned = torch.empty((views, batch, channels, sides[-1], *sides[:-1]), device=images.device)
@@ -130,6 +143,11 @@ def resample(images: Tensor, crops: Crops, out_px: int | Sequence[int], channels
         mixed = _products(_fill(table, images[part], channels), chosen, canvas)
         turned[:, part] = mixed.view(turned[:, part].shape)
     return turned.flatten(0, 1).movedim(2, -1)
+
+
+def left_right(axes: int) -> int:
+    """The spatial axis from left to right: the last of an image (H, W), the first of a cube (x, y, z)."""
+    return 0 if axes == 3 else axes - 1
 
 
 def _rows(parameters: Tensor, batch: int, part: slice) -> Tensor:

@@ -81,7 +81,7 @@ class _Drawn:
 def _draw(keys: Tensor, sizes_px: Tensor, sides_px: tuple[int, ...], config: ViewsConfig) -> _Drawn:
     """Everything that is random, for the whole batch at once: small tensors and many calls."""
     return _Drawn(
-        draw_crops(keys, sizes_px, config.crop),
+        draw_crops(keys, sizes_px, config.crop, sides_px),
         draw_jitter(keys, config.jitter),
         draw_blur(keys, config.blur, round(math.prod(sides_px) ** (1 / len(sides_px)))),
         draw_distortion(keys, config.distortion, sides_px, len(sides_px)),

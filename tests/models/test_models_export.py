@@ -212,7 +212,7 @@ def test_the_digest_of_weights_is_of_their_values_alone() -> None:
 
 def test_the_feature_program_takes_any_number_of_images(tmp_path: Path) -> None:
     network = trained("resnet18", 3)
-    save_feature_program(network.state_dict(), "resnet18", 3, 48, tmp_path / "f.pt2")
+    save_feature_program(network.state_dict(), network.config, 48, tmp_path / "f.pt2")
     program = torch.export.load(tmp_path / "f.pt2").module()
     for count in (1, 5):
         x = torch.rand(count, 3, 48, 48)

@@ -66,7 +66,7 @@ def test_a_segmenter_and_an_encoder_take_other_types(tmp_path: Path) -> None:
     assert np.abs(probabilities - segmenter(views).softmax(1).numpy()).max() < 1e-4
 
     colour = OnnxInput(3, SIZE_PX, "float32")
-    features = feature_network(unet.state_dict(), "resnet18", 3)
+    features = feature_network(unet.state_dict(), unet.config, 3)
     save_onnx(OnnxNetwork(features, colour.white), colour, tmp_path / "e.onnx", {})
     (found,) = run(tmp_path / "e.onnx", views.expand(-1, 3, -1, -1).numpy())
     assert np.abs(found - unet(views)[0].numpy()).max() < 1e-4

@@ -258,7 +258,7 @@ def test_depths_rise_by_one_from_the_stem_to_the_last_layer(encoder: str, stages
 )
 def test_a_classifier_is_loaded_elsewhere_with_its_last_layer(encoder: str, library: str, in_channels: int) -> None:
     network = classifier(encoder, in_channels)
-    found, exported = exported_network(network.eval(), encoder, in_channels)
+    found, exported = exported_network(network.eval())
     assert found == library
     x = torch.rand(2, in_channels, 64, 64)
     names: dict[str, Any] = {"x": x}
@@ -272,7 +272,7 @@ def test_a_classifier_is_loaded_elsewhere_with_its_last_layer(encoder: str, libr
 def test_a_textbooks_classifier_of_torchvision_takes_the_weights() -> None:
     network, x = classifier(in_channels=3), torch.rand(2, 3, 64, 64)
     model = torchvision.models.resnet18(num_classes=CLASSES)
-    model.load_state_dict(exported_network(network.eval(), "resnet18", 3)[1].state, strict=True)
+    model.load_state_dict(exported_network(network.eval())[1].state, strict=True)
     assert (logits_of(model, x) - logits_of(network, x)).abs().max() <= 1e-5
 
 
@@ -280,7 +280,7 @@ def test_a_textbooks_classifier_of_torchvision_takes_the_weights() -> None:
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18", "vgg11_bn"])
 def test_a_segmenter_is_a_unet_of_segmentation_models(encoder: str, in_channels: int, tmp_path: Path) -> None:
     network, x = segmenter(encoder, in_channels), torch.rand(2, in_channels, 64, 64)
-    library, exported = exported_network(network.eval(), encoder, in_channels)
+    library, exported = exported_network(network.eval())
     assert library == "smp"
     model = smp.Unet(encoder, encoder_weights=None, decoder_channels=SMALL, in_channels=in_channels, classes=CLASSES)
     model.load_state_dict(exported.state, strict=True)

@@ -34,7 +34,7 @@ EACH["all"] |= EACH["crop"]
 MOVES = ("flip", "crop", "rotation", "scale", "translation", "all")
 PINNED: dict[tuple[int, ...], list[list[float]]] = {
     (32, 48): [[0.5257, 0.4112, 1.0], [0.2994, 0.2433, 0.9787], [0.2741, 0.7312, 0.998]],
-    (16, 24, 32): [[0.4779, 0.5755, 0.3803, 1.0], [0.404, 0.2817, 0.3123, 0.9461], [0.0, 0.3572, 0.4508, 1.0]],
+    (16, 24, 32): [[0.4324, 0.5755, 0.4013, 1.0], [0.339, 0.2817, 0.3377, 0.9461], [0.0, 0.3572, 0.4758, 1.0]],
 }
 
 
@@ -180,27 +180,30 @@ def test_nothing_is_nothing() -> None:
     assert found is images and found_masks is masks
 
 
-@pytest.mark.parametrize("sides", [(64, 96), (96, 64), (8, 64, 96)])
+@pytest.mark.parametrize("sides", [(64, 96), (96, 64), (64, 96, 8)])
 def test_a_turned_image_is_not_sheared(sides: tuple[int, ...]) -> None:
     """From a pixel to the next in the result is as far as in the frame, along both axes, and they stay at right angles;
-    whatever the frame's sides. A volume's first axis is the one that it is turned about."""
+    whatever the frame's sides. A cube (x, y, z) is turned about z, its last axis."""
     images, _ = grid(sides, 20)
     moved, _ = changed(images, None, only("rotation"))
     inside = moved[:, -1:] > 1 - 1e-4
     pixels = moved[:, :-1] / 0.8 * torch.tensor(sides).view(1, -1, *(1,) * len(sides))
-    steps = [pixels.diff(dim=axis).narrow(-3 - axis, 0, sides[-3 - axis] - 1) for axis in (-2, -1)]
-    kept = (inside[..., :-1, :-1] & inside[..., 1:, :-1] & inside[..., :-1, 1:]).squeeze(1)
+    rows, columns = (2, 3)
+    steps = [pixels.diff(dim=a).narrow(b, 0, pixels.shape[b] - 1) for a, b in ((rows, columns), (columns, rows))]
+    kept = (inside[:, :, :-1, :-1] & inside[:, :, 1:, :-1] & inside[:, :, :-1, 1:]).squeeze(1)
     for one, other, expected in ((0, 0, 1.0), (1, 1, 1.0), (0, 1, 0.0)):
         product = (steps[one] * steps[other]).sum(1)[kept]
         torch.testing.assert_close(product, torch.full_like(product, expected), rtol=0, atol=1e-2)
-    assert len(sides) == 2 or steps[0][:, 0].movedim(1, -1)[kept.movedim(1, -1)].abs().max() < 1e-3
+    assert len(sides) == 2 or max(step[:, 2][kept].abs().max() for step in steps) < 1e-3
 
 
-def test_a_flip_is_an_exact_mirror() -> None:
-    images, masks = grid((16, 24))
+@pytest.mark.parametrize(("sides", "left_right"), [((16, 24), 1), ((16, 24, 10), 0)])
+def test_a_flip_is_an_exact_mirror(sides: tuple[int, ...], left_right: int) -> None:
+    """Of left and right: the columns of an image (H, W), the first axis of a cube (x, y, z)."""
+    images, masks = grid(sides)
     found, found_masks = changed(images, masks, only("flip"))
-    torch.testing.assert_close(found, images.flip(-1), rtol=0, atol=1e-5)
-    assert torch.equal(found_masks, masks.flip(-1))
+    torch.testing.assert_close(found, images.flip(2 + left_right), rtol=0, atol=1e-5)
+    assert torch.equal(found_masks, masks.flip(1 + left_right))
 
 
 def test_intensities_stay_in_range() -> None:

@@ -22,7 +22,7 @@ def plain_resample(image: Tensor, start: list[int], size: list[int], flipped: bo
     for pixel in itertools.product(*map(range, out_px)):
         taps = []
         for axis, position in enumerate(pixel):
-            if flipped and axis == axes - 1:
+            if flipped and axis == (0 if axes == 3 else 1):
                 position = out_px[axis] - 1 - position
             scale = size[axis] / out_px[axis]
             centre = start[axis] + (position + 0.5) * scale

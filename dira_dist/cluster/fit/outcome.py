@@ -7,6 +7,7 @@ from dira_dist.cluster.fit.evaluations import log_late
 from dira_dist.cluster.fit.session import FitSession
 from dira_dist.cluster.outcome import JobOutcome
 from dira_dist.config import JobFailedError, RequestError
+from dira_dist.data.shards import ShardSetIndex
 from dira_dist.evaluation.pictures import LOSSES
 from dira_dist.registry.publish import publish
 from dira_dist.runs.evaluations import by_label, figures_of, read_evaluations
@@ -99,7 +100,8 @@ def _published(
     train, job = session.facts.train, session.job
     if job.tracking.register_as is None or not run_id:
         return ""
-    data = {"address": session.loaded.public["data"]["train"], "images": train.samples, "digest": train.digest}
+    address = session.loaded.public["data"]["train"]
+    data = {"address": address, "images": train.samples, "digest": train.digest, **_scanned(train)}
     try:
         recipe = session.job_as_it_ran
         found = publish(
@@ -111,3 +113,14 @@ def _published(
             f"{job.name} is trained, but its model was not registered: {error}\n"
             f"its checkpoints are in {job.run_folder}; the same command registers it"
         ) from error
+
+
+def _scanned(train: ShardSetIndex) -> dict[str, str]:
+    """Of cubes and volumes the scale of their intensities and their spacing: what is fed later must be made alike."""
+    if train.image.axes != 3:
+        return {}
+    known = {"intensities": str(train.made_by.get("request", {}).get("intensity") or "")}
+    if spacing := train.image.spacing_mm:
+        medians = " x ".join(f"{axis.median:.4g}" for axis in reversed(spacing))
+        known["spacing along x, y and z"] = f"{medians} mm (medians)"
+    return {name: value for name, value in known.items() if value}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dira_dist.config import flatten
 from dira_dist.models import predictor, sent_images
+from dira_dist.models.backbone import input_size
 from dira_dist.models.fine_tuned_files import NETWORK, FineTunedFacts, write_fine_tuned_folder
 from dira_dist.models.model_files import example_input
 from dira_dist.training.finetune.labels import LabelCoding
@@ -62,9 +63,9 @@ def _facts(recipe: FinetuneRecipe, report: Mapping[str, Any], about: About) -> F
         task=task.name,
         kind=kind,
         classes=classes,
-        encoder=recipe.model.encoder,
+        encoder=recipe.model.label,
         in_channels=recipe.model.in_channels,
-        image_size=recipe.data.image_size,
+        image_size=input_size(recipe.model, recipe.data.image_size),
         fit=recipe.fit,
         calibration={name: calibration[name] for name in ("slopes", "intercepts") if name in calibration},
         thresholds=thresholds,

@@ -9,7 +9,7 @@ from dira_dist.config import MAY_CHANGE, Positive, Probability, RequestError, Se
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
 from dira_dist.metrics import VAL_AUROC, VAL_DICE
-from dira_dist.models.unet import UNetConfig
+from dira_dist.models.choice import ModelConfig
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.stages import StageConfig
@@ -217,7 +217,7 @@ class FinetuneRecipe(Recipe):
     data: FinetuneData
     start: StartConfig = StartConfig()
     task: TaskSection
-    model: UNetConfig | None = Field(None, description="the network; left out: that of the start, or resnet50")
+    model: ModelConfig | None = Field(None, description="the network; left out: that of the start, or resnet50")
     optimizer: FinetuneOptimizer = FinetuneOptimizer()
     epochs: float = Field(100, gt=0, description="most passes over the training samples")
     early_stopping: EarlyStopping = EarlyStopping()

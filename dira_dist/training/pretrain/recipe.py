@@ -10,6 +10,7 @@ from dira_dist.data.shards import ShardSetIndex
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.evaluator import reported_metrics
 from dira_dist.metrics import PROBE_AUROC, RANKME
+from dira_dist.models.choice import ModelConfig
 from dira_dist.models.unet import UNetConfig
 from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
 from dira_dist.objectives.parts import (
@@ -73,7 +74,7 @@ class PretrainRecipe(Recipe):
     """What a DiRA pretraining computes."""
 
     kind: Literal["pretrain"] = "pretrain"
-    model: UNetConfig = UNetConfig()
+    model: ModelConfig = UNetConfig()
     method: MethodConfig = Field(default_factory=default_method)
     adversarial: AdversarialConfig = AdversarialConfig()
     views: ViewsConfig = ViewsConfig()

@@ -15,6 +15,7 @@ from dira_dist.data.batch import LocalBatch
 from dira_dist.evaluation.evaluator import Evaluator
 from dira_dist.evaluation.pictures import evaluation_pictures
 from dira_dist.models import feature_model, sent_images
+from dira_dist.models.backbone import input_size
 from dira_dist.models.model_files import UNET, ModelFacts, example_input, write_model_folder
 from dira_dist.models.pretrained import starting_weights
 from dira_dist.objectives import AdversarialConfig
@@ -112,6 +113,7 @@ class PretrainTask:
             recipe.data.image_size,
             recipe.data.storage_timeout_s,
             restores=recipe.parts().restores,
+            dims=recipe.model.dims,
         )
         opponent: nn.Module | None = networks.discriminator if recipe.trained_parts(position).plays else None
         found = evaluator.evaluate(networks.unet, device, opponent and opponent.eval())
@@ -153,15 +155,16 @@ class PretrainTask:
         stages = " -> ".join(stage.objective for stage in recipe.stages)
         return ModelFacts(
             name=about.name,
-            encoder=recipe.model.encoder,
+            encoder=recipe.model.label,
             in_channels=recipe.model.in_channels,
-            image_size=recipe.data.image_size,
+            image_size=input_size(recipe.model, recipe.data.image_size),
             trained=parts.names,
             decoder=parts.restores,
             settings=flatten(shown) | {"stages": stages},
             data=about.data,
             quality=about.quality,
             origin=about.origin,
+            network=recipe.model.model_dump(mode="json", exclude={"init", "gradient_checkpointing"}),
         )
 
 

@@ -1,0 +1,111 @@
+"""The 3D U-Net as a network to pretrain; what it is made of stands in ``unet3d_network.py``, with its sources."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from dira_dist.config import RequestError, per_axis
+from dira_dist.models import unet3d_network
+from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta
+from dira_dist.models.checkpointing import recompute
+from dira_dist.models.export import Exported, Format
+from dira_dist.models.precision import at_least_float32
+from dira_dist.models.unet3d_network import UNet3d, last_layer
+
+AXES = "X, Y, Z"
+CODE = (Path(unet3d_network.__file__),)
+"""What its lines of construction import."""
+
+
+class UNet3dConfig(BackboneSection):
+    """A three-dimensional U-Net for cubes of CT and MR. The defaults are the published network of 19.07 M weights."""
+
+    dims: ClassVar[Literal[2, 3]] = 3
+    libraries: ClassVar[tuple[Format, ...]] = ("torch",)
+
+    name: Literal["unet3d"] = "unet3d"
+    width: int = Field(64, ge=2, multiple_of=2, description="channels at full resolution, doubled at each level below")
+    levels: int = Field(4, ge=2, le=6, description="resolutions, each half the one before")
+    norm: Literal["batch", "group", "instance"] = Field(
+        "batch", description="batch as published; group or instance where a worker has few cubes of a batch"
+    )
+
+    def build(self) -> "UNet3dBackbone":
+        return UNet3dBackbone(self)
+
+    def check_image_size(self, image_size: Size) -> None:
+        """Sides that the levels halve without a rest, and more than one voxel of them left at the deepest."""
+        sides, step = per_axis(image_size, self.dims), 2 ** (self.levels - 1)
+        fitting = [max(step, round(side / step) * step) for side in sides]
+        if max(fitting) == step:
+            fitting = [2 * step] * self.dims
+        if list(sides) != fitting:
+            raise RequestError(
+                f"a unet3d of {self.levels} levels takes sides that are multiples of {step}, of {2 * step} px or more "
+                f"along one axis at least: the nearest is {fitting}; or set model.levels to fewer"
+            )
+
+    def unused_parameters(self, restore: bool) -> set[str]:
+        """All of the decoder where nothing is restored."""
+        names = (name for name, _ in built_on_meta(self.build).named_parameters())
+        return set() if restore else {name for name in names if not name.startswith("encoder.")}
+
+    def export(self, state: Mapping[str, Tensor], library: Format, in_channels: int) -> Exported:
+        """The network as ``unet3d_network.py`` makes it, which travels with the weights and imports torch alone."""
+        if library not in self.libraries:
+            raise RequestError(
+                f"format {library!r}: {library} has no 3D U-Net of these layers; possible for this network: torch"
+            )
+        if in_channels != self.in_channels:
+            raise RequestError(
+                f"input channels: found {in_channels}, of a network that takes {self.in_channels}; allowed: "
+                f"{self.in_channels}, its own"
+            )
+        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        form = f"width={self.width}, levels={self.levels}, norm={self.norm!r}"
+        head = own.get("segmentation_head.0.weight")
+        if head is None:
+            own = {name.removeprefix("encoder."): tensor for name, tensor in own.items() if name.startswith("encoder.")}
+            lines = ("from unet3d_network import Encoder", f"model = Encoder({in_channels}, {form})")
+            encoder = "model"
+        else:
+            call = f"UNet3d(in_channels={in_channels}, out_channels={head.shape[0]}, {form})"
+            lines, encoder = ("from unet3d_network import UNet3d", f"model = {call}"), "model.encoder"
+        features = f"{encoder}(x)[-1].mean((-3, -2, -1))"
+        return Exported(own, lines, features, axes=AXES, code=CODE)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.width}"
+
+    @property
+    def cell_px(self) -> int:
+        return int(2 ** (self.levels - 1))
+
+
+class UNet3dBackbone(Backbone):
+    """Encoder, decoder and head of :class:`~dira_dist.models.unet3d_network.UNet3d`, under its names."""
+
+    config: UNet3dConfig
+
+    def __init__(self, config: UNet3dConfig) -> None:
+        super().__init__()
+        self.config = config
+        network = UNet3d(config.in_channels, self.restored_channels, config.width, config.levels, config.norm)
+        self.encoder, self.decoder = network.encoder, network.decoder
+        self.segmentation_head = network.segmentation_head
+        self.channels = network.encoder.channels[-1]
+        if config.gradient_checkpointing:
+            for block in (*network.encoder.blocks, *network.decoder.blocks):
+                recompute(block)
+
+    def decode(self, maps: list[Tensor]) -> Tensor:
+        """The restoration; its sigmoid is in float32."""
+        logits: Tensor = self.segmentation_head(self.decoder(maps))
+        return at_least_float32(logits).sigmoid()
+
+    def last_layer(self, outputs: int) -> nn.Module:
+        return last_layer(self.config.width, outputs)
