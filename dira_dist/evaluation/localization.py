@@ -226,7 +226,7 @@ def tuned_thresholds(cases: Sequence[LocalizationCase], classes: Sequence[str]) 
     """By class, the threshold with the highest mean IoU on ``val``; of several the lowest."""
     found = {}
     for label in classes:
-        own = [case.ious for case in cases if case.label == label]
+        own = [case.ious for case in cases if case.label == label and case.ious]
         found[label] = max(TUNED, key=lambda level: np.mean([ious[level] for ious in own])) if own else UNTUNED
     return found
 
