@@ -13,7 +13,7 @@ from dira_dist.evaluation import classification as of_classes
 from dira_dist.evaluation.calibration import decided
 from dira_dist.evaluation.classification import ClassPredictions, Floats, Pooling, pooled
 from dira_dist.evaluation.intervals import Figure, Measured, Resamples, all_or_none, weighted_mean
-from dira_dist.evaluation.localization import ENERGY, HIT, IOU, MODEL, LocalizationCase
+from dira_dist.evaluation.localization import ENERGY, FIGURES, HIT, IOU, LOCATED, MODEL, LocalizationCase
 from dira_dist.evaluation.segmentation import CASE_FIGURES, HD95, IN_MM, OF_SURFACES, SegmentationCase
 from dira_dist.metrics import Metric
 
@@ -253,33 +253,34 @@ def localization_table(cases: Sequence[LocalizationCase], draws: int, by: str = 
     if len(labels) > 1:
         found = Resamples(groups, draws).measure_all({name: _mean_figure(rows) for name, rows in values.items()})
         counts = {"images": len(cases), "groups": len(set(groups)), "boxes": sum(case.boxes for case in cases)}
-        table[MEAN] = counts | {name: _entry(each) for name, each in found.items()}
+        table[MEAN] = counts | {name: _entry(each) for name, each in _shares(found, len(set(groups))).items()}
     return table
+
+
+def _shares(found: Mapping[str, Measured], groups: int) -> dict[str, Measured]:
+    """The figures of a row, of which a share that is 0 or 1 is no surer than its groups are many."""
+    means = ("mean_iou", "energy")
+    return {name: each if name in means else all_or_none(each, groups) for name, each in found.items()}
 
 
 def _of_localization(cases: Sequence[LocalizationCase], by: str) -> dict[str, Floats]:
     """(N,) by figure; NaN where there is none."""
-    found = {
-        name: np.array([case.figures.get(by, {}).get(name, np.nan) for case in cases]) for name in (HIT, IOU, ENERGY)
-    }
+    found = {name: np.array([case.figures.get(by, {}).get(name, np.nan) for case in cases]) for name in FIGURES}
     above = {
         f"iou_{level}": np.where(np.isnan(found[IOU]), np.nan, (found[IOU] > level).astype(float))
         for level in IOU_LEVELS
     }
-    return {"hit_rate": found[HIT], "mean_iou": found[IOU], **above, "energy": found[ENERGY]}
+    return {"hit_rate": found[HIT], "located": found[LOCATED], "mean_iou": found[IOU], **above, "energy": found[ENERGY]}
 
 
 def _localization_row(
     cases: Sequence[LocalizationCase], values: Mapping[str, Floats], place: int, draws: int
 ) -> dict[str, Any]:
-    """Of the class at a place; a share that is 0 or 1 is no surer than its groups are many."""
+    """Of the class at a place."""
     own = np.flatnonzero(~np.isnan(values["hit_rate"][place])).tolist()
     groups = [cases[row].group for row in own]
     figures = {name: weighted_mean(rows[place, own]) for name, rows in values.items()}
-    found = Resamples(groups, draws).measure_all(figures)
-    for name in found:
-        if name not in ("mean_iou", "energy"):
-            found[name] = all_or_none(found[name], len(set(groups)))
+    found = _shares(Resamples(groups, draws).measure_all(figures), len(set(groups)))
     counts = {"images": len(own), "groups": len(set(groups)), "boxes": sum(cases[row].boxes for row in own)}
     return counts | {name: _entry(each) for name, each in found.items()}
 

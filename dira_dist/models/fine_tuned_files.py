@@ -148,11 +148,11 @@ class FineTunedFacts:
     calibration: Mapping[str, list[float]]
     thresholds: tuple[float, ...]
     label: tuple[str, ...]
-    localization: Mapping[str, Any]
     quality: Mapping[str, float]
     settings: Mapping[str, Any]
     data: Mapping[str, Any]
     origin: Mapping[str, Any]
+    localization: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_fine_tuned_folder(

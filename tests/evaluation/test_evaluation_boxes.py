@@ -107,9 +107,9 @@ def test_boxes_are_those_of_a_flood(
         (each.box, round(float(each.score), 5)) for each in wanted
     }
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
-    assert (
-        found[0].box == boxes_around(heat >= level_of(heat, threshold))[0] or len(wanted) > 1 or components == "largest"
-    )
+    hot = heat >= level_of(heat, threshold)
+    whole = plain_boxes(hot.astype(float), 0.5, "all", 0.0)
+    assert sorted(boxes_around(hot), key=str) == sorted((each.box for each in whole), key=str)
 
 
 def test_no_heat_has_no_box_and_no_peak() -> None:
@@ -136,7 +136,7 @@ def test_otsu_parts_two_heaps_and_maximises_the_variance_between() -> None:
         low, high = values[values < at], values[values >= at]
         return len(low) * len(high) / len(values) ** 2 * (low.mean() - high.mean()) ** 2
 
-    best = max(between(at) for at in np.linspace(0.01, 0.99, 99))
+    best = max(between(at) for at in np.linspace(0.15, 0.85, 71))
     assert between(otsu(values)) == pytest.approx(best, rel=1e-3)
 
 

@@ -15,6 +15,7 @@ from dira_dist.evaluation.localization import (
     ENERGY,
     HIT,
     IOU,
+    LOCATED,
     MEAN_BOX,
     MODEL,
     LocalizationCase,
@@ -65,12 +66,12 @@ def test_hit_and_energy_are_those_of_loops_over_pixels(seed: int, tolerance: flo
     found = map_figures(heat, [], truth, tolerance)
     assert found[ENERGY] == pytest.approx(inside / total, rel=1e-5)
     assert found[HIT] == float(nearest <= tolerance * 10)
-    assert found[IOU] == 0
+    assert found[IOU] == 0 and found[LOCATED] == 1
 
 
 def test_no_heat_is_a_miss_and_no_division() -> None:
     found = map_figures(np.zeros((4, 4), np.float32), [], TrueLesion((box(0, 0, 4, 4),)), 0.5)
-    assert found == {HIT: 0, IOU: 0, ENERGY: 0}
+    assert found == {LOCATED: 0, HIT: 0, IOU: 0, ENERGY: 0}
 
 
 def test_which_boxes_are_a_class_s_own() -> None:
@@ -99,7 +100,7 @@ def test_baselines_know_the_set_and_nothing_of_the_image() -> None:
     assert found[MEAN_BOX][HIT] == 1 and found[CENTER][HIT] == 1, "(4.8, 17) and, on the edge, (4, 20)"
     assert found[MEAN_BOX][ENERGY] == pytest.approx(2 * 10 / (3 * 14)), "rows 3 to 5 have their centres inside"
     unknown = baseline_figures(None, truth, (8, 40), 0.0)
-    assert set(unknown) == {CENTER} and unknown[CENTER][HIT] == 1 and np.isnan(unknown[CENTER][IOU])
+    assert set(unknown) == {CENTER} and unknown[CENTER] == {LOCATED: 1, HIT: 1}
 
 
 def test_thresholds_are_those_of_the_highest_mean_iou() -> None:
@@ -110,7 +111,7 @@ def test_thresholds_are_those_of_the_highest_mean_iou() -> None:
     rows, columns = np.mgrid[:16, :16]
     heat = np.exp(-((rows - 8) ** 2 + (columns - 8) ** 2) / 30).astype(np.float32)
     found = ious_by_threshold(heat, TrueLesion((box(5, 5, 12, 12),)), LocalizationConfig())
-    assert max(found, key=lambda level: found[level]) == 0.7 and found[0.7] == 1.0
+    assert found[0.6] == 1.0 and max(found, key=lambda level: found[level]) == 0.6 and found[0.2] < found[0.5] < 1
 
 
 CASES = [
@@ -147,7 +148,7 @@ def test_a_table_counts_and_means_as_loops_do() -> None:
             (table["a"][name]["value"] + table["b"][name]["value"]) / 2
         )
     of_center = localization_table(CASES, 200, CENTER)
-    assert "hit_rate" in of_center["a"] and "mean_iou" not in of_center["a"]
+    assert "hit_rate" in of_center["a"] and "mean_iou" not in of_center["a"] and "located" not in of_center["a"]
     assert localization_table(CASES, 200, MEAN_BOX) == {}
 
 

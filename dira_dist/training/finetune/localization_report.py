@@ -11,9 +11,7 @@ from dira_dist.evaluation.classification import ClassPredictions, Floats
 from dira_dist.evaluation.config import LocalizationConfig
 from dira_dist.evaluation.localization import (
     BASELINES,
-    ENERGY,
-    HIT,
-    IOU,
+    FIGURES,
     MODEL,
     LocalizationCase,
     gated,
@@ -126,7 +124,7 @@ def _csv(cases: Sequence[LocalizationCase]) -> str:
     """A line for each case: key, group, class, known boxes, and the figures of the model and the baselines."""
     text = io.StringIO()
     writer = csv.writer(text)
-    names = [(by, name) for by in (MODEL, *BASELINES) for name in (HIT, IOU, ENERGY)]
+    names = [(by, name) for by in (MODEL, *BASELINES) for name in FIGURES]
     writer.writerow(["key", "group", "class", "boxes", *(f"{by}: {name}" for by, name in names)])
     for case in cases:
         values = [case.figures.get(by, {}).get(name, float("nan")) for by, name in names]
