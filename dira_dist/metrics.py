@@ -121,7 +121,11 @@ VAL_BALANCED_ACCURACY = Metric(f"{VAL}balanced_accuracy", "mean over the classes
 VAL_DICE = Metric(f"{VAL}dice", "overlap of masks (Dice), mean over cases", better="max", family=True)
 VAL_IOU = Metric(f"{VAL}iou", "overlap of masks (Jaccard), mean over cases", better="max", family=True)
 VAL_REPORT = Metric(f"{VAL}report/", "figure of the report on val", family=True)
+VAL_LOCALIZATION = Metric(f"{VAL}report/localization/", "a classifier's maps beside true lesions, on val", family=True)
 TEST_FIGURE = Metric(TEST, "figure of the chosen networks on the test set", family=True)
+TEST_LOCALIZATION = Metric(
+    f"{TEST}localization/", "a classifier's maps beside true lesions, on the test set", family=True
+)
 
 # Of the frozen encoder, on the labelled sets of the job's probe.
 # They come with other fractions of the labels, the ends of their interval and the spread over draws of the labels, too.

@@ -126,7 +126,7 @@ class Decoder:
             labels=metadata.get("labels", {}),
             group=metadata.get("split_group", ""),
             mask=None if mask is None else self._turned(mask),
-            boxes=_boxes(metadata) if self.annotations else (),
+            boxes=boxes_in(metadata) if self.annotations else (),
         )
 
     def blank(self) -> Row:
@@ -271,7 +271,12 @@ def _members_of(label: Any) -> list[Any]:
     return label if isinstance(label, list) else []
 
 
-def _boxes(metadata: Mapping[str, Any]) -> tuple[Box, ...]:
+def boxes_in(metadata: Mapping[str, Any]) -> tuple[Box, ...]:
+    """The boxes that a sample's metadata names, in pixels of its image.
+
+    Raises:
+        CorruptSampleError: they are no list of mappings to plain values.
+    """
     boxes = metadata.get("boxes", [])
     if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
         raise CorruptSampleError("its boxes are no list of mappings")

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
-from dira_dist.data.decode import CorruptSampleError, read_metadata
+from dira_dist.data.decode import Box, CorruptSampleError, boxes_in, read_metadata
 from dira_dist.data.lanes import ReadOptions, ShardError, ShardSet
 from dira_dist.data.pieces import FoundSample, Places, SeekingSource, Source, StreamSource, walk
 from dira_dist.data.ranges import RANGE_BYTES
@@ -50,6 +50,7 @@ class SampleTable:
         split_groups: whom each is of, as its shard says it; empty where it does not.
         columns: what ``shard --keep-columns`` carried, by the column's name.
         has_mask: ``(N,)`` bool.
+        boxes: of each, as its shard says them, in pixels of its image; empty where that cannot be read.
         spacing_mm: along each axis of a decoded sample, images (H, W), volumes (x, y, z); none where it is not known.
         first_byte, end_byte: ``(N,)`` where each lies in its shard, see :class:`~dira_dist.data.pieces.Places`.
     """
@@ -59,6 +60,7 @@ class SampleTable:
     split_groups: tuple[str, ...]
     columns: tuple[Mapping[str, Scalar], ...]
     has_mask: npt.NDArray[np.bool_]
+    boxes: tuple[tuple[Box, ...], ...]
     spacing_mm: tuple[tuple[float, ...] | None, ...]
     first_byte: Int64s
     end_byte: Int64s
@@ -112,13 +114,14 @@ def read_samples(
 class _Rows:
     """A table as it lies in the cache; a list for each column."""
 
-    version: Literal[2]
+    version: Literal[3]
     digest: str
     keys: list[str]
     labels: list[dict[str, Any]]
     split_groups: list[str]
     columns: list[dict[str, Scalar]]
     has_mask: list[bool]
+    boxes: list[list[dict[str, Any]]]
     spacing_mm: list[tuple[float, ...] | None]
     first_byte: list[int]
     end_byte: list[int]
@@ -130,6 +133,7 @@ class _Rows:
             split_groups=tuple(self.split_groups),
             columns=tuple(self.columns),
             has_mask=np.array(self.has_mask, dtype=bool),
+            boxes=tuple(map(tuple, self.boxes)),
             spacing_mm=tuple(self.spacing_mm),
             first_byte=np.array(self.first_byte, dtype=np.int64),
             end_byte=np.array(self.end_byte, dtype=np.int64),
@@ -147,6 +151,7 @@ class _Rows:
         self.split_groups.append(metadata.get("split_group", ""))
         self.columns.append(_scalars(columns) if isinstance(columns, dict) else {})
         self.has_mask.append(any(name in sample.members for name in _MASKS))
+        self.boxes.append(_boxes(metadata))
         self.spacing_mm.append(_spacing(metadata, image))
         self.first_byte.append(sample.first_byte)
         self.end_byte.append(sample.end_byte)
@@ -162,11 +167,18 @@ class _Rows:
 
 
 def _no_rows(digest: str) -> _Rows:
-    return _Rows(2, digest, [], [], [], [], [], [], [], [])
+    return _Rows(3, digest, [], [], [], [], [], [], [], [], [])
 
 
 def _scalars(columns: Mapping[str, Any]) -> dict[str, Scalar]:
     return {name: value for name, value in columns.items() if isinstance(value, str | int | float | bool)}
+
+
+def _boxes(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    try:
+        return [dict(box) for box in boxes_in(metadata)]
+    except CorruptSampleError:
+        return []
 
 
 def _spacing(metadata: Mapping[str, Any], image: ImageInfo) -> tuple[float, ...] | None:

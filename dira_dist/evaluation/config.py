@@ -1,11 +1,11 @@
 """The sections of a job that say when and on what networks are evaluated; what does it is imported where it is done."""
 
 import posixpath
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dira_dist.config import MAY_CHANGE, MAY_CHANGE_IN_RUN, Section
+from dira_dist.config import MAY_CHANGE, MAY_CHANGE_IN_RUN, Probability, Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -66,3 +66,35 @@ class ProbeConfig(Section):
 def _normal(address: str) -> str:
     scheme, mark, path = address.rpartition("://")
     return f"{scheme}{mark}{posixpath.normpath(path)}"
+
+
+class LocalizationConfig(Section):
+    """Where a classifier looks (Grad-CAM), what boxes are made of that, and how they are compared with true ones."""
+
+    truth: Literal["boxes", "masks"] = Field(
+        "boxes",
+        description="what lesions are known by: boxes of the shards, or masks: what is not 0 is the lesion of the "
+        "image's class",
+    )
+    stages: Literal["last", "before_last", "both"] = Field(
+        "last", description="feature maps of the encoder that are looked at; both: the geometric mean of their maps"
+    )
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["otsu", "tuned"] = Field(
+        0.5,
+        description="least heat inside a lesion: a share of the map's largest; otsu; or tuned: the share among 0.2 ... "
+        "0.7 that gives each class the highest mean IoU on val",
+    )
+    components: Literal["largest", "all"] = Field(
+        "largest", description="which connected parts of what is hot get a box: the largest, or all"
+    )
+    least_peak: Probability = Field(
+        0.5, description="with components: all, the parts whose own peak is at least this share of the map's"
+    )
+    gate: Annotated[float, Field(ge=0, lt=1)] | Literal["decision"] = Field(
+        0.0,
+        description="calibrated probability of the class up to which no box is given; decision: the class's threshold",
+    )
+    tolerance: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0,
+        description="how far outside a lesion the peak still counts as a hit, as a share of the image's longer side",
+    )

@@ -13,6 +13,7 @@ from dira_dist.evaluation import classification as of_classes
 from dira_dist.evaluation.calibration import decided
 from dira_dist.evaluation.classification import ClassPredictions, Floats, Pooling, pooled
 from dira_dist.evaluation.intervals import Figure, Measured, Resamples, all_or_none, weighted_mean
+from dira_dist.evaluation.localization import ENERGY, FIGURES, HIT, IOU, LOCATED, MODEL, LocalizationCase
 from dira_dist.evaluation.segmentation import CASE_FIGURES, CHANCE, HD95, IN_MM, OF_SURFACES, SegmentationCase
 from dira_dist.metrics import Metric
 
@@ -23,6 +24,7 @@ Those of masks say of how many ``cases`` they are, and those of surfaces the ``u
 """
 
 MEAN = "mean"
+IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _OF_CHANCES = {"auroc": of_classes.auroc, "average_precision": of_classes.average_precision}
 _OF_CALIBRATION = {"brier": of_classes.brier, "calibration_error": of_classes.calibration_error}
 _OF_DECISIONS = {
@@ -39,6 +41,9 @@ _TITLES = {
     "iou": "IoU",
     "hd95": "HD95",
     "surface_dice": "surface Dice",
+    "mean_iou": "mean IoU",
+    "energy": "energy inside",
+    **{f"iou_{level}": f"IoU > {level}" for level in IOU_LEVELS},
 }
 CLASS_FIGURES = (*_OF_CHANCES, *_OF_DECISIONS, *_OF_CALIBRATION)
 _BANDS = (0, 18, 40, 65, 90)
@@ -238,6 +243,77 @@ def case_tables(
             for column in subgroups
         },
     }
+
+
+def localization_table(cases: Sequence[LocalizationCase], draws: int, by: str = MODEL) -> Table:
+    """Of each class, and the mean over the classes: hit rate, mean IoU, shares of cases above an IoU, energy inside.
+
+    Args:
+        cases: with a known lesion.
+        draws: resamples of the groups.
+        by: what located it; empty where it has located nothing.
+    """
+    groups = [case.group for case in cases]
+    labels = sorted({case.label for case in cases})
+    values = {
+        name: np.stack([np.where([case.label == label for case in cases], row, np.nan) for label in labels])
+        for name, row in _of_localization(cases, by).items()
+        if not np.isnan(row).all()
+    }
+    if not values:
+        return {}
+    table = {label: _localization_row(cases, values, place, draws) for place, label in enumerate(labels)}
+    if len(labels) > 1:
+        found = Resamples(groups, draws).measure_all({name: _mean_figure(rows) for name, rows in values.items()})
+        counts = {"images": len(cases), "groups": len(set(groups)), "boxes": sum(case.boxes for case in cases)}
+        table[MEAN] = counts | {name: _entry(each) for name, each in _shares(found, len(set(groups))).items()}
+    return table
+
+
+def _shares(found: Mapping[str, Measured], groups: int) -> dict[str, Measured]:
+    """The figures of a row, of which a share that is 0 or 1 is no surer than its groups are many."""
+    means = ("mean_iou", "energy")
+    return {name: each if name in means else all_or_none(each, groups) for name, each in found.items()}
+
+
+def _of_localization(cases: Sequence[LocalizationCase], by: str) -> dict[str, Floats]:
+    """(N,) by figure; NaN where there is none."""
+    found = {name: np.array([case.figures.get(by, {}).get(name, np.nan) for case in cases]) for name in FIGURES}
+    above = {
+        f"iou_{level}": np.where(np.isnan(found[IOU]), np.nan, (found[IOU] > level).astype(float))
+        for level in IOU_LEVELS
+    }
+    return {"hit_rate": found[HIT], "located": found[LOCATED], "mean_iou": found[IOU], **above, "energy": found[ENERGY]}
+
+
+def _localization_row(
+    cases: Sequence[LocalizationCase], values: Mapping[str, Floats], place: int, draws: int
+) -> dict[str, Any]:
+    """Of the class at a place."""
+    own = np.flatnonzero(~np.isnan(values["hit_rate"][place])).tolist()
+    groups = [cases[row].group for row in own]
+    figures = {name: weighted_mean(rows[place, own]) for name, rows in values.items()}
+    found = _shares(Resamples(groups, draws).measure_all(figures), len(set(groups)))
+    counts = {"images": len(own), "groups": len(set(groups)), "boxes": sum(cases[row].boxes for row in own)}
+    return counts | {name: _entry(each) for name, each in found.items()}
+
+
+def localization_gains(cases: Sequence[LocalizationCase], draws: int, baselines: Sequence[str]) -> Table:
+    """By baseline: what the model has beyond it in the same images, mean over the classes, the same groups drawn."""
+    groups, labels = [case.group for case in cases], sorted({case.label for case in cases})
+    table: Table = {}
+    for name in baselines:
+        own, other = _of_localization(cases, MODEL), _of_localization(cases, name)
+        gains = {each: own[each] - other[each] for each in ("hit_rate", "mean_iou", "energy")}
+        rows = {
+            each: np.stack([np.where([case.label == label for case in cases], gain, np.nan) for label in labels])
+            for each, gain in gains.items()
+            if not np.isnan(gain).all()
+        }
+        found = Resamples(groups, draws).measure_all({each: _mean_figure(gain) for each, gain in rows.items()})
+        if found:
+            table[name] = {"images": len(cases)} | {each: _entry(one) for each, one in found.items()}
+    return table
 
 
 def _mean_figure(values: Floats) -> Figure:

@@ -7,13 +7,16 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from dira_dist.drawing import Picture, drawn
 from dira_dist.evaluation.classification import BINS, ClassPredictions, Floats, auroc, average_precision
+from dira_dist.evaluation.localization import ENERGY, HIT, IOU, MODEL, LocalizationCase
 from dira_dist.evaluation.segmentation import DICE, SegmentationCase
 
 _SIDE_IN, _DPI = 4.2, 110
 _SHOWN = 4
+_MAPS_IN_A_ROW = 6
 _PLAIN_COLOURS = 10
 _IN_A_LINE = 4  # of the legend
 _TRUE, _SAID = "#2fbf4f", "#ff5a36"
@@ -148,3 +151,36 @@ def _draw_case(axes: Axes, case: SegmentationCase, title: str) -> None:
                 axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=0.9)
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()
+
+
+def localization_pictures(cases: Sequence[LocalizationCase]) -> dict[str, Picture]:
+    """The cases that were kept to look at: each image, its map over it, true boxes (green) and the model's (red).
+
+    They were chosen before anything was found of them, so that good and bad ones are as frequent as in the set.
+    """
+    seen = [case for case in cases if case.seen is not None]
+    if not seen:
+        return {}
+    columns = min(_MAPS_IN_A_ROW, len(seen))
+    rows = -(-len(seen) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for case, axes in zip(seen, grid.flat, strict=False):
+        _draw_map(axes, case)
+    return {"localization": drawn(figure, _DPI)}
+
+
+def _draw_map(axes: Axes, case: LocalizationCase) -> None:
+    seen, figures = case.seen, case.figures[MODEL]
+    assert seen is not None
+    axes.imshow(seen.image, cmap="gray", vmin=0, vmax=255)
+    axes.imshow(seen.heat, cmap="inferno", vmin=0, vmax=1, alpha=0.65 * np.sqrt(np.clip(seen.heat, 0, 1)))
+    for boxes, colour in ((seen.true, _TRUE), (seen.found, _SAID)):
+        for box in boxes:
+            (top, left), (bottom, right) = box.low, box.high
+            corner = (left - 0.5, top - 0.5)  # a picture's pixel i is drawn around i
+            axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.1))
+    verdict = "hit" if figures[HIT] else "miss"
+    axes.set_title(f"{case.label}: {verdict}\nIoU {figures[IOU]:.2f}, energy {figures[ENERGY]:.2f}", fontsize=7)

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError, per_axis
 from dira_dist.formats import FileFormat
-from dira_dist.models.backbone import Size
+from dira_dist.models.backbone import Size, built_on_meta
 from dira_dist.models.export import Exported, Format, export_classifier, save_weights
 from dira_dist.models.model_files import CARD, FACTS, card_table, facts_content, tells_task, write_checksums
 from dira_dist.models.supervised import Classifier, Segmenter
+from dira_dist.models.unet import UNetConfig
 
 NETWORK, PROGRAM = "network.safetensors", "network.pt2"
 WEIGHTS = "weights.safetensors"
@@ -57,6 +61,8 @@ class FineTunedFile:
         calibration: slopes and intercepts of the logits; empty of masks.
         thresholds: above which a class is said to be there; empty of masks.
         label: what was learned: names of labels, or ``mask``.
+        localization: how a classifier's report located lesions: ``settings``, and ``thresholds`` by class where its
+            sets have boxes.
     """
 
     task: Literal["classify", "segment"]
@@ -72,6 +78,7 @@ class FineTunedFile:
     calibration: dict[str, list[float]] = field(default_factory=dict)
     thresholds: list[float] = field(default_factory=list)
     label: list[str] = field(default_factory=list)
+    localization: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +113,27 @@ def read_fine_tuned(folder: Path) -> FineTunedFile:
     return FORMAT.load(content, str(folder / FACTS))
 
 
+def load_classifier(folder: Path) -> tuple[Classifier, FineTunedFile]:
+    """The network of a classifier's folder, on the CPU and in evaluation mode, and what the folder says of it.
+
+    Raises:
+        RequestError: the folder is of no classifier, or its weights are of another network than it says.
+        FormatError: ``model.json`` is damaged, or of another version.
+    """
+    facts = read_fine_tuned(folder)
+    if facts.task != "classify":
+        raise RequestError(f"{folder}: holds a segmenter; give a classifier, a model of task: {{name: classify}}")
+    config = UNetConfig(encoder=facts.encoder, in_channels=facts.in_channels)
+    network = built_on_meta(partial(Classifier, config, len(facts.classes)))
+    try:
+        network.load_state_dict(load_file(folder / NETWORK), assign=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise RequestError(
+            f"{folder / NETWORK}: cannot be loaded ({str(error).splitlines()[0]}): fetch the model anew"
+        ) from error
+    return network.eval(), facts
+
+
 @dataclass(frozen=True)
 class FineTunedFacts:
     """What is known of a model beside its weights; see :class:`FineTunedFile`."""
@@ -125,6 +153,7 @@ class FineTunedFacts:
     settings: Mapping[str, Any]
     data: Mapping[str, Any]
     origin: Mapping[str, Any]
+    localization: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_fine_tuned_folder(
@@ -235,6 +264,7 @@ def _file(facts: FineTunedFacts, library: str, exported: Exported) -> FineTunedF
         calibration=dict(facts.calibration),
         thresholds=list(facts.thresholds),
         label=list(facts.label),
+        localization=dict(facts.localization),
         quality=dict(facts.quality),
         settings=dict(facts.settings),
         data=dict(facts.data),

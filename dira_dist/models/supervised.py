@@ -82,7 +82,11 @@ class Classifier(SupervisedNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits."""
-        logits: Tensor = self.head(self.dropout(average_over_positions(self.encoder(images)[-1])))
+        return self.classify(self.encoder(images)[-1])
+
+    def classify(self, deepest: Tensor) -> Tensor:
+        """The logits of the encoder's deepest feature map, (B, C, *s)."""
+        logits: Tensor = self.head(self.dropout(average_over_positions(deepest)))
         return logits
 
     def unused_parameters(self) -> set[str]:

@@ -14,6 +14,12 @@ _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
+def covering_size(size_px: Sequence[int], image_size: Sequence[int]) -> tuple[int, ...]:
+    """Pixels along each axis of an image that just covers its view."""
+    scale = max(side / length for side, length in zip(image_size, size_px, strict=True))
+    return tuple(max(side, round(length * scale)) for side, length in zip(image_size, size_px, strict=True))
+
+
 def center_view(images: Tensor, image_size: int | Sequence[int], in_channels: int) -> Tensor:
     """Images resized until they just cover the view, and the centre of that.
 
@@ -39,15 +45,35 @@ def center_view(images: Tensor, image_size: int | Sequence[int], in_channels: in
         raise ValueError(f"images of type {images.dtype}; allowed are uint8, uint16 and floating point in [0, 1]")
     view = _with_channels(images.to(torch.float32) / _WHITE.get(images.dtype, 1.0), in_channels)
     wanted = (image_size,) * axes if isinstance(image_size, int) else tuple(image_size)
-    found = tuple(view.shape[2:])
-    scale = max(side / length for side, length in zip(wanted, found, strict=True))
-    size = tuple(max(side, round(length * scale)) for side, length in zip(wanted, found, strict=True))
-    if size != found:
+    size = covering_size(view.shape[2:], wanted)
+    if size != tuple(view.shape[2:]):
         smooth = {"mode": "bilinear", "antialias": True} if axes == 2 else {"mode": "trilinear"}
         view = functional.interpolate(view, size, align_corners=False, **smooth)
     for axis, (side, length) in enumerate(zip(wanted, size, strict=True), start=2):
         view = view.narrow(axis, (length - side) // 2, side)
     return view
+
+
+def uncrop(maps: Tensor, size_px: Sequence[int]) -> Tensor:
+    """Maps of a view brought back to the image's own pixels; 0 where the view shows nothing of it.
+
+    Args:
+        maps: ``(B, K, *image_size)`` floating point.
+        size_px: of the image, along each axis.
+
+    Returns:
+        ``(B, K, *size_px)``.
+    """
+    wanted = tuple(maps.shape[2:])
+    size = covering_size(size_px, wanted)
+    padding = [(length - side) // 2 for side, length in zip(wanted, size, strict=True)]
+    ends = [length - side - start for side, length, start in zip(wanted, size, padding, strict=True)]
+    both = [each for pair in zip(reversed(padding), reversed(ends), strict=True) for each in pair]
+    whole = functional.pad(maps, both)
+    if size == tuple(size_px):
+        return whole
+    mode = "bilinear" if maps.ndim == 4 else "trilinear"
+    return functional.interpolate(whole, tuple(size_px), mode=mode, align_corners=False)
 
 
 def _with_channels(images: Tensor, channels: int) -> Tensor:

@@ -70,8 +70,19 @@ def _facts(recipe: FinetuneRecipe, report: Mapping[str, Any], about: About) -> F
         calibration={name: calibration[name] for name in ("slopes", "intercepts") if name in calibration},
         thresholds=thresholds,
         label=label,
+        localization=_localization(recipe, report),
         quality=about.quality,
         settings=flatten(recipe.model_dump(mode="json", include=_SETTINGS)),
         data=about.data,
         origin=about.origin,
     )
+
+
+def _localization(recipe: FinetuneRecipe, report: Mapping[str, Any]) -> dict[str, Any]:
+    """How the report located lesions, for whoever asks the model for maps and boxes."""
+    settings = recipe.report.localization
+    if settings is None or recipe.segments:
+        return {}
+    found = {"settings": settings.model_dump(mode="json")}
+    thresholds = report.get("localization", {}).get("thresholds")
+    return found | ({"thresholds": thresholds} if thresholds else {})

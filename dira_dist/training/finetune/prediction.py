@@ -1,6 +1,6 @@
 """What the networks of a fine-tuning say of a set: each worker its part, all of it gathered in the order of the set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import compress
 from typing import Any
@@ -53,20 +53,25 @@ class SetReader:
                 views = self._views(batch.to(self.device))
                 yield batch, views, self.networks.network(views.images).float()
 
+    def annotated(self, name: str, ids: Sequence[int]) -> Iterator[tuple[LocalBatch, LabelledViews]]:
+        """Batches of some samples of a set, with masks and boxes, and their views; as many on every worker."""
+        for batch in self._batches(name, ids):
+            yield batch, self._views(batch.to(self.device))
+
     def known(self, name: str, sample_id: int) -> Known:
         """What is known of a sample of a set beside its label."""
         known = self.samples.evaluated.get(name)
         return known[sample_id] if known is not None else _UNKNOWN
 
-    def _batches(self, name: str) -> Iterator[LocalBatch]:
-        """As many on every worker; rows that only pad them are not valid."""
+    def _batches(self, name: str, ids: Sequence[int] | None = None) -> Iterator[LocalBatch]:
+        """As many on every worker; rows that only pad them are not valid. Masks and boxes come with chosen samples."""
         address = str(getattr(self.recipe.data, name))
         if name not in self._indices:
             self._indices[name] = read_index(address)
-        options = replace(self.recipe.data.read_options, annotations=self.recipe.segments)
+        options = replace(self.recipe.data.read_options, annotations=self.recipe.segments or ids is not None)
         rank, workers = my_place()
         with ValidationStream(
-            address, options, batch_size=_BATCH, rank=rank, world_size=workers, index=self._indices[name]
+            address, options, batch_size=_BATCH, rank=rank, world_size=workers, ids=ids, index=self._indices[name]
         ) as stream:
             yield from stream
 
@@ -82,7 +87,7 @@ class SetReader:
             image_size=self.recipe.data.image_size,
             in_channels=self.recipe.model.in_channels,
             fit=self.recipe.fit,
-            masks=batch.masks,
+            masks=batch.masks if self.recipe.segments else None,
         )
 
 

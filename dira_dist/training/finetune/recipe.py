@@ -8,6 +8,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 from dira_dist.config import MAY_CHANGE, Positive, Probability, RequestError, Section
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
+from dira_dist.evaluation.config import LocalizationConfig
 from dira_dist.metrics import VAL_AUROC, VAL_DICE
 from dira_dist.models.choice import ModelConfig
 from dira_dist.training.execution import ExecutionConfig
@@ -194,6 +195,11 @@ class ReportConfig(Section):
     subgroups: tuple[str, ...] = Field((), description="columns of the sets by which figures are given apart")
     bootstrap: int = Field(1000, ge=100, description="resamples of the patients for intervals")
     tolerance_mm: Positive = Field(2.0, description="of the surface Dice")
+    localization: LocalizationConfig | None = Field(
+        LocalizationConfig(),
+        description="how a classifier's maps are compared with lesions, where the set that is reported on has any; "
+        "null: not at all",
+    )
 
 
 class FinetuneStage(StageConfig):
@@ -239,6 +245,14 @@ class FinetuneRecipe(Recipe):
                 self.model.check_image_size(self.data.image_size)
             except RequestError as error:
                 raise ValueError(f"data.image_size is {self.data.image_size}: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _segmenters_show_masks(self) -> Self:
+        if self.segments and "localization" in self.report.model_fields_set and self.report.localization is not None:
+            raise ValueError(
+                "found report.localization, and the task segments: its masks say where lesions lie; leave it out"
+            )
         return self
 
     def build_task(self, samples: TrainingSamples | None = None) -> "FinetuneTask":

@@ -14,6 +14,8 @@ from dira_dist.evaluation.report_pictures import case_pictures, class_pictures
 from dira_dist.evaluation.segmentation import SegmentationCase
 from dira_dist.metrics import TEST_FIGURE, VAL_REPORT
 from dira_dist.training.finetune.labels import LabelCoding
+from dira_dist.training.finetune.localization import Localization
+from dira_dist.training.finetune.localization_report import LocalizationReport, localization_report
 from dira_dist.training.finetune.masks import MaskCoding
 from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe, Segment
 from dira_dist.training.finetune.samples import FinetuneSamples
@@ -36,13 +38,19 @@ _EMPTY = (
 )
 
 
-def classifier_report(recipe: FinetuneRecipe, samples: FinetuneSamples, sets: Mapping[str, ClassPredictions]) -> Report:
-    """Of a classifier: calibration and thresholds by ``val``, figures of all sets.
+def classifier_report(
+    recipe: FinetuneRecipe,
+    samples: FinetuneSamples,
+    sets: Mapping[str, ClassPredictions],
+    localization: Localization | None = None,
+) -> Report:
+    """Of a classifier: calibration and thresholds by ``val``, figures of all sets, and where it looks.
 
     Args:
         recipe: settled.
         samples: whom intervals draw again.
         sets: predictions by the name of the set; ``val``, and ``test`` where there is one.
+        localization: on the set that is reported on, where it has known lesions.
     """
     assert isinstance(recipe.task, Classify)
     coding, settings = LabelCoding.of(recipe.task), recipe.report
@@ -70,7 +78,25 @@ def classifier_report(recipe: FinetuneRecipe, samples: FinetuneSamples, sets: Ma
         _decisions(coding, thresholds, settings),
     )
     files = {f"predictions-{name}.csv": _predictions_csv(each, chances[name]).encode() for name, each in sets.items()}
-    return _report(found, samples, tables, text, files, class_pictures(sets[shown], chances[shown]))
+    report = _report(found, samples, tables, text, files, class_pictures(sets[shown], chances[shown]))
+    if localization is None:
+        return report
+    assert settings.localization is not None
+    return _with_localization(
+        report,
+        localization_report(
+            localization, settings.localization, sets[shown], chances[shown], thresholds, settings.bootstrap
+        ),
+    )
+
+
+def _with_localization(report: Report, more: LocalizationReport) -> Report:
+    """The report with a chapter at its end."""
+    metrics = {**report.metrics, **more.metrics}
+    whole = {**json.loads(report.files["report.json"]), "localization": more.content, "metrics": metrics}
+    text = report.files["report.md"].decode() + "\n".join(more.lines) + "\n"
+    own = {"report.json": json.dumps(whole, indent=1).encode(), "report.md": text.encode()}
+    return Report(metrics, {**report.files, **more.files, **own}, {**report.pictures, **more.pictures})
 
 
 def segmenter_report(

@@ -1,5 +1,6 @@
 """What a fine-tuning learns from and is judged on: drawn from what the samples of its sets say of themselves."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dira_dist.config import RequestError
-from dira_dist.data.decode import NO_LABEL
+from dira_dist.data.decode import NO_LABEL, Box
 from dira_dist.data.order import draw_spread
 from dira_dist.data.samples import SampleTable, read_samples
 from dira_dist.data.selection import Draw, Selection, balanced_weights, common_groups, draw_fraction
@@ -32,10 +33,14 @@ class Known:
     Attributes:
         columns: what ``shard --keep-columns`` carried.
         spacing_mm: along each axis of its pixels; none where it is not known.
+        boxes: of its lesions, in its pixels.
+        has_mask: whether it has a mask.
     """
 
     columns: Mapping[str, Any]
     spacing_mm: tuple[float, ...] | None
+    boxes: tuple[Box, ...] = ()
+    has_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,11 @@ def draw_samples(recipe: FinetuneRecipe, sets: Mapping[str, ShardSetIndex]) -> F
     )
     ids = usable[draw.ids]
     evaluated = {name: _known(table) for name, table in tables.items() if name != "train"}
+    _check_lesions(recipe, evaluated)
     return FinetuneSamples(
         per_epoch=len(ids),
         selection=Selection(ids, _drawing_weights(recipe, classes[ids]), tables["train"].places),
-        notes=tuple(_notes(recipe, tables, draw, len(usable), targets)),
+        notes=(*_notes(recipe, tables, draw, len(usable), targets), *_notes_on_lesions(recipe, evaluated)),
         record=_record(recipe, tables["train"], draw, ids),
         class_weights=_class_weights(recipe, None if targets is None else targets[ids]),
         evaluated=evaluated,
@@ -127,6 +133,44 @@ def _check_masks(recipe: FinetuneRecipe, name: str, index: ShardSetIndex) -> Non
         raise RequestError(f"data.{name}: no mask holds any value of task.regions; found: {there}")
 
 
+def lesions_known(recipe: FinetuneRecipe, known: Sequence[Known]) -> list[int]:
+    """Places of the samples by which localisation is judged; none where it is not asked for."""
+    settings = recipe.report.localization
+    if settings is None or recipe.segments:
+        return []
+    return [place for place, each in enumerate(known) if (each.boxes if settings.truth == "boxes" else each.has_mask)]
+
+
+def _check_lesions(recipe: FinetuneRecipe, evaluated: Mapping[str, Sequence[Known]]) -> None:
+    """Raises:
+    RequestError: thresholds are to be tuned, and no lesion is known on ``val``.
+    """
+    settings = recipe.report.localization
+    if settings is not None and settings.threshold == "tuned" and not lesions_known(recipe, evaluated["val"]):
+        raise RequestError(
+            f"report.localization.threshold: tuned, and no sample of data.val has {settings.truth}: shard it with "
+            f"--{settings.truth}, or give a share of the map's largest heat, or otsu"
+        )
+
+
+def _notes_on_lesions(recipe: FinetuneRecipe, evaluated: Mapping[str, Sequence[Known]]) -> Iterator[str]:
+    """Whether localisation is judged as asked, and boxes that belong to no class."""
+    settings, shown = recipe.report.localization, "test" if "test" in evaluated else "val"
+    if settings is None or not isinstance(recipe.task, Classify):
+        return
+    if not lesions_known(recipe, evaluated[shown]):
+        if "localization" in recipe.report.model_fields_set:
+            yield f"report.localization: no sample of data.{shown} has {settings.truth}, so that it is not judged"
+        return
+    classes = LabelCoding.of(recipe.task).classes
+    if settings.truth == "boxes" and len(classes) > 1:
+        labels = Counter(str(box.get("label", "")).strip() for each in evaluated[shown] for box in each.boxes)
+        unknown = {label: count for label, count in labels.items() if label and label not in classes}
+        if unknown:
+            names = ", ".join(f"{label} ({count})" for label, count in sorted(unknown.items()))
+            yield f"data.{shown}: boxes of no class of the task are left out of localisation: {names}"
+
+
 def _classes(recipe: FinetuneRecipe, table: SampleTable) -> tuple[Bools, Targets | None]:
     """``(N, K)`` what each sample holds; and the targets of a classifier."""
     if not isinstance(recipe.task, Classify):
@@ -160,7 +204,8 @@ def _class_weights(recipe: FinetuneRecipe, targets: Targets | None) -> tuple[flo
 
 
 def _known(table: SampleTable) -> tuple[Known, ...]:
-    return tuple(Known(*each) for each in zip(table.columns, table.spacing_mm, strict=True))
+    columns = (table.columns, table.spacing_mm, table.boxes, table.has_mask.tolist())
+    return tuple(Known(*each) for each in zip(*columns, strict=True))
 
 
 def _notes(

@@ -8,6 +8,7 @@ import torch
 
 from dira_dist.evaluation.segmentation import val_figures
 from dira_dist.objectives.collectives import my_place
+from dira_dist.training.finetune.localization import locate_lesions
 from dira_dist.training.finetune.masks import MaskCoding, SeenMasks
 from dira_dist.training.finetune.networks import FinetuneNetworks
 from dira_dist.training.finetune.prediction import SetReader, predict_classes, predict_masks
@@ -84,7 +85,8 @@ class FinetuneValidator:
         names = [name for name in ("val", "test") if getattr(self._recipe.data, name) is not None]
         if isinstance(self._recipe.task, Classify):
             classes = {name: predict_classes(self._reader, name) for name in names}
-            return classifier_report(self._recipe, self._samples, classes) if my_place()[0] == 0 else None
+            located = locate_lesions(self._reader, names[-1])
+            return classifier_report(self._recipe, self._samples, classes, located) if my_place()[0] == 0 else None
         masks = {name: predict_masks(self._reader, name, in_full=True) for name in names}
         return segmenter_report(self._recipe, self._samples, masks) if my_place()[0] == 0 else None
 
