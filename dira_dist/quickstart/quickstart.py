@@ -25,8 +25,8 @@ from dira_dist.quickstart.phantom import write_archive
 from dira_dist.registry.pull import Pulled, pull
 from dira_dist.tracking.history import metric_history, save_pictures
 
-IMAGES = 384
-IMAGE_SIZE_PX = 96
+IMAGES = 480
+IMAGE_SIZE_PX = 64
 SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
 BUCKET = "quickstart"
 SHARDS = f"s3://{BUCKET}/shards"
@@ -137,7 +137,7 @@ def _make_shards(archive: Path, seed: int) -> ShardReport:
     """A user's archive in a folder, and the shard set of it in S3."""
     drawn = archive / "seed"
     if not drawn.is_file() or drawn.read_text() != str(seed):
-        write_archive(archive, IMAGES, seed, size_px=IMAGE_SIZE_PX)
+        write_archive(archive, IMAGES, seed, size_px=IMAGE_SIZE_PX, low_dose=True)
         drawn.write_text(str(seed))
     # Phantoms are nobody's images: a salt that everybody knows makes the same shards on every machine.
     salt = archive / "salt"
