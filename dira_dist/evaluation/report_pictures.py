@@ -1,6 +1,6 @@
 """Pictures of a report: curves, a confusion matrix, and the best and the worst masks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -184,3 +184,28 @@ def _draw_map(axes: Axes, case: LocalizationCase) -> None:
             axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.1))
     verdict = "hit" if figures[HIT] else "miss"
     axes.set_title(f"{case.label}: {verdict}\nIoU {figures[IOU]:.2f}, energy {figures[ENERGY]:.2f}", fontsize=7)
+
+
+def side_by_side(models: Mapping[str, Sequence[SegmentationCase]]) -> Picture:
+    """What several models say of the same images, a row for each: those at the quartiles of the gain from the first
+    model to the last, by their mean Dice, so that neither the best nor the worst are picked. Truth green, model red.
+
+    Args:
+        models: cases of the same images in the same order, by what a model is called.
+    """
+    of = list(models.values())
+    rows = _at_quartiles(of[0], of[-1])
+    figure = Figure(figsize=(2.4 * len(models), 2.7 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(models), squeeze=False)
+    for line, place in zip(grid, rows, strict=True):
+        for axes, (name, cases) in zip(line, models.items(), strict=True):
+            _draw_case(axes, cases[place], f"{name}: Dice {_mean_dice(cases[place]):.3f}")
+    return drawn(figure, _DPI)
+
+
+def _at_quartiles(first: Sequence[SegmentationCase], last: Sequence[SegmentationCase]) -> list[int]:
+    """Places of the cases whose gains are the lower quartile, the median and the upper quartile."""
+    assert [case.key for case in first] == [case.key for case in last]
+    gains = np.array([_mean_dice(after) - _mean_dice(before) for before, after in zip(first, last, strict=True)])
+    order = np.argsort(gains, kind="stable")
+    return [int(order[round(share * (len(order) - 1))]) for share in (0.25, 0.5, 0.75)]

@@ -1,4 +1,6 @@
-"""The whole way on one machine: images, shards in an embedded S3 server, two workers, three stages, MLflow, weights."""
+"""The whole way on one machine: images, shards in an embedded S3 server, two workers, three stages, MLflow, weights,
+and what they are good for.
+"""
 
 import hashlib
 import time
@@ -18,13 +20,16 @@ from dira_dist.jobs.load import LoadedJob, load_training_job
 from dira_dist.metrics import KNN_ACCURACY, KNN_AUROC, LOSS, PSNR, RANKME, SSIM
 from dira_dist.objectives.parts import DISCRIMINATIVE, LOSSES
 from dira_dist.quickstart.embedded_s3 import embedded_s3
+from dira_dist.quickstart.few_labels import DRAWS, PICTURE, StartsCompared, compare_starts
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.registry.pull import Pulled, pull
 from dira_dist.tracking.history import metric_history, save_pictures
 
-IMAGES = 384
-IMAGE_SIZE_PX = 96
+IMAGES = 480
+IMAGE_SIZE_PX = 64
+SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
 BUCKET = "quickstart"
+SHARDS = f"s3://{BUCKET}/shards"
 JOB_FILE = Path(__file__).parent / "jobs" / "pretrain-quickstart.yaml"
 
 
@@ -35,6 +40,7 @@ class QuickstartReport:
     Attributes:
         losses: first and last value of each loss, unweighted; of MoCo's the first with a full queue.
         pictures: files.
+        compared: the same few masks learned from both starts.
         elapsed_s: wall time of all of it.
     """
 
@@ -42,6 +48,7 @@ class QuickstartReport:
     losses: dict[str, tuple[float, float]]
     pictures: list[Path]
     pulled: Pulled
+    compared: StartsCompared
     elapsed_s: float
 
     def lines(self) -> Iterator[str]:
@@ -49,7 +56,10 @@ class QuickstartReport:
         yield f"\nDiRA on {IMAGES} synthetic radiographs: {self.outcome.steps} steps, {self.elapsed_s:.0f} s in all\n"
         yield from self._figures()
         yield ""
-        yield f"picture      {self._last_restorations()}  (distorted view, restoration, target, difference)"
+        yield from self.compared.lines()
+        yield ""
+        yield f"pictures     {self._last(PICTURE)}  (both starts' masks, green the truth)"
+        yield f"             {self._last(RESTORATIONS)}  (distorted view, restoration, target, difference)"
         yield f"MLflow page  {self.outcome.page}"
         yield f"weights      {self.pulled.path}  (pulled from {self.outcome.model})"
         yield "\nload them:"
@@ -60,8 +70,8 @@ class QuickstartReport:
         yield "    cp jobs/pretrain.yaml my-job.yaml    # set data.train, data.val, checkpoint.storage"
         yield "    dira-dist check my-job.yaml && dira-dist run my-job.yaml"
 
-    def _last_restorations(self) -> Path:
-        return [path for path in self.pictures if path.name.startswith(RESTORATIONS)][-1]
+    def _last(self, name: str) -> Path:
+        return [path for path in self.pictures if path.name.startswith(name)][-1]
 
     def _figures(self) -> Iterator[str]:
         stages = list(self.outcome.quality.values())
@@ -79,32 +89,35 @@ class QuickstartReport:
             yield f"{title:28}{before[name]:10.4f}{after[name]:10.4f}"
 
 
-def run_quickstart(folder: Path | str = "quickstart", *, console: Console | None = None) -> QuickstartReport:
-    """Run the main job end to end on this machine, with nothing but this package.
+def run_quickstart(
+    folder: Path | str = "quickstart", *, seed: int = 0, draws: int = DRAWS, console: Console | None = None
+) -> QuickstartReport:
+    """Run the main job end to end on this machine, with nothing but this package, and what it is good for.
 
     Args:
         folder: everything goes below it; a run that is there already is gone on with, or shown if it is finished.
+        seed: of images, networks and labels. Another seed wants another folder.
+        draws: how often patients are drawn whose masks are learned.
         console: where progress is shown; standard error by default.
 
     Raises:
-        RequestError: the ``local`` extra is missing.
-        JobFailedError: the training failed.
+        RequestError: the ``local`` extra is missing, or the folder holds a run of another seed.
+        JobFailedError: a training failed.
     """
     began, folder = time.monotonic(), Path(folder).absolute()
     console = console or Console(stderr=True, soft_wrap=True, highlight=False)
     with embedded_s3(BUCKET) as endpoint:
-        console.print(
-            f"S3 server at {endpoint}; {IMAGES} synthetic radiographs into s3://{BUCKET}/shards", markup=False
-        )
-        _make_shards(folder / "archive")
-        loaded = _load(folder)
+        console.print(f"S3 server at {endpoint}; {IMAGES} synthetic radiographs into {SHARDS}", markup=False)
+        _make_shards(folder / "archive", seed)
+        loaded = _load(folder, seed)
+        tracking = loaded.job.tracking
         with embedded_ray(loaded.job.resources):
             outcome = fit(loaded, console=console)
-        tracking = loaded.job.tracking
+            compared = compare_starts(folder, SHARDS, outcome, seed=seed, draws=draws, console=console)
         pulled = pull(outcome.model, folder / "weights", tracking_uri=tracking.uri)
     pictures = save_pictures(tracking, outcome.run_id, folder / "pictures")
     losses = _first_and_last_losses(loaded, outcome.run_id)
-    return QuickstartReport(outcome, losses, pictures, pulled, time.monotonic() - began)
+    return QuickstartReport(outcome, losses, pictures, pulled, compared, time.monotonic() - began)
 
 
 def _first_and_last_losses(loaded: LoadedJob, run_id: str) -> dict[str, tuple[float, float]]:
@@ -120,10 +133,12 @@ def _first_and_last_losses(loaded: LoadedJob, run_id: str) -> dict[str, tuple[fl
     return found
 
 
-def _make_shards(archive: Path) -> ShardReport:
+def _make_shards(archive: Path, seed: int) -> ShardReport:
     """A user's archive in a folder, and the shard set of it in S3."""
-    if not (archive / "boxes.csv").is_file():  # written last
-        write_archive(archive, IMAGES, size_px=IMAGE_SIZE_PX)
+    drawn = archive / "seed"
+    if not drawn.is_file() or drawn.read_text() != str(seed):
+        write_archive(archive, IMAGES, seed, size_px=IMAGE_SIZE_PX, low_dose=True)
+        drawn.write_text(str(seed))
     # Phantoms are nobody's images: a salt that everybody knows makes the same shards on every machine.
     salt = archive / "salt"
     salt.write_text(hashlib.sha256(b"phantoms").hexdigest())
@@ -132,21 +147,21 @@ def _make_shards(archive: Path) -> ShardReport:
         labels=str(archive / "labels.csv"),
         boxes=str(archive / "boxes.csv"),
         masks=str(archive / "masks"),
-        split={"train": 0.8, "val": 0.2},
+        split=SPLIT,
         group_by="patient",
         salt_file=str(salt),
     )
-    return shard(archive / "images", f"s3://{BUCKET}/shards", options)
+    return shard(archive / "images", SHARDS, options)
 
 
-def _load(folder: Path) -> LoadedJob:
-    shards = f"s3://{BUCKET}/shards"
+def _load(folder: Path, seed: int) -> LoadedJob:
     document = read_document(JOB_FILE).with_overrides(
         [
-            f"data.train={shards}/train",
-            f"data.val={shards}/val",
-            f"probe.train={shards}/train",
-            f"probe.val={shards}/val",
+            f"seed={seed}",
+            f"data.train={SHARDS}/train",
+            f"data.val={SHARDS}/val",
+            f"probe.train={SHARDS}/train",
+            f"probe.val={SHARDS}/val",
             f"checkpoint.storage={folder / 'runs'}",
             f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
         ]

@@ -3,6 +3,7 @@
 One run of the quickstart is made for all tests of this file; what it left behind is looked at from several sides.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.store import open_store
 from dira_dist.jobs.load import load_job
 from dira_dist.metrics import find
+from dira_dist.quickstart.few_labels import PRETRAINED, RANDOM
 from dira_dist.quickstart.quickstart import QuickstartReport, run_quickstart
 from dira_dist.runs.run import read_run
 from dira_dist.training.precision import native_bf16, settle
@@ -31,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(folder: Path) -> QuickstartReport:
-    return run_quickstart(folder)
+    return run_quickstart(folder, draws=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +52,17 @@ def test_losses_fall_and_restoration_beats_the_untrained_one(report: QuickstartR
     assert trained["val/rankme"] > untrained["val/rankme"]
 
 
-def test_mlflow_holds_one_finished_run_with_every_metric(client: MlflowClient, report: QuickstartReport) -> None:
+def test_mlflow_holds_one_finished_run_of_each_job(client: MlflowClient, report: QuickstartReport) -> None:
     experiment = client.get_experiment_by_name("quickstart")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.run_id == report.outcome.run_id
-    assert run.info.status == "FINISHED"
+    runs = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert runs == dict.fromkeys(
+        ["quickstart", "quickstart-masks-random-0", "quickstart-masks-pretrained-0"], "FINISHED"
+    )
+
+
+def test_the_run_of_the_pretraining_has_every_metric(client: MlflowClient, report: QuickstartReport) -> None:
+    run = client.get_run(report.outcome.run_id)
     losses = {"discriminative", "restorative", "adversarial"}
     wanted = {f"train/{kind}/{loss}" for kind in ("loss", "weighted") for loss in losses}
     wanted |= {"train/loss/total", "train/loss/discriminator", "train/grad_norm", "train/learning_rate"}
@@ -105,6 +112,7 @@ def test_pictures_of_every_stage(report: QuickstartReport) -> None:
         "restorations": ends,
         "probe-features": ends,
         "discriminator-scores": ends[-1:],
+        "starts": ends[-1:],
         "loss-curves": ends[-1:],
     }
     width, height = Image.open(report.pictures[0]).size
@@ -143,10 +151,33 @@ def test_the_encoder_of_the_checkpoint_is_that_of_the_registry(report: Quickstar
 
 
 def test_the_same_call_again_finds_everything_done(folder: Path, report: QuickstartReport) -> None:
-    again = run_quickstart(folder)
+    again = run_quickstart(folder, draws=1)
     assert again.outcome.already_done
     assert again.outcome.run_id == report.outcome.run_id
     assert again.pulled.sha256 == report.pulled.sha256
+    assert list(again.compared.lines()) == list(report.compared.lines())
+
+
+def test_both_starts_have_the_same_labels_and_settings(folder: Path, report: QuickstartReport) -> None:
+    names = ("quickstart-masks-random-0", "quickstart-masks-pretrained-0")
+    states = [read_run(open_store(str(folder / "runs" / name))) for name in names]
+    assert states[0] is not None and states[1] is not None
+    jobs = [dict(state.job) for state in states if state]
+    starts = [job.pop("start")["from"] for job in jobs]
+    assert starts == ["random", report.outcome.model]
+    assert {key for key in jobs[0] if jobs[0][key] != jobs[1][key]} == {"name"}
+    drawn = [json.loads((folder / "runs" / name / "report" / "report.json").read_text())["drawn"] for name in names]
+    assert drawn[0] == drawn[1] and len(drawn[0]["samples"]) == 4 and drawn[0]["units"] == 2
+
+
+def test_the_starts_are_compared_on_the_test_images(folder: Path, report: QuickstartReport) -> None:
+    compared = report.compared
+    for start, name in ((RANDOM, "random"), (PRETRAINED, "pretrained")):
+        found = folder / "runs" / f"quickstart-masks-{name}-0" / "report" / "report.json"
+        assert compared.dice[start].shape == (1, len(compared.patients))
+        assert compared.dice[start].mean() == pytest.approx(
+            json.loads(found.read_text())["metrics"]["test/dice"], abs=1e-4
+        )
 
 
 def test_another_configuration_under_the_same_name_is_refused(folder: Path, report: QuickstartReport) -> None:
@@ -165,6 +196,14 @@ def test_another_configuration_under_the_same_name_is_refused(folder: Path, repo
 
 def test_the_report_says_what_a_person_wants_to_know(report: QuickstartReport) -> None:
     text = "\n".join(report.lines())
-    wanted = ("restoration PSNR", "k-NN probe", "mlflow ui --backend-store-uri", "dira-dist shard", "load_state_dict")
+    wanted = (
+        "restoration PSNR",
+        "k-NN probe",
+        "pretrained start",
+        "starts-",
+        "mlflow ui --backend-store-uri",
+        "dira-dist shard",
+        "load_state_dict",
+    )
     for words in wanted:
         assert words in text
