@@ -1,8 +1,9 @@
 """How a step is computed: layout in memory, compilation, and several workers."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,13 +18,19 @@ from dira_dist.training.networks import Networks
 
 
 class ExecutionConfig(Section):
-    """How a step is computed. Only `sync_batchnorm` changes what is computed by more than rounding."""
+    """How a step is computed. `sync_batchnorm`, and `micro_batch` where batch norms learn, change what is computed by
+    more than rounding."""
 
     compile: bool = Field(False, description="compile the networks with torch.compile", json_schema_extra=MAY_CHANGE)
     channels_last: bool = Field(True, description="keep images and weights with channels last in memory")
     sync_batchnorm: bool = Field(False, description="batch norms over the global batch; on GPUs only")
     gradient_compression: Literal["none", "bf16"] = Field(
         "none", description="bf16: halve the bytes of gradients between workers"
+    )
+    micro_batch: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="most samples of a worker that pass the networks at once: gradients add up over its share of the "
+        "batch, memory is that of a part; left out: all of them",
     )
 
 
@@ -78,3 +85,14 @@ def distribute(module: nn.Module, execution: ExecutionConfig) -> nn.Module:
     if execution.gradient_compression == "bf16":
         wrapped.register_comm_hook(None, bf16_compress_hook)
     return wrapped
+
+
+def synchronised(module: nn.Module, *, when: bool) -> AbstractContextManager[None]:
+    """Inside, forward and backward passes of what :func:`distribute` gave average the gradients only ``when``.
+
+    Gradients of passes before add up on each worker, and are averaged with those of the pass that is.
+    """
+    if when or not isinstance(module, DistributedDataParallel):
+        return nullcontext()
+    kept: AbstractContextManager[None] = module.no_sync()
+    return kept
