@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from timm.layers import DropPath
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dira_dist.config import MAY_CHANGE, RequestError, Section
 from dira_dist.objectives.collectives import is_distributed
 from dira_dist.training.networks import Networks
+from dira_dist.training.torch_internals import BatchNorm, Dropout
 
 
 class ExecutionConfig(Section):
@@ -96,3 +98,16 @@ def synchronised(module: nn.Module, *, when: bool) -> AbstractContextManager[Non
         return nullcontext()
     kept: AbstractContextManager[None] = module.no_sync()
     return kept
+
+
+def passes_alone(network: nn.Module) -> bool:
+    """Whether nothing of what a sample becomes in training depends on what passes with it: its micro-batch is its own.
+
+    Batch norms that learn see their neighbours, and dropout draws by place.
+    """
+    return not any(
+        (isinstance(module, BatchNorm) and module.training)
+        or (isinstance(module, Dropout) and module.p > 0)
+        or (isinstance(module, DropPath) and bool(module.drop_prob))
+        for module in network.modules()
+    )
