@@ -6,6 +6,8 @@ from torch import nn
 
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.pretrain import PretrainJob
+from dira_dist.objectives import GlobalBatch
+from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.pretrain.networks import PretrainNetworks, networks_on_meta
 from dira_dist.training.pretrain.recipe import PretrainStage
@@ -30,29 +32,58 @@ def few_per_batch_norm(job: PretrainJob) -> Iterator[str]:
     """Stages that leave one or two images to a batch norm, at the most workers that the job may have."""
     networks, workers = networks_on_meta(job.model, job.method, job.adversarial, job.parts()), job.resources.max_workers
     for number, stage in enumerate(job.stages):
-        images = images_per_norm(networks, stage, workers, job.execution.sync_batchnorm)
+        images = images_per_norm(networks, stage, workers, job.execution)
         if images is not None and images <= FEW_PER_NORM:
             count = "one image" if images == 1 else f"{images} images"
-            synchronised = images_per_norm(networks, stage, workers, synchronised=True)
-            helps = synchronised is not None and synchronised > FEW_PER_NORM
+            micro_batch = job.execution.micro_batch
+            by_parts = "" if micro_batch is None else f" in micro-batches of {micro_batch}"
             yield (
-                f"stages.{number}.global_batch: {stage.global_batch} on {workers} workers leaves {count} to a batch "
-                "norm, whose statistics are then mostly chance; raise the batch or lower resources.workers"
-                + (", or, on GPUs, set execution.sync_batchnorm to true" if helps else "")
+                f"stages.{number}.global_batch: {stage.global_batch} on {workers} workers{by_parts} leaves {count} to "
+                "a batch norm, whose statistics are then mostly chance; "
+                + ", or ".join(_against_few(networks, stage, workers, job.execution))
             )
 
 
-def images_per_norm(networks: PretrainNetworks, stage: PretrainStage, workers: int, synchronised: bool) -> int | None:
+def _against_few(
+    networks: PretrainNetworks, stage: PretrainStage, workers: int, execution: ExecutionConfig
+) -> Iterator[str]:
+    """What gives a batch norm more images."""
+    whole = execution.model_copy(update={"micro_batch": None})
+    if _enough(images_per_norm(networks, stage, workers, whole)):
+        yield "raise execution.micro_batch"
+        return
+    yield "raise the batch or lower resources.workers"
+    if _enough(images_per_norm(networks, stage, workers, execution.model_copy(update={"sync_batchnorm": True}))):
+        yield "on GPUs, set execution.sync_batchnorm to true"
+
+
+def _enough(images: int | None) -> bool:
+    return images is not None and images > FEW_PER_NORM
+
+
+def images_per_norm(
+    networks: PretrainNetworks, stage: PretrainStage, workers: int, execution: ExecutionConfig
+) -> int | None:
     """Fewest images that a batch norm of this stage sees; none where it has no batch norms.
 
-    A key encoder's norms are its worker's own, also where all others are synchronised.
+    A key encoder's norms are its worker's own, also where all others are synchronised. A method's heads see all images
+    of a worker, also where its encoder sees a part of them at once.
     """
     parts = stage.parts()
-    running: list[nn.Module] = [networks.unet] if parts.restores else [networks.unet.encoder]
-    running += [networks.method] if parts.discriminates and networks.method is not None else []
+    heads = [networks.method] if parts.discriminates and networks.method is not None else []
     learning = {norm for part in networks.trainable_parts() for norm in _batch_norms(part)}
-    shares = {synchronised and norm in learning for part in running for norm in _batch_norms(part)}
-    return min((stage.global_batch if shared else stage.global_batch // workers for shared in shares), default=None)
+    by_parts = {norm for part in networks.passed_by_parts(parts) for norm in _batch_norms(part)}
+    norms = by_parts.union(*(_batch_norms(head) for head in heads))
+    batch = GlobalBatch((stage.global_batch // workers,) * workers)
+    passing = batch.parts(execution.micro_batch)[-1][1].passing or 0
+    return min(
+        (
+            (passing if norm in by_parts else batch.local_size)
+            * (workers if execution.sync_batchnorm and norm in learning else 1)
+            for norm in norms
+        ),
+        default=None,
+    )
 
 
 def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:

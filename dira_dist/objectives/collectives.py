@@ -9,7 +9,8 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ class GlobalBatch:
     Attributes:
         sizes: samples on each worker, in rank order.
         rank: this worker.
+        passing: samples of this worker that a loss is computed of at once; none where it is of all of them.
     """
 
     sizes: tuple[int, ...]
     rank: int = 0
+    passing: int | None = None
 
     @classmethod
     def of(cls, local_size: int, device: torch.device) -> "GlobalBatch":
@@ -55,8 +58,26 @@ class GlobalBatch:
 
     @property
     def local_weight(self) -> float:
-        """Makes the mean over workers of per-worker means the mean over samples; 1 where shares are equal."""
-        return self.world_size * self.local_size / self.samples
+        """Makes the mean over workers of per-worker means the mean over samples; 1 where shares are equal.
+
+        Of a part of a worker's samples it is less, so that the parts' terms add up to the worker's.
+        """
+        passing = self.local_size if self.passing is None else self.passing
+        return self.world_size * passing / self.samples
+
+    def parts(self, most: int | None) -> list[tuple[slice, "GlobalBatch"]]:
+        """This worker's rows in parts that pass one after the other, as even as can be.
+
+        There are as many parts on every worker, so that collectives of their passes meet, and none is empty: where the
+        shares differ, a part of the larger may so be one above ``most``.
+
+        Args:
+            most: samples of a part; none: all of them.
+        """
+        count = 1 if most is None else min(-(-max(self.sizes) // most), *self.sizes)
+        even, left_over = divmod(self.local_size, count)
+        ends = [0, *accumulate(even + (number < left_over) for number in range(count))]
+        return [(slice(start, end), replace(self, passing=end - start)) for start, end in pairwise(ends)]
 
 
 def gather(value: Any) -> list[Any]:
@@ -180,6 +201,8 @@ def _dealt(batch: GlobalBatch, sender: int, receiver: int, shift: int) -> int:
 
 
 def _all_to_all(rows: Tensor, sent: tuple[int, ...], received: tuple[int, ...]) -> Tensor:
+    if len(sent) == 1:
+        return rows
     output = rows.new_empty(sum(received), *rows.shape[1:])
     dist.all_to_all_single(output, rows.contiguous(), list(received), list(sent))
     return output

@@ -27,6 +27,8 @@ class MethodInputs:
         second_view: (B, C, *S), another view of the same samples, not encoded yet.
         labels: of the samples, by name, as they stand in the shards.
         distortion: what was drawn to distort the first view, by name, each (B, ...).
+        passes: in how many parts a network takes the batch, one after the other, so that memory is enough for a part.
+            ``encode`` sees to it by itself; a method minds it where it runs images through a network of its own.
     """
 
     encode: Encode
@@ -35,6 +37,7 @@ class MethodInputs:
     second_view: Tensor | None = None
     labels: tuple[Mapping[str, Any], ...] | None = None
     distortion: Mapping[str, Tensor] | None = None
+    passes: int = 1
 
 
 class Method(nn.Module):

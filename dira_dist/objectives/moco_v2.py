@@ -89,7 +89,7 @@ class MoCoV2(Method):
     def forward(self, inputs: MethodInputs, batch: GlobalBatch) -> Tensor:
         assert inputs.pooled is not None and inputs.second_view is not None
         queries = _unit_length(self.projector(inputs.pooled))
-        keys = self._keys(inputs.second_view, batch)
+        keys = self._keys(inputs.second_view, batch, inputs.passes)
         if self.training:
             self._pending = gather_rows(keys, batch)
         with without_autocast(queries):
@@ -115,12 +115,19 @@ class MoCoV2(Method):
         return (self.key,)
 
     @torch.no_grad()
-    def _keys(self, view: Tensor, batch: GlobalBatch) -> Tensor:
-        """(B, D). Computed among other workers' samples: else the batch norms tell the query's batch ("shuffle BN")."""
-        if batch.world_size == 1 or not self.training:
-            return _unit_length(self.key(view))
+    def _keys(self, view: Tensor, batch: GlobalBatch, passes: int) -> Tensor:
+        """(B, D). Computed among other samples than their queries: else the batch norms tell the query's batch.
+
+        That is "shuffle BN", over the workers and, on each of them, over what passes at once.
+        """
+        if (batch.world_size == 1 and passes == 1) or not self.training:
+            return self._keys_of(view, passes)
         exchange = RowExchange.draw(batch, self.keys_seen, view.device)
-        return exchange.unshuffle(_unit_length(self.key(exchange.shuffle(_as_sent(view)))))
+        return exchange.unshuffle(self._keys_of(exchange.shuffle(_as_sent(view)), passes))
+
+    def _keys_of(self, view: Tensor, passes: int) -> Tensor:
+        parts = view.tensor_split(min(passes, len(view)))
+        return torch.cat([_unit_length(self.key(part)) for part in parts])
 
 
 class KeyNetwork(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dira_dist.config import RequestError
+from dira_dist.models.precision import at_least_float32
 from dira_dist.objectives.collectives import GlobalBatch, mean_over_workers
 
 ClassKind = Literal["binary", "multiclass", "multilabel"]
@@ -41,6 +42,7 @@ def classification_loss(
     batch: GlobalBatch,
     weights: Tensor | None = None,
     focal_gamma: float = 0.0,
+    known_entries: Tensor | None = None,
 ) -> Tensor:
     r"""Cross-entropy of what is known, over the global batch.
 
@@ -58,23 +60,39 @@ def classification_loss(
         batch: how the global batch lies on the workers.
         weights: (K,) of the positive term; none: 1.
         focal_gamma: 0 for plain cross-entropy.
+        known_entries: of the global batch, see :func:`count_known`, where these are a part of a worker's samples.
 
     Returns:
         A scalar; 0, with gradients of 0, where nothing of the global batch is known.
     """
-    logits, known = logits.float(), ~targets.isnan()
-    truth = targets.nan_to_num(0.0).float()
-    positive = torch.ones_like(truth) if weights is None else weights.float().expand_as(truth)
+    logits, known = at_least_float32(logits), _known(targets, kind)
+    truth = targets.nan_to_num(0.0).to(logits.dtype)
+    positive = torch.ones_like(truth) if weights is None else weights.to(logits.dtype).expand_as(truth)
     if kind == "multiclass":
         log_p = functional.log_softmax(logits, dim=1)
         terms = -(positive * truth * _focus(log_p, focal_gamma) * log_p).sum(1)
-        known = known.all(1)
     else:
         log_p, log_q = functional.logsigmoid(logits), functional.logsigmoid(-logits)
         terms = -(positive * truth * _focus(log_p, focal_gamma) * log_p)
         terms = terms - (1 - truth) * _focus(log_q, focal_gamma) * log_q
-    count = mean_over_workers(known.sum().float())
+    count = count_known(targets, kind) if known_entries is None else known_entries
     return torch.where(known, terms, torch.zeros_like(terms)).sum() / count.clamp_min(1 / batch.world_size)
+
+
+def count_known(targets: Tensor, kind: ClassKind) -> Tensor:
+    """How many entries of the global batch are known, as the mean over the workers; a collective.
+
+    Args:
+        targets: (B, K) of all of this worker's samples; NaN where nothing is known.
+        kind: of the classes.
+    """
+    return mean_over_workers(_known(targets, kind).sum().float())
+
+
+def _known(targets: Tensor, kind: ClassKind) -> Tensor:
+    """(B, K) bool, or (B,) of classes that exclude each other."""
+    known = ~targets.isnan()
+    return known.all(1) if kind == "multiclass" else known
 
 
 def _focus(log_p: Tensor, gamma: float) -> Tensor | float:
@@ -188,7 +206,7 @@ def segmentation_loss(
         kind: of the outputs; those of ``multiclass`` exclude each other, and the first is the background.
         batch: how the global batch lies on the workers.
     """
-    logits, known = logits.float(), valid[:, None].float()
+    logits, known = at_least_float32(logits), valid[:, None].float()
     exclusive = kind == "multiclass"
     if loss == "focal":
         return batch.local_weight * _focal(logits, targets, known, exclusive)

@@ -1,11 +1,13 @@
 """How a step is computed: layout in memory, compilation, and several workers."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from timm.layers import DropPath
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
@@ -14,16 +16,23 @@ from torch.nn.parallel import DistributedDataParallel
 from dira_dist.config import MAY_CHANGE, RequestError, Section
 from dira_dist.objectives.collectives import is_distributed
 from dira_dist.training.networks import Networks
+from dira_dist.training.torch_internals import BatchNorm, Dropout
 
 
 class ExecutionConfig(Section):
-    """How a step is computed. Only `sync_batchnorm` changes what is computed by more than rounding."""
+    """How a step is computed. `sync_batchnorm`, and `micro_batch` where batch norms learn, change what is computed by
+    more than rounding."""
 
     compile: bool = Field(False, description="compile the networks with torch.compile", json_schema_extra=MAY_CHANGE)
     channels_last: bool = Field(True, description="keep images and weights with channels last in memory")
     sync_batchnorm: bool = Field(False, description="batch norms over the global batch; on GPUs only")
     gradient_compression: Literal["none", "bf16"] = Field(
         "none", description="bf16: halve the bytes of gradients between workers"
+    )
+    micro_batch: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="most samples of a worker that pass the networks at once: gradients add up over its share of the "
+        "batch, memory is that of a part; left out: all of them",
     )
 
 
@@ -78,3 +87,27 @@ def distribute(module: nn.Module, execution: ExecutionConfig) -> nn.Module:
     if execution.gradient_compression == "bf16":
         wrapped.register_comm_hook(None, bf16_compress_hook)
     return wrapped
+
+
+def synchronised(module: nn.Module, *, when: bool) -> AbstractContextManager[None]:
+    """Inside, forward and backward passes of what :func:`distribute` gave average the gradients only ``when``.
+
+    Gradients of passes before add up on each worker, and are averaged with those of the pass that is.
+    """
+    if when or not isinstance(module, DistributedDataParallel):
+        return nullcontext()
+    kept: AbstractContextManager[None] = module.no_sync()
+    return kept
+
+
+def passes_alone(network: nn.Module) -> bool:
+    """Whether nothing of what a sample becomes in training depends on what passes with it: its micro-batch is its own.
+
+    Batch norms that learn see their neighbours, and dropout draws by place.
+    """
+    return not any(
+        (isinstance(module, BatchNorm) and module.training)
+        or (isinstance(module, Dropout) and module.p > 0)
+        or (isinstance(module, DropPath) and bool(module.drop_prob))
+        for module in network.modules()
+    )

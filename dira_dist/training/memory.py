@@ -39,13 +39,13 @@ class LiveTensors(TorchDispatchMode):
         return result
 
 
-def activation_bytes(lasting: Iterable[Tensor], loss: Callable[[], Tensor]) -> int:
-    """The most that a loss and its backward pass take beside what lasts: inputs, activations, gradients.
+def activation_bytes(lasting: Iterable[Tensor], step: Callable[[], object]) -> int:
+    """The most that losses and their backward passes take beside what lasts: inputs, activations, gradients.
 
     Args:
         lasting: weights and buffers.
-        loss: makes its inputs and the loss, on the meta device.
+        step: makes its inputs, computes the losses and leaves the gradients, on the meta device.
     """
     with LiveTensors(lasting) as live:
-        loss().backward()
+        step()
     return int(live.peak_bytes)

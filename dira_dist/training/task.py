@@ -272,6 +272,10 @@ class Recipe(Section):
         """Settings that this recipe does not use, each of which makes a step smaller, as ``key: value``."""
         return []
 
+    def keys_of_rounding(self) -> tuple[str, ...]:
+        """Keys of the job file that change figures of these networks by rounding alone: a run goes on with others."""
+        return ()
+
     def published(self) -> Mapping[str, Any]:
         """Values by dotted key of the job file that were published, those that this recipe has included."""
         return {}

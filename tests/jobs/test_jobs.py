@@ -183,6 +183,23 @@ def test_what_may_change_between_two_starts_of_a_run() -> None:
     assert _leaves_below(mutable_keys(PretrainJob, "run")) == _leaves_below(CHANGES_IN_A_RUN)
 
 
+@pytest.mark.parametrize(
+    ("settings", "alone"),
+    [
+        ({"model": {"encoder": "tu-convnext_atto"}, "stages": [{"objective": "di", "steps": 1}]}, True),
+        ({"model": {"encoder": "tu-convnext_atto"}, "stages": [{"objective": "re", "steps": 1}]}, False),
+        ({"model": {"encoder": "resnet18"}, "stages": [{"objective": "di", "steps": 1}]}, False),
+    ],
+    ids=["layer norms", "batch norms of the decoder", "batch norms of the encoder"],
+)
+@pytest.mark.parametrize("method", ["moco_v2", "simsiam"])
+def test_micro_batches_may_change_in_a_run_where_samples_pass_alone(
+    settings: dict[str, Any], alone: bool, method: str
+) -> None:
+    job = load_job({**SHORTEST, "method": {"name": method}, **settings}).job
+    assert job.keys_of_rounding() == (("execution.micro_batch",) if alone else ())
+
+
 def test_a_search_goes_on_with_the_same_steps_of_evaluation() -> None:
     allowed = _leaves_below(CHANGES_IN_A_RUN) - {"evaluation.every_steps"}
     assert _leaves_below(mutable_keys(PretrainJob, "search")) == allowed

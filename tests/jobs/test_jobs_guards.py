@@ -56,6 +56,15 @@ def test_few_images_are_enough_where_nothing_normalises_over_them() -> None:
     assert "batch norm" in warned(*layer_norms, "stages.0.objective=di", "method={name: simsiam}"), "so have the heads"
 
 
+def test_micro_batches_leave_few_images_to_the_encoders_batch_norms() -> None:
+    parts = "execution.micro_batch=2"
+    assert "in micro-batches of 2 leaves 2 images" in warned(parts) and "raise execution.micro_batch" in warned(parts)
+    assert warned("execution.micro_batch=5") == "", "four parts of four"
+    layer_norms = ["model.encoder=tu-convnext_atto", "stages.0.objective=di", "method={name: simsiam}"]
+    assert warned(*layer_norms, parts) == "", "heads see the whole batch"
+    assert warned("execution.micro_batch=3", "resources.workers=8").endswith("lower resources.workers")
+
+
 BARLOW = "method={name: barlow_twins}"
 
 

@@ -66,7 +66,25 @@ def test_workers_compute_what_one_process_does(
     found: Path, alone: dict[tuple[str, int], dict[str, Any]], method: str, kind: str, count: int
 ) -> None:
     expected = alone[method, sum(workers.SHARES[count][kind])]
-    for result in _of_ranks(found, f"{method}.{kind}.{count}", count):
+    _assert_computed(_of_ranks(found, f"{method}.{kind}.{count}", count), expected)
+
+
+@pytest.mark.parametrize("kind", ["even", "uneven"])
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_that_pass_their_shares_in_parts_compute_the_same(
+    found: Path, alone: dict[tuple[str, int], dict[str, Any]], method: str, kind: str
+) -> None:
+    expected = alone[method, sum(workers.SHARES[2][kind])]
+    _assert_computed(_of_ranks(found, f"parts.{method}.{kind}.2", 2), expected)
+
+
+def test_gradients_of_parts_are_sent_once(found: Path) -> None:
+    for sent in _of_ranks(found, "sent.2", 2):
+        assert sent[1] == sent[None] > 0
+
+
+def _assert_computed(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    for result in ranks:
         for losses, one in zip(result["losses"], expected["losses"], strict=True):
             assert losses == pytest.approx(one, rel=1e-5)
         assert result["gradients"].keys() == expected["gradients"].keys()

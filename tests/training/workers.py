@@ -8,10 +8,12 @@ group, give what one process finds.
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dira_dist.models.discriminator import DiscriminatorConfig
@@ -81,6 +83,21 @@ def exact_step(method: str, batch: GlobalBatch, steps: int = 2, **execution: Any
     return {"losses": losses, "gradients": gradients, "queue": queue.clone()}
 
 
+def averaged_elements(batch: GlobalBatch, micro_batch: int | None) -> int:
+    """Elements of gradients that a step sends to the other workers, told by the hook that compresses them."""
+    sent: list[int] = []
+
+    def hook(state: Any, bucket: dist.GradBucket) -> Any:
+        sent.append(bucket.buffer().numel())
+        return bf16_compress_hook(state, bucket)
+
+    with patch("dira_dist.training.execution.bf16_compress_hook", hook):
+        execution = ExecutionConfig(micro_batch=micro_batch, gradient_compression="bf16")
+        step = pretrain_step(networks("simsiam"), "dira", execution=execution, total_steps=1)
+        step(share(batch.samples, batch), 0)
+    return sum(sent)
+
+
 def _first_moments(step: TrainStep) -> dict[str, Tensor]:
     optimizers = step.state_dict()["optimizers"]
     found = {name: state["momentum_buffer"].clone() for name, state in optimizers["unet"]["state"].items()}
@@ -148,6 +165,12 @@ def run(folder: Path, rank: int, workers: int) -> None:
     _note(folder, f"queue.{workers}", rank, queue_after_many_steps(even))
     _note(folder, f"shuffled.{workers}", rank, shuffled_samples(even))
     if workers == 2:
+        for kind, sizes in SHARES[workers].items():
+            for method in METHOD_SETTINGS:
+                parts = exact_step(method, GlobalBatch(sizes, rank), micro_batch=2)
+                _note(folder, f"parts.{method}.{kind}.2", rank, parts)
+        sent = {size: averaged_elements(even, size) for size in (None, 1)}
+        _note(folder, "sent.2", rank, sent)
         _note(folder, "bad.2", rank, one_bad_worker(even))
         _note(folder, "stages.2", rank, three_stages(even))
         _note(folder, "compressed.2", rank, exact_step("moco_v2", even, steps=1, gradient_compression="bf16"))
@@ -155,7 +178,7 @@ def run(folder: Path, rank: int, workers: int) -> None:
     dist.destroy_process_group()
 
 
-def _note(folder: Path, name: str, rank: int, found: dict[str, Any]) -> None:
+def _note(folder: Path, name: str, rank: int, found: dict[Any, Any]) -> None:
     torch.save(found, folder / f"{name}.{rank}.pt")
 
 

@@ -79,7 +79,8 @@ def _claim(session: FitSession) -> RunState:
     newest = CheckpointFolder(session.store).newest_manifest()
     digests = {name: read_index(address).digest for name, address, _ in session.job.shard_sets()}
     wanted = RunState(session.loaded.public, digests)
-    return claim(session.store, wanted, mutable_keys(type(session.job), "run"), newest.position.stage if newest else 0)
+    may_change = (*mutable_keys(type(session.job), "run"), *session.job.keys_of_rounding())
+    return claim(session.store, wanted, may_change, newest.position.stage if newest else 0)
 
 
 def _finished(state: RunState) -> Outcome | None:

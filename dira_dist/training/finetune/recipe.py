@@ -1,6 +1,7 @@
 """The settings of a fine-tuning, apart from where it runs."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, create_model, field_validator, model_validator
@@ -10,8 +11,9 @@ from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.stream import DataConfig
 from dira_dist.evaluation.config import LocalizationConfig
 from dira_dist.metrics import VAL_AUROC, VAL_DICE
+from dira_dist.models.backbone import built_on_meta
 from dira_dist.models.choice import ModelConfig
-from dira_dist.training.execution import ExecutionConfig
+from dira_dist.training.execution import ExecutionConfig, passes_alone
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.stages import StageConfig
 from dira_dist.training.task import Recipe, TrainingSamples
@@ -297,6 +299,13 @@ class FinetuneRecipe(Recipe):
     def main_metric(self) -> str:
         usual = {"classify": VAL_AUROC.name, "segment": VAL_DICE.name}[self.task.name]
         return self.early_stopping.metric or usual
+
+    def keys_of_rounding(self) -> tuple[str, ...]:
+        from dira_dist.training.finetune.networks import build_networks  # slow to import
+
+        if self.model is None:
+            return ()
+        return ("execution.micro_batch",) if passes_alone(built_on_meta(partial(build_networks, self)).train()) else ()
 
     @property
     def is_evaluated_beside(self) -> bool:

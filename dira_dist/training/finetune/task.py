@@ -112,23 +112,20 @@ class FinetuneTask:
         return write_model(self.recipe, tensors["networks"], folder, about)
 
     def memory(self, workers: int, gpus: bool) -> dict[str, int]:
-        """Weights, gradients, what the optimiser keeps, and what passes in a step of the largest local batch."""
+        """Weights, gradients, what the optimiser keeps, the largest local batch, and what passes of it at once."""
         recipe = self.recipe
         assert recipe.model is not None
         networks = built_on_meta(partial(build_networks, recipe))
         networks.train()
-        shape = (
-            -(-recipe.data.global_batch // workers),
-            recipe.model.in_channels,
-            *per_axis(recipe.data.image_size, recipe.model.dims),
-        )
+        samples = -(-recipe.data.global_batch // workers)
+        size = per_axis(recipe.data.image_size, recipe.model.dims)
 
-        def loss() -> Tensor:
-            total: Tensor = networks.network(torch.empty(shape, device="meta")).float().sum()
-            return total
+        def step() -> None:
+            images = torch.empty((samples, recipe.model.in_channels, *size), device="meta")
+            networks.network(images[: recipe.execution.micro_batch]).float().sum().backward()
 
         with alone():
-            passing = activation_bytes([*networks.parameters(), *networks.buffers()], loss)
+            passing = activation_bytes([*networks.parameters(), *networks.buffers()], step)
         weights = sum(4 * weight.numel() for weight in networks.parameters())
         half = gpus and recipe.precision != "fp32"
         return {

@@ -22,9 +22,9 @@ from dira_dist.views import Views
 def estimate_memory(recipe: PretrainRecipe, workers: int, gpus: bool) -> dict[str, int]:
     """Bytes of one worker's device memory by purpose, for the stage that needs most.
 
-    Counted on a step of the largest local batch, gradient checkpointing included. Under bf16 what passes is halved,
-    which is a little too much; the discriminator's own step and the allocator's slack come on top. Other workers are
-    not spoken to, so one of them may ask by itself.
+    Counted on a step of the largest local batch, gradient checkpointing and micro-batches included. Under bf16 what
+    passes is halved, which is a little too much; the allocator's slack comes on top. Other workers are not spoken to,
+    so one of them may ask by itself.
 
     Args:
         recipe: of the job.
@@ -44,8 +44,9 @@ def stage_activation_bytes(
     samples: int,
     size: tuple[int, ...],
     labels: Mapping[str, Any] | None = None,
+    micro_batch: int | None = None,
 ) -> int:
-    """The most that the U-Net's step takes in float32 beside what lasts: views, activations, gradients.
+    """The most that a step's passes take in float32 beside what lasts: views, activations, gradients.
 
     Args:
         networks: on the meta device; gradient checkpointing is as it is set.
@@ -54,14 +55,16 @@ def stage_activation_bytes(
         samples: of one worker.
         size: of the views in pixels, along each axis.
         labels: of each sample, for a method that needs them; without them its own part is not counted.
+        micro_batch: samples that pass at once; none: all of them.
     """
     networks.train().set_trainable(parts)
     if "labels" in networks.needs and labels is None:
         networks = _without_method(networks)
     needs = networks.needs if parts.discriminates else frozenset[Need]()
-    losses = PretrainLosses(networks, parts, adversarial, ExecutionConfig(channels_last=False))
+    execution = ExecutionConfig(channels_last=False, micro_batch=micro_batch)
+    losses = PretrainLosses(networks, parts, adversarial, execution)
 
-    def loss() -> Tensor:
+    def step() -> None:
         shape = (samples, networks.unet.config.in_channels, *size)
         first = torch.empty(shape, device="meta")
         views = Views(
@@ -73,10 +76,9 @@ def stage_activation_bytes(
             (labels,) * samples if labels is not None and "labels" in needs else None,
         )
         autocast = torch.autocast("cpu", enabled=False)
-        terms, _ = losses.terms(views, GlobalBatch((samples,)), autocast)
-        return torch.stack(list(terms.values())).sum()
+        losses.backward(views, GlobalBatch((samples,)), autocast)
 
-    taken = activation_bytes([*networks.parameters(), *networks.buffers()], loss)
+    taken = activation_bytes([*networks.parameters(), *networks.buffers()], step)
     networks.zero_grad()
     return taken
 
@@ -103,7 +105,8 @@ def _stage_memory(
     samples = -(-stage.global_batch // workers)
     size = per_axis(recipe.data.image_size, recipe.model.dims)
     labels = recipe.method.example_labels
-    passing = stage_activation_bytes(networks, stage.parts(), recipe.adversarial, samples, size, labels)
+    micro_batch = recipe.execution.micro_batch
+    passing = stage_activation_bytes(networks, stage.parts(), recipe.adversarial, samples, size, labels, micro_batch)
     memory = [] if networks.method is None else [*networks.method.parameters(), *networks.method.buffers()]
     beside = [each for each in memory if not each.requires_grad]
     learned = {

@@ -49,6 +49,14 @@ class PretrainNetworks(Networks):
             if any(weight.startswith(f"method.{name}.") for weight in self._learnable):
                 yield part
 
+    def passed_by_parts(self, parts: ActiveParts) -> list[nn.Module]:
+        """What a stage with ``execution.micro_batch`` shows a part of the batch at once: all but the method's heads."""
+        unet = self.unet if parts.restores else self.unet.encoder
+        if self.method is None or not parts.discriminates:
+            return [unet]
+        heads = list(self.trainable_parts())
+        return [unet, *(each for each in self.method.children() if all(each is not head for head in heads))]
+
     def compiled_parts(self) -> Iterable[nn.Module]:
         """U-Net, discriminator, and what the method names."""
         own = () if self.method is None else self.method.compiled_parts()

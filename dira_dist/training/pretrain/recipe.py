@@ -23,7 +23,7 @@ from dira_dist.objectives.parts import (
     objectives_with,
     together,
 )
-from dira_dist.training.execution import ExecutionConfig
+from dira_dist.training.execution import ExecutionConfig, passes_alone
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.pretrain.running_guards import PretrainGuards
 from dira_dist.training.stages import Position, StageConfig
@@ -143,6 +143,13 @@ class PretrainRecipe(Recipe):
     def ways_to_save_memory(self, *, on_gpu: bool) -> list[str]:
         ways = ["precision: bf16"] if on_gpu and self.precision == "fp32" else []
         return ways if self.model.gradient_checkpointing else [*ways, "model.gradient_checkpointing: true"]
+
+    def keys_of_rounding(self) -> tuple[str, ...]:
+        from dira_dist.training.pretrain.networks import networks_on_meta  # slow to import
+
+        networks = networks_on_meta(self.model, self.method, self.adversarial, self.parts()).train()
+        alone = all(passes_alone(each) for each in networks.passed_by_parts(self.parts()))
+        return ("execution.micro_batch",) if alone else ()
 
     def published(self) -> Mapping[str, Any]:
         """The loss weights, of the job and of every stage."""
