@@ -1,6 +1,7 @@
 """The folder that a registered classifier or segmenter is: network, program, weights for other libraries, report."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from dira_dist.models.supervised import Classifier, Segmenter
 
 NETWORK, PROGRAM = "network.safetensors", "network.pt2"
 WEIGHTS = "weights.safetensors"
+GROUPS = "groups.json"
 
 _NOTICE = """## Licence and patents
 The software that made this model is licensed under Apache-2.0. It is an independent implementation of DiRA
@@ -56,6 +58,7 @@ class FineTunedFile:
         calibration: slopes and intercepts of the logits; empty of masks.
         thresholds: above which a class is said to be there; empty of masks.
         label: what was learned: names of labels, or ``mask``.
+        fed: how the images that it learned from were made: options of ``dira-dist shard``, and their mode.
     """
 
     task: Literal["classify", "segment"]
@@ -75,9 +78,15 @@ class FineTunedFile:
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    fed: dict[str, Any] = field(default_factory=dict)
 
 
-FORMAT = FileFormat(FineTunedFile, version=1)
+def _from_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Nothing was said then of how the images were made."""
+    return {"fed": {}, **values}
+
+
+FORMAT = FileFormat(FineTunedFile, version=2, upgrades={1: _from_1})
 
 
 def is_fine_tuned(folder: Path) -> bool:
@@ -107,7 +116,10 @@ def read_fine_tuned(folder: Path) -> FineTunedFile:
 
 @dataclass(frozen=True)
 class FineTunedFacts:
-    """What is known of a model beside its weights; see :class:`FineTunedFile`."""
+    """What is known of a model beside its weights; see :class:`FineTunedFile`.
+
+    ``groups`` are digests of the patients of its sets, by the name of the set.
+    """
 
     name: str
     task: Literal["classify", "segment"]
@@ -124,6 +136,8 @@ class FineTunedFacts:
     settings: Mapping[str, Any]
     data: Mapping[str, Any]
     origin: Mapping[str, Any]
+    fed: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[str]] | None = None
 
 
 def write_fine_tuned_folder(
@@ -158,6 +172,8 @@ def write_fine_tuned_folder(
         (folder / "pictures").mkdir(exist_ok=True)
         Image.fromarray(picture).save(folder / "pictures" / f"{name.replace('/', '-')}.png")
     (folder / "job.yaml").write_text(job)
+    if facts.groups is not None:
+        (folder / GROUPS).write_text(json.dumps(facts.groups))
     (folder / FACTS).write_bytes(FORMAT.dump(_file(facts, library, exported)))
     (folder / CARD).write_text("\n".join(_card(facts, exported, report)))
     write_checksums(folder)
@@ -235,6 +251,7 @@ def _file(facts: FineTunedFacts, library: str, exported: Exported) -> FineTunedF
         settings=dict(facts.settings),
         data=dict(facts.data),
         origin=dict(facts.origin),
+        fed=dict(facts.fed),
     )
 
 

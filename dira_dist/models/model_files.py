@@ -53,6 +53,7 @@ class ModelFacts:
         data: address, digest, number of samples ...
         quality: measured figures.
         origin: run, page, version of the software ...
+        fed: how the images that it learned from were made: options of ``dira-dist shard``, and their mode.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelFacts:
     data: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    fed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class ModelFile:
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    fed: dict[str, Any] = field(default_factory=dict)
 
 
 def _from_0_1_0(values: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +109,15 @@ def _from_0_1_0(values: dict[str, Any]) -> dict[str, Any]:
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     """Whether there is a decoder was told by the parts then, of which these two trained one."""
     trained = values.get("trained", ())
-    return {"decoder": "restorative" in trained or "adversarial" in trained, **values}
+    return _from_2({"decoder": "restorative" in trained or "adversarial" in trained, **values})
 
 
-FORMAT = FileFormat(ModelFile, version=2, upgrades={None: _from_0_1_0, 1: _from_1})
+def _from_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Nothing was said then of how the images were made."""
+    return {"fed": {}, **values}
+
+
+FORMAT = FileFormat(ModelFile, version=3, upgrades={None: _from_0_1_0, 1: _from_1, 2: _from_2})
 
 
 def write_model_folder(
@@ -283,4 +291,5 @@ def _model_file(facts: ModelFacts, library: Format, exported: Exported, channels
         settings=dict(facts.settings),
         data=dict(facts.data),
         origin=dict(facts.origin),
+        fed=dict(facts.fed),
     )

@@ -75,6 +75,7 @@ def publish(
         job=dump_yaml(job),
         pictures=_pictures(config, run_id),
         report=report or {},
+        trained_on=recipe.trained_on(),
     )
     with tempfile.TemporaryDirectory() as scratch:
         package = task.package(checkpoint.tensors, checkpoint.position, Path(scratch) / "model", about)

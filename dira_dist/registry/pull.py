@@ -11,12 +11,10 @@ from safetensors.torch import load_file
 from dira_dist.config import RequestError
 from dira_dist.models.export import Exported, Format, export, save_weights
 from dira_dist.models.fine_tuned_files import WEIGHTS, is_fine_tuned, read_fine_tuned
-from dira_dist.models.model_files import FACTS, UNET, ModelFile, read_facts
-from dira_dist.registry.checkpoint import download_checkpoint
+from dira_dist.models.model_files import UNET, ModelFile, read_facts
 from dira_dist.registry.download import Progress
-from dira_dist.registry.fetch import fetch
-from dira_dist.tracking.config import TrackingConfig, tracking_at
-from dira_dist.training.task import About, recipe_of
+from dira_dist.registry.model_folder import fetch_model_folder
+from dira_dist.tracking.config import tracking_at
 
 FILE_FORMATS = ("safetensors", "pt")
 
@@ -73,14 +71,14 @@ def pull(
     if dest.exists() and not dest.is_dir():
         raise RequestError(f"{dest}: is a file; give a folder")
     work = dest / f".pulling-{hashlib.sha256(model.encode()).hexdigest()[:12]}"
-    folder = _fetch(model, work, tracking_at(tracking_uri), progress)
+    folder = fetch_model_folder(model, work, tracking_at(tracking_uri), _weights_of, progress)
     try:
         if is_fine_tuned(folder):
             encoder, exported = _whole_network(model, folder, chosen, channels)
         else:
             encoder, exported = _pretrained(model, folder, chosen, channels)
     finally:
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
     path = dest / f"{encoder}-{chosen}.{file_format}"
     digest = save_weights(exported.state, path, {"names": chosen, "encoder": encoder})
     return Pulled(path, digest, exported.loading_lines(path))
@@ -110,18 +108,8 @@ def _whole_network(model: str, folder: Path, chosen: Format, channels: int | Non
     return facts.encoder, Exported(load_file(folder / WEIGHTS), construction, facts.features)
 
 
-def _fetch(model: str, work: Path, config: TrackingConfig, progress: Progress | None) -> Path:
-    """A folder with the weights and what the network is; of a checkpoint the model is made first, as it would be."""
-    if model.startswith(("models:", "runs:")):
-        folder = fetch(model, work, config, progress, only=(FACTS,))
-        fetch(model, work, config, progress, only=(FACTS, WEIGHTS if is_fine_tuned(folder) else UNET))
-    else:
-        found = download_checkpoint(model, work, progress).checkpoint
-        task = recipe_of(found.job).build_task()
-        shutil.rmtree(work / "model", ignore_errors=True)  # of a call that was broken off while it wrote
-        package = task.package(found.tensors, found.position, work / "model", About(found.job["name"]))
-        folder = package.folder
-    return folder
+def _weights_of(fine_tuned: bool) -> tuple[str, ...]:
+    return (WEIGHTS if fine_tuned else UNET,)
 
 
 def _check_decoder(model: str, facts: ModelFile) -> None:

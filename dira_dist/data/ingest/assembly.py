@@ -1,7 +1,7 @@
 """A stack of DICOM planes to a volume: frames decoded one by one, rescaled, and put where they belong."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any
@@ -54,11 +54,10 @@ def read_stack(stack: Stack, read: Callable[[str], bytes], budget_bytes: int = 2
     slices, header = _slices(stack, read)
     shear = _Shear(stack) if stack.tilted else None
     shape = (len(slices), first.rows, first.columns) if shear is None else shear.shape
-    voxels, affine, missing = assemble(
-        Parts(shape, lambda: _pieces(slices, shear)), affine_of(stack, shear.margin if shear else (0, 0))
-    )
+    own = affine_of(stack, shear.margin if shear else (0, 0))
+    voxels, affine, missing = assemble(Parts(shape, lambda: _pieces(slices, shear)), own)
     notes = [f"{missing} voxels that are no numbers are stored as 0"] if missing else []
-    return _with_geometry(voxels, affine, stack, header, notes)
+    return replace(_with_geometry(voxels, affine, stack, header, notes), turned_from=own)
 
 
 def _with_geometry(

@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,10 @@ def _volume(sitk: Any, path: Path, header: str, budget_bytes: int) -> Volume:
     while image.GetDimension() > 3:
         image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     values = sitk.GetArrayViewFromImage(image)
-    voxels, affine, missing = assemble(Parts(values.shape, lambda: _slabs(values)), _affine_of(image))
+    own = _affine_of(image)
+    voxels, affine, missing = assemble(Parts(values.shape, lambda: _slabs(values)), own)
     notes = [f"{missing} voxels that are no numbers are stored as 0"] if missing else []
-    return _with_geometry(voxels, affine, header, notes)
+    return replace(_with_geometry(voxels, affine, header, notes), turned_from=own)
 
 
 def _with_geometry(voxels: NDArray[Any], affine: NDArray[np.float64], header: str, notes: list[str]) -> Volume:

@@ -14,6 +14,7 @@ from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.stages import StageConfig
 from dira_dist.training.task import Recipe, TrainingSamples
+from dira_dist.training.trained_on import TrainedOn, trained_on
 from dira_dist.training.validation import PLATEAU_EPOCHS
 from dira_dist.views import check_viewable
 from dira_dist.views.augmentation import AugmentationConfig
@@ -283,6 +284,10 @@ class FinetuneRecipe(Recipe):
     def main_metric(self) -> str:
         usual = {"classify": VAL_AUROC.name, "segment": VAL_DICE.name}[self.task.name]
         return self.early_stopping.metric or usual
+
+    def trained_on(self) -> TrainedOn:
+        """Whom it learned from, and was chosen on, too."""
+        return trained_on({"train": self.data.train, "val": str(self.data.val)}, groups=True)
 
     @property
     def is_evaluated_beside(self) -> bool:

@@ -161,6 +161,7 @@ class PretrainTask:
             data=about.data,
             quality=about.quality,
             origin=about.origin,
+            fed=about.trained_on.fed,
         )
 
 

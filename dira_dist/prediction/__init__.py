@@ -1,0 +1,1 @@
+"""Files in, a model, and tables and masks out; without Ray."""
