@@ -1,1 +1,1 @@
-"""Files in, a model, and tables and masks out; without Ray."""
+"""Files in, a model, and tables, masks and features out; without Ray."""

@@ -274,7 +274,7 @@ class MaskAnswers:
 
         Args:
             maps: of it.
-            highest: (K,) the largest probability of each output at any place.
+            highest: (K,) see :func:`highest_in`.
             voxel_ml: size of a voxel; none where it is not known.
         """
         row: Row = {}
@@ -288,16 +288,26 @@ class MaskAnswers:
         return row
 
 
+def without_padding(chances: Tensor, view: View) -> Tensor:
+    """(K, *image_size) of a frame without what only pads it."""
+    return chances[(slice(None), *map(slice, fitted_size(view.stored_px, tuple(chances.shape[1:]))))]
+
+
 def unframed(chances: Tensor, view: View) -> Tensor:
     """(K, *image_size) of a frame as (K, H, W) of the picture in its file.
 
     The frame was made of the stored picture, whose share of it is cut out before it is brought to the file's size.
     """
-    inside = fitted_size(view.stored_px, tuple(chances.shape[1:]))
-    own = chances[(None, slice(None), *map(slice, inside))]
-    if inside == view.picture_px:
-        return own[0]
-    return functional.interpolate(own, view.picture_px, mode="bilinear", align_corners=False)[0]
+    own = without_padding(chances, view)
+    if tuple(own.shape[1:]) == view.picture_px:
+        return own
+    return functional.interpolate(own[None], view.picture_px, mode="bilinear", align_corners=False)[0]
+
+
+def highest_in(chances: Tensor, view: View) -> Floats:
+    """(K,) the largest probability of each output anywhere in the frame."""
+    found: Floats = without_padding(chances, view).amax((1, 2)).numpy().astype(np.float64)
+    return found
 
 
 @dataclass
@@ -310,13 +320,12 @@ class PictureMasks:
     found: list[Row] = field(default_factory=list)
 
     def add(self, view: View, output: Tensor) -> None:
-        chances = unframed(output, view)
-        maps = self.answers.decide(chances)
+        maps = self.answers.decide(unframed(output, view))
         answered = Answered(self.opened.entry, self.opened, maps, self.answers.map_names, view, maps, view.number)
         row: Row = {"number": view.number}
         for writer in self.answers.writers:
             row |= writer.write(answered, self.store)
-        self.found.append(row | self.answers.figures(maps, chances.amax((1, 2)).numpy(), None))
+        self.found.append(row | self.answers.figures(maps, highest_in(output, view), None))
 
     def rows(self) -> list[Row]:
         return self.found
@@ -339,10 +348,9 @@ class VolumeMasks:
         assert volume is not None and view.number is not None
         if self.maps is None:
             self.maps = np.zeros((len(self.answers.map_names), *volume.voxels.shape), dtype=np.uint8)
-        chances = unframed(output, view)
-        for whole, flat in zip(self.maps, self.answers.decide(chances), strict=True):
+        for whole, flat in zip(self.maps, self.answers.decide(unframed(output, view)), strict=True):
             upright(whole, self.answers.axis, view.number)[...] = flat
-        top = chances.amax((1, 2)).numpy().astype(np.float64)
+        top = highest_in(output, view)
         self.highest = top if self.highest is None else np.maximum(self.highest, top)
         if (count := int(np.count_nonzero(self._shown(view)))) > self.most:
             self.best, self.most = view, count

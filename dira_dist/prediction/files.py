@@ -40,14 +40,14 @@ class FileReader:
     """Opens files.
 
     Attributes:
-        source: address of the files.
+        address: of the files.
         options: how an archive becomes a set that the model knows.
         mode: of the pixels that it knows.
         rules: how flat images are read.
         framing: how they are brought before the network.
     """
 
-    source: str
+    address: str
     options: ShardOptions
     mode: PictureMode
     rules: RasterRules
@@ -55,7 +55,7 @@ class FileReader:
 
     @cached_property
     def _converter(self) -> Converter:
-        return Converter(self.source, self.options, self.mode, self.rules)
+        return Converter(self.address, self.options, self.mode, self.rules)
 
     def open(self, entries: Sequence[Entry]) -> Iterator[Opened]:
         """See :class:`~dira_dist.prediction.inputs.Reader`. What follows a volume waits for it."""

@@ -82,6 +82,10 @@ class Opened:
 class Reader(Protocol):
     """Opens entries; goes to other processes as it is."""
 
+    @property
+    def address(self) -> str:
+        """Of the source."""
+
     def open(self, entries: Sequence[Entry]) -> Iterator[Opened]:
         """Each of the entries, in their order, some read ahead.
 

@@ -43,7 +43,7 @@ def overlay(picture: Pixels, maps: Maps) -> npt.NDArray[np.uint8]:
         picture: (H, W) or (H, W, 3), uint8 or uint16, as the model has seen it.
         maps: (M, h, w) at any size.
     """
-    height, width = px.fitted_size(*picture.shape[:2], _LONGEST_PX, "longest")
+    height, width = px.fitted_size(picture.shape[0], picture.shape[1], _LONGEST_PX, "longest")
     grey = picture if picture.ndim == 2 or picture.shape[2] == 3 else picture[:, :, 0]
     shown = px.to_mode(px.resize(grey, height, width), "RGB").astype(np.float32)
     for number, labels in enumerate(maps):

@@ -4,7 +4,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from dira_dist.prediction.answers import (
     FileWriter,
     MaskAnswers,
 )
+from dira_dist.prediction.dicom_seg import DicomMasks, check_installed
 from dira_dist.prediction.files import FileSource, find_files
 from dira_dist.prediction.masks import PlainMasks
 from dira_dist.prediction.model import FineTuned, Model, files_of, load_encoder, load_fine_tuned
@@ -33,7 +33,7 @@ from dira_dist.prediction.place import Making, claim, finish, full_disk_told, pa
 from dira_dist.prediction.pooling import write_pooled
 from dira_dist.prediction.sets import SetSource, find_samples
 from dira_dist.prediction.tables import merge, schema_of
-from dira_dist.prediction.work import Chunk, Runner, Work, chunks, device_of, part_key, run_here, run_in_processes
+from dira_dist.prediction.work import Chunk, Here, Runner, Work, chunks, part_key
 from dira_dist.registry.model_folder import fetch_model_folder
 from dira_dist.tracking.config import tracking_at
 
@@ -119,7 +119,15 @@ def predict(
     options = options or PredictOptions()
     with tempfile.TemporaryDirectory() as scratch, discreet_storage(options.names == "keys" or runs_as_a_job()):
         folder = fetch_model_folder(model, Path(scratch), tracking_at(tracking_uri), files_of)
-        return _Job("predict", load_fine_tuned(folder, model), source, dest, options, progress, runner).run()
+        return _Job(
+            "predict",
+            load_fine_tuned(folder, model),
+            source,
+            dest,
+            options,
+            progress,
+            runner or Here(options.processes),
+        ).run()
 
 
 def embed(
@@ -140,7 +148,9 @@ def embed(
     options = options or EmbedOptions()
     with tempfile.TemporaryDirectory() as scratch, discreet_storage(options.names == "keys" or runs_as_a_job()):
         folder = fetch_model_folder(model, Path(scratch), tracking_at(tracking_uri), files_of)
-        return _Job("embed", load_encoder(folder, model), source, dest, options, progress, runner).run()
+        return _Job(
+            "embed", load_encoder(folder, model), source, dest, options, progress, runner or Here(options.processes)
+        ).run()
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ class _Job:
     dest: str
     options: EmbedOptions
     progress: Progress | None
-    runner: Runner | None
+    runner: Runner
 
     def run(self) -> Results:
         self._check_places()
@@ -171,16 +181,10 @@ class _Job:
     def _is_set(self) -> bool:
         return open_store(self.source).stat(INDEX_NAME) is not None
 
-    @property
-    def _processes(self) -> int:
-        if self.options.processes is not None:
-            return self.options.processes
-        return 1 if device_of(self.options.device) != "cpu" else usable_cores()
-
     def _found(self) -> FileSource | SetSource:
         if self._is_set:
             return find_samples(self.source, self.model, self.options)
-        return find_files(self.source, self.model, self.options, self._processes)
+        return find_files(self.source, self.model, self.options, self.options.processes or usable_cores())
 
     def _work(self, found: FileSource | SetSource) -> Work:
         answers = self._answers(found)
@@ -188,7 +192,7 @@ class _Job:
         grouped = isinstance(self.options, PredictOptions) and self.options.pool is not None
         group: Columns = {"group": "text"} if grouped else {}
         schema = schema_of({first: "text", **group, **LAST_COLUMNS, **answers.columns})
-        device = device_of(self.options.device)
+        device = self.runner.device(self.options.device)
         return Work(self.model, found.reader, answers, self.dest, first, schema, self.options.batch, device)
 
     def _answers(self, found: FileSource | SetSource) -> Answers:
@@ -211,10 +215,28 @@ class _Job:
 
     def _writers(self, options: PredictOptions, found: FileSource | SetSource) -> Iterator[FileWriter]:
         """Those of files beside the table."""
-        if options.masks != "none":
-            yield PlainMasks(int(options.volume_budget_gib * 2**30))
+        plain = PlainMasks(int(options.volume_budget_gib * 2**30))
+        if options.masks == "auto" and isinstance(found, FileSource) and found.has_dicom:
+            yield self._dicom_masks(plain)
+        elif options.masks != "none":
+            yield plain
         if options.overlays:
             yield Overlays()
+
+    def _dicom_masks(self, plain: PlainMasks) -> FileWriter:
+        """Raises:
+        RequestError: highdicom is missing, or what a DICOM-SEG repeats is not to be written.
+        """
+        model = self.model
+        assert isinstance(model, FineTuned)
+        if self.options.names == "keys":
+            raise RequestError(
+                "names keys: a DICOM-SEG repeats whose its images are: give --masks plain (NIfTI of series, PNG of "
+                "single images), or --masks none"
+            )
+        check_installed()
+        first = 1 if model.facts.kind == "multiclass" else 0
+        return DicomMasks(self.source, plain, tuple(model.facts.classes[first:]), model.recipe.task.name, model.digest)
 
     def _making(self, found: FileSource | SetSource, parts: int) -> Making:
         options: dict[str, Any] = {"names": self.options.names} | self.options.model_dump(
@@ -243,9 +265,7 @@ class _Job:
                 self.progress(done, total)
 
         tell(0)
-        processes = min(self._processes, len(left))
-        runner = self.runner or (partial(run_in_processes, processes) if processes > 1 else run_here)
-        runner(work, left, tell)
+        self.runner.run(work, left, tell)
 
     def _finish(self, store: Store, making: Making, work: Work, found: FileSource | SetSource) -> Results:
         name = PREDICTIONS if self.verb == "predict" else FEATURES
@@ -265,8 +285,8 @@ class _Job:
             entries=len(found.entries),
             rows=making.rows,
             unread=making.unread,
-            ignored=found.ignored if of_files else 0,
-            notes=found.notes if of_files else (),
+            ignored=found.ignored,
+            notes=found.notes,
             named=of_files and self.options.names == "files",
             was_complete=making.finished,
         )

@@ -53,18 +53,20 @@ class SetReader:
 
     def _opened(self, batch: LocalBatch, place: int, entry: Entry) -> Opened:
         size = batch.sizes_px[place].tolist()
-        pixels = batch.images[(place, slice(None), *map(slice, size))].numpy()
+        pixels = batch.images[place].numpy()[(slice(None), *map(slice, size))]
         picture = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
         return Opened(entry, iter([self.framing.view(picture, (size[0], size[1]))]))
 
 
 @dataclass(frozen=True)
 class SetSource:
-    """A shard set as a whole."""
+    """A shard set as a whole; see :class:`~dira_dist.prediction.files.FileSource`."""
 
     reader: SetReader
     entries: Sequence[Entry]
     digest: str
+    ignored: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def find_samples(address: str, model: Model, options: EmbedOptions) -> SetSource:

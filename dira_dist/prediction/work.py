@@ -14,11 +14,12 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from dira_dist.config import JobFailedError, RequestError
+from dira_dist.data.cores import usable_cores
 from dira_dist.data.ingest.workers import end_with_parent
 from dira_dist.data.store import Store, open_store
 from dira_dist.prediction.answers import Answers, Collector, Row
@@ -152,21 +153,50 @@ def _one_thread(device: str) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-Runner = Callable[[Work, Sequence[Chunk], Tell], None]
+class Runner(Protocol):
+    """Does the chunks of a work, in whatever order."""
+
+    def device(self, asked: str | None) -> str:
+        """Where its networks compute.
+
+        Raises:
+            RequestError: there is no such device.
+        """
+
+    def run(self, work: Work, todo: Sequence[Chunk], tell: Tell) -> None:
+        """Does them all.
+
+        Raises:
+            RequestError, StoreError: source or destination is away, or a machine does not see it.
+            JobFailedError: a process was ended from outside.
+        """
 
 
-def run_here(work: Work, todo: Sequence[Chunk], tell: Tell) -> None:
-    """One chunk after the other, in this process."""
-    for chunk in todo:
-        work.do(chunk, tell)
+@dataclass(frozen=True)
+class Here:
+    """This machine.
 
-
-def run_in_processes(processes: int, work: Work, todo: Sequence[Chunk], tell: Tell) -> None:
-    """In fresh processes, a chunk each.
-
-    Raises:
-        JobFailedError: one of them was ended from outside.
+    Attributes:
+        processes: that share the chunks; none: one per core on the CPU, one on a GPU.
     """
+
+    processes: int | None = None
+
+    def device(self, asked: str | None) -> str:
+        return device_of(asked)
+
+    def run(self, work: Work, todo: Sequence[Chunk], tell: Tell) -> None:
+        usual = usable_cores() if work.device == "cpu" else 1
+        processes = min(self.processes or usual, len(todo))
+        if processes > 1:
+            _run_in_processes(processes, work, todo, tell)
+            return
+        for chunk in todo:
+            work.do(chunk, tell)
+
+
+def _run_in_processes(processes: int, work: Work, todo: Sequence[Chunk], tell: Tell) -> None:
+    """In fresh processes, a chunk each."""
     context = multiprocessing.get_context("spawn")
     packed = pickle.dumps(work)  # by value: tensors in shared memory would cost a file descriptor each
     pool = ProcessPoolExecutor(processes, context, _start, (packed,))

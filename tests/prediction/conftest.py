@@ -74,9 +74,7 @@ def make_model(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Make
                     weight.mul_(20)
         report = work.validator(networks, torch.device("cpu")).report()
         assert report is not None
-        about = About(
-            task, job=dump_yaml(loaded.public), report=report.files, trained_on=facts.job.trained_on()
-        )
+        about = About(task, job=dump_yaml(loaded.public), report=report.files, trained_on=facts.job.trained_on())
         tensors = {"networks": networks.state_dict()}
         return work.package(tensors, Position(), tmp_path_factory.mktemp(task) / "model", about).folder
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,8 @@ def mask_in(affine_ras_mm: NDArray[np.float64], voxels: NDArray[np.uint8]) -> by
         affine_ras_mm: (4, 4) of its indices.
         voxels: of three axes.
     """
-    import nibabel
-
-    mask: Any = nibabel.Nifti1Image(voxels, affine_ras_mm)
+    nibabel: Any = import_module("nibabel")  # it has no types of its own
+    mask = nibabel.Nifti1Image(voxels, affine_ras_mm)
     mask.header.set_xyzt_units("mm")
     return gzip.compress(mask.to_bytes(), 6, mtime=0)
 
