@@ -152,4 +152,4 @@ def _check_seen(work: Work, todo: Sequence[Chunk]) -> None:
 
 def _first_files(todo: Sequence[Chunk]) -> list[str]:
     entry = next((entry for _, entries in todo for entry in entries if entry.item is not None), None)
-    return [] if entry is None or entry.item is None else [entry.item.files[0]]
+    return [] if entry is None or entry.item is None else list(entry.item.files[:1])

@@ -129,7 +129,7 @@ def _check_strangers(model: FineTuned, table: SampleTable, address: str) -> list
     notes = ["patients are compared by the salted keys of the sets: sets made with another salt share none by name"]
     if count := common.get("val", 0):
         notes.append(
-            f"{count} of its {len(own)} patients stand in the model's val, on which it was chosen: it flatters"
+            f"{count} of its {len(own)} patients stand in val, on which the model was chosen: that flatters it"
         )
     return notes
 

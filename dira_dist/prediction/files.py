@@ -210,19 +210,21 @@ def shard_options(model: Model, options: EmbedOptions) -> ShardOptions:
 
 
 def _entries(plan: Plan, options: EmbedOptions, pool: str | None) -> Iterator[Entry]:
-    """A series goes by the first of its files, and its second stack by that with a number."""
+    """A series goes by the first name of its files, and its second stack by that with a number."""
     by_key = options.names == "keys"
-    items = sorted((item for part in plan.parts.values() for item in part), key=lambda item: (item.files, item.key))
-    stems = Counter(without_suffix(item.files[0]) for item in items)
+    items = sorted(
+        (item for part in plan.parts.values() for item in part), key=lambda item: (min(item.files), item.key)
+    )
+    stems = Counter(without_suffix(min(item.files)) for item in items)
     seen: Counter[str] = Counter()
     for item in items:
-        file = item.files[0]
+        file = min(item.files)
         seen[file] += 1
         again = f"-{seen[file]}" if seen[file] > 1 else ""
         stem = file if stems[without_suffix(file)] > 1 else without_suffix(file)
         name = item.key if by_key else f"{printable(file)}{again}"
         own = item.key if by_key else f"{printable(stem)}{again}"
-        yield Entry(name, own, _group(plan, item, pool, name, by_key), item, scale=plan.scales.get(file))
+        yield Entry(name, own, _group(plan, item, pool, name, by_key), item, scale=plan.scales.get(item.files[0]))
     for file, reason in plan.skipped:
         name = plan.salt.digest("sample", file) if by_key else printable(file)
         yield Entry(name, name, reason=reason)

@@ -1,6 +1,8 @@
 """The networks that answer: a classifier or segmenter, or the encoder of any model, with what each wants to be fed."""
 
-from collections.abc import Collection, Mapping
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +35,7 @@ class Model:
 
     Attributes:
         address: as it was asked for.
-        digest: SHA-256 of its weights.
+        digest: of its weights and of all else that its answers depend on.
         network: in evaluation mode, on the CPU.
         image_size, in_channels, fit: of the frame that an image is brought into.
         fed: how the images that it learned from were made; see :class:`dira_dist.training.trained_on.TrainedOn`.
@@ -102,7 +104,7 @@ def load_fine_tuned(folder: Path, address: str) -> FineTuned:
     network.load_state_dict(load_file(folder / NETWORK))
     return FineTuned(
         address=address,
-        digest=sha256_of(folder / NETWORK),
+        digest=_digest(folder / NETWORK, [getattr(told, name) for name in _ANSWERS]),
         network=network.eval(),
         image_size=told.image_size,
         in_channels=told.in_channels,
@@ -132,7 +134,15 @@ def load_encoder(folder: Path, address: str) -> Model:
     state = {name: weight for name, weight in load_file(folder / UNET).items() if name.startswith("encoder.")}
     encoder.load_state_dict({name.removeprefix("encoder."): weight for name, weight in state.items()})
     network = Features(encoder).eval()
-    return Model(address, sha256_of(folder / UNET), network, told.image_size, told.in_channels, "crop", told.fed)
+    digest = _digest(folder / UNET, [told.image_size, told.in_channels, told.fed])
+    return Model(address, digest, network, told.image_size, told.in_channels, "crop", told.fed)
+
+
+_ANSWERS = ("kind", "classes", "calibration", "thresholds", "image_size", "in_channels", "fit", "fed")
+
+
+def _digest(weights: Path, settings: Sequence[Any]) -> str:
+    return hashlib.sha256(f"{sha256_of(weights)}{json.dumps(settings)}".encode()).hexdigest()
 
 
 def _recipe(folder: Path, kind: type[RecipeT]) -> RecipeT:

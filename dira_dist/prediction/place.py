@@ -21,7 +21,7 @@ class Making:
     Attributes:
         verb: ``predict`` or ``embed``.
         model: address as it was given, for people.
-        weights: digest of the model's weights.
+        weights: digest of the model, its weights and what else its answers depend on.
         source: digest of the source.
         options: that decide what the results are.
         parts: how many there are.
@@ -70,7 +70,7 @@ def _difference(there: Making, wanted: Making) -> str:
     if there.verb != wanted.verb:
         return f"holds results of dira-dist {there.verb}"
     if there.weights != wanted.weights:
-        return f"holds results of another model, {there.model} (other weights than those of {wanted.model})"
+        return f"holds results of another model, {there.model} (and {wanted.model} answers otherwise)"
     if there.source != wanted.source:
         return "holds results of another source, or files of the source have changed since"
     names = [name for name, value in wanted.options.items() if there.options.get(name) != value]
