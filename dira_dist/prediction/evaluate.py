@@ -74,7 +74,7 @@ def evaluate(
         if next(iter(open_store(dest).list()), None) is not None:
             raise RequestError(f"{dest}: holds files; give a new or empty folder for the report")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = fetch_model_folder(model, Path(scratch), tracking_at(tracking_uri), files_of, remember=True)
+        folder = fetch_model_folder(model, Path(scratch), tracking_at(tracking_uri), files_of, as_registered=True)
         found = load_fine_tuned(folder, model)
         report = _report(found, shard_set, torch.device(device_of(device)))
     if dest is not None:

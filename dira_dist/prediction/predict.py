@@ -118,7 +118,7 @@ def predict(
     """
     options = options or PredictOptions()
     with tempfile.TemporaryDirectory() as scratch, discreet_storage(options.names == "keys" or runs_as_a_job()):
-        folder = fetch_model_folder(model, Path(scratch), tracking_at(tracking_uri), files_of)
+        folder = fetch_model_folder(model, Path(scratch), tracking_at(tracking_uri), files_of, as_registered=True)
         return _Job(
             "predict",
             load_fine_tuned(folder, model),
@@ -147,7 +147,7 @@ def embed(
     """
     options = options or EmbedOptions()
     with tempfile.TemporaryDirectory() as scratch, discreet_storage(options.names == "keys" or runs_as_a_job()):
-        folder = fetch_model_folder(model, Path(scratch), tracking_at(tracking_uri), files_of)
+        folder = fetch_model_folder(model, Path(scratch), tracking_at(tracking_uri), files_of, as_registered=True)
         return _Job(
             "embed", load_encoder(folder, model), source, dest, options, progress, runner or Here(options.processes)
         ).run()

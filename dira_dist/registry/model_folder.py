@@ -11,6 +11,7 @@ from dira_dist.models.weights import WEIGHT_FILES
 from dira_dist.registry.checkpoint import download_checkpoint
 from dira_dist.registry.download import Progress
 from dira_dist.registry.fetch import fetch
+from dira_dist.registry.publish import chosen_checkpoint
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.training.task import About, recipe_of
 from dira_dist.training.trained_on import TrainedOn
@@ -23,7 +24,7 @@ def fetch_model_folder(
     wanted: Callable[[bool], Collection[str]],
     progress: Progress | None = None,
     *,
-    remember: bool = False,
+    as_registered: bool = False,
 ) -> Path:
     """A folder with what is wanted of a model; that of a checkpoint is made first, as its run would make it.
 
@@ -34,7 +35,8 @@ def fetch_model_folder(
         config: where the registry is.
         wanted: names of the files, told whether the model was fine-tuned. A version that has not all of them is older.
         progress: called with the bytes that are here and the bytes in all.
-        remember: whether a checkpoint's model is to know its sets, which are read for it.
+        as_registered: whether of a run's checkpoints the chosen one is meant, with the run's report on it, and is to
+            remember its sets, which are read for that; else the one that is named, or the newest.
 
     Raises:
         RequestError: there is no such model, it is damaged, or its registry or storage does not answer.
@@ -51,9 +53,15 @@ def fetch_model_folder(
             f"{model}: is a file of weights, which does not say what they are fed and what they answer: give the model "
             "that it was pulled from (models:/NAME@ALIAS or runs:/ID), or its folder"
         )
-    found = download_checkpoint(model, work, progress).checkpoint
-    recipe = recipe_of(found.job)
+    found, report = download_checkpoint(model, work, progress), dict[str, bytes]()
+    if as_registered:
+        found, report = chosen_checkpoint(found, model, work / "chosen", progress)
+    checkpoint, recipe = found.checkpoint, recipe_of(found.checkpoint.job)
     shutil.rmtree(work / "model", ignore_errors=True)  # of a call that was broken off while it wrote
-    seen = recipe.trained_on() if remember else TrainedOn()
-    about = About(found.job["name"], job=dump_yaml(found.job), trained_on=seen)
-    return recipe.build_task().package(found.tensors, found.position, work / "model", about).folder
+    about = About(
+        checkpoint.job["name"],
+        job=dump_yaml(checkpoint.job),
+        report=report,
+        trained_on=recipe.trained_on() if as_registered else TrainedOn(),
+    )
+    return recipe.build_task().package(checkpoint.tensors, checkpoint.position, work / "model", about).folder

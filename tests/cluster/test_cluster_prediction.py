@@ -10,10 +10,10 @@ from dira_dist.cluster.session import embedded_ray
 from dira_dist.config import RequestError
 from dira_dist.jobs.base import ResourcesConfig
 from dira_dist.prediction import work
-from tests.prediction.conftest import MakeModel, labelled, make_model
+from tests.prediction.conftest import MakeModel, labelled, make_model, make_package
 from tests.prediction.test_prediction_files import files_of
 
-__all__ = ["labelled", "make_model"]
+__all__ = ["labelled", "make_model", "make_package"]
 
 
 def test_a_cluster_writes_what_one_process_writes(

@@ -1,6 +1,7 @@
 """Models of narrow networks, packaged as their runs would; their weights were drawn, and nothing was trained."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import torch
 
 from dira_dist.config import dump_yaml
 from dira_dist.data.ingest import ShardOptions, shard
+from dira_dist.data.store import LocalStore
 from dira_dist.jobs.load import load_job
 from dira_dist.jobs.preflight import preflight
 from dira_dist.quickstart.phantom import write_archive
+from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.stages import Position
-from dira_dist.training.task import About
+from dira_dist.training.state import Checkpoint, write_checkpoint
+from dira_dist.training.task import About, Package
 
 SIDE_PX = 32
 TASKS: dict[str, Any] = {
@@ -24,6 +28,17 @@ TASKS: dict[str, Any] = {
     "segment": {"name": "segment", "classes": ["right", "left", "heart"]},
     "regions": {"name": "segment", "regions": {"lungs": [1, 2], "right": [1]}},
 }
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model as a run would leave it: what is registered, and the address of the run's checkpoint."""
+
+    package: Package
+    checkpoint: str
+
+
+MakePackage = Callable[[str], Made]
 MakeModel = Callable[[str], Path]
 
 
@@ -45,11 +60,17 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_model(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+def make_model(make_package: MakePackage) -> MakeModel:
     """The folder of a model of a task of :data:`TASKS`, made once."""
+    return lambda task: make_package(task).package.folder
+
+
+@pytest.fixture(scope="session")
+def make_package(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> MakePackage:
+    """The same, ready for the registry."""
 
     @cache
-    def make(task: str) -> Path:
+    def make(task: str) -> Made:
         values = {
             "kind": "finetune",
             "name": task,
@@ -76,6 +97,10 @@ def make_model(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Make
         assert report is not None
         about = About(task, job=dump_yaml(loaded.public), report=report.files, trained_on=facts.job.trained_on())
         tensors = {"networks": networks.state_dict()}
-        return work.package(tensors, Position(), tmp_path_factory.mktemp(task) / "model", about).folder
+        folder = tmp_path_factory.mktemp(task)
+        write_checkpoint(folder / "scratch", Checkpoint(Position(step=1), loaded.public, tensors=tensors))
+        run = CheckpointFolder(LocalStore(str(folder / "run")))
+        run.upload("step-1", folder / "scratch")
+        return Made(work.package(tensors, Position(), folder / "model", about), str(folder / "run" / "step-1"))
 
     return make
