@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from dira_dist.config import dump_yaml
+from dira_dist.config import Document, dump_yaml
 from dira_dist.data.ingest import ShardOptions, shard
-from dira_dist.jobs.load import load_job
+from dira_dist.jobs.load import load_training_job
 from dira_dist.jobs.preflight import preflight
 from dira_dist.prediction.model import load_encoder, load_fine_tuned
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
@@ -108,7 +108,7 @@ def make_model(archive: Path, folder: Path, task: str) -> Path:
         "model": {"encoder": "resnet18"},
         "task": TASKS[task],
     }
-    loaded = load_job(values)
+    loaded = load_training_job(Document(values, "job"))
     facts = preflight(loaded.job)
     loaded, work = loaded.settled(facts.job, facts.changes), facts.job.build_task()
     about = About("benchmark", job=dump_yaml(loaded.public), trained_on=facts.job.trained_on())

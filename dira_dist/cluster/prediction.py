@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dira_dist.config import JobFailedError, RequestError
+from dira_dist.data.ingest.sharding import discreet_storage
 from dira_dist.prediction import predict as floor
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
 from dira_dist.prediction.place import STATE
@@ -129,13 +130,14 @@ _here: dict[Any, Work] = {}
 
 
 def _do(packed: list[Any], chunk: Chunk) -> None:
-    """In a process of the cluster."""
+    """In a process of the cluster, whose logs hold no names of files."""
     import ray
 
     if packed[0] not in _here:
         _here.clear()  # of a work before this one
         _here[packed[0]] = ray.get(packed[0])
-    _here[packed[0]].do(chunk, lambda done: None)
+    with discreet_storage(True):
+        _here[packed[0]].do(chunk, lambda done: None)
 
 
 def _check_seen(work: Work, todo: Sequence[Chunk]) -> None:

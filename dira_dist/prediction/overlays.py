@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from dira_dist.data.ingest import pixels as px
 from dira_dist.data.store import Store
@@ -52,4 +51,4 @@ def overlay(picture: Pixels, maps: Maps) -> npt.NDArray[np.uint8]:
             inside = fitted == value
             colour = _COLOURS[(number + value - 1) % len(_COLOURS)]
             shown[inside] = (1 - _SHARE) * shown[inside] + _SHARE * colour
-    return np.asarray(Image.fromarray(np.rint(shown).astype(np.uint8)))
+    return np.rint(shown).astype(np.uint8)

@@ -9,7 +9,7 @@ from typing import Any
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, StoreError
 from dira_dist.formats import FileFormat
-from dira_dist.prediction.work import PARTS, part_key
+from dira_dist.prediction.tables import PARTS, part_key
 
 STATE = "prediction.json"
 

@@ -7,9 +7,9 @@ import numpy as np
 from dira_dist.data.store import Store
 from dira_dist.evaluation.classification import Floats
 from dira_dist.prediction.answers import ClassAnswers, Row
-from dira_dist.prediction.tables import merge, read_rows, schema_of, write_part
+from dira_dist.prediction.tables import PARTS, merge, read_rows, schema_of, write_part
 
-_PART = "parts/pooled.parquet"
+_PART = f"{PARTS}/pooled.parquet"
 
 
 def write_pooled(store: Store, keys: Sequence[str], name: str, answers: ClassAnswers) -> None:

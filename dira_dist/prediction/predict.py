@@ -32,8 +32,8 @@ from dira_dist.prediction.overlays import Overlays
 from dira_dist.prediction.place import Making, claim, finish, full_disk_told, parts_done
 from dira_dist.prediction.pooling import write_pooled
 from dira_dist.prediction.sets import SetSource, find_samples
-from dira_dist.prediction.tables import merge, schema_of
-from dira_dist.prediction.work import Chunk, Here, Runner, Work, chunks, part_key
+from dira_dist.prediction.tables import merge, part_key, schema_of
+from dira_dist.prediction.work import Chunk, Here, Runner, Work, chunks
 from dira_dist.registry.model_folder import fetch_model_folder
 from dira_dist.tracking.config import tracking_at
 

@@ -15,6 +15,7 @@ from dira_dist.prediction.answers import Columns, Row
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PARTS = "parts"
 _ROWS_AT_ONCE = 1 << 14
 
 
@@ -30,6 +31,11 @@ def schema_of(columns: Columns) -> "pa.Schema":
         "vector": pa.list_(pa.float32()),
     }
     return pa.schema([(name, types[kind]) for name, kind in columns.items()])
+
+
+def part_key(number: int) -> str:
+    """Where the rows of a chunk lie until all are done."""
+    return f"{PARTS}/{number:06d}.parquet"
 
 
 def write_part(store: Store, key: str, rows: Sequence[Row], schema: "pa.Schema") -> None:

@@ -26,7 +26,8 @@ from dira_dist.prediction.answers import Answers, Collector, Row
 from dira_dist.prediction.files import is_volume
 from dira_dist.prediction.inputs import Entry, Opened, Reader, View
 from dira_dist.prediction.model import Model
-from dira_dist.prediction.tables import write_part
+from dira_dist.prediction.place import full_disk_told
+from dira_dist.prediction.tables import part_key, write_part
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +37,6 @@ Chunk = tuple[int, Sequence[Entry]]
 Tell = Callable[[int], None]
 """Told how many entries are done since it was told before."""
 
-PARTS = "parts"
 _CHUNK = 64
 _NO_SLICE = "each of its slices holds one value only"
 
@@ -50,11 +50,6 @@ def chunks(entries: Sequence[Entry]) -> Iterator[Chunk]:
             number, held = number + 1, []
         held.append(entry)
     yield number, tuple(held)
-
-
-def part_key(number: int) -> str:
-    """Where the rows of a chunk lie below DEST until all are done."""
-    return f"{PARTS}/{number:06d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -86,12 +81,13 @@ class Work:
 
         Raises:
             RequestError, StoreError: source or destination is away.
+            JobFailedError: the disk is full.
         """
         number, entries = chunk
         store = open_store(self.dest)
-        with _one_thread(self.device), torch.inference_mode():
+        with full_disk_told(self.dest), _one_thread(self.device), torch.inference_mode():
             rows = [row for found in self._answered(entries, store, tell) for row in found]
-        write_part(store, part_key(number), rows, self.schema)
+            write_part(store, part_key(number), rows, self.schema)
 
     def _answered(self, entries: Sequence[Entry], store: Store, tell: Tell) -> Iterator[list[Row]]:
         """The rows of each entry, in order."""
