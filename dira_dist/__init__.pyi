@@ -1,6 +1,8 @@
 """The public names, each in its home; ``__init__.py`` imports them when they are first used."""
 
 from .cluster.fit.outcome import Outcome as Outcome
+from .cluster.prediction import embed as embed
+from .cluster.prediction import predict as predict
 from .cluster.room import init as init
 from .cluster.run import run as run
 from .cluster.submit.jobs import describe as describe
@@ -19,6 +21,9 @@ from .jobs.check import check as check
 from .jobs.load import job_schema as job_schema
 from .jobs.load import load_job as load_job
 from .jobs.pretrain import PretrainJob as PretrainJob
+from .prediction.evaluate import evaluate as evaluate
+from .prediction.options import EmbedOptions as EmbedOptions
+from .prediction.options import PredictOptions as PredictOptions
 from .quickstart.quickstart import run_quickstart as run_quickstart
 from .registry.publish import register as register
 from .registry.pull import pull as pull

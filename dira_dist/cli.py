@@ -24,6 +24,7 @@ from dira_dist.config import Document, JobFailedError, RequestError, Section, du
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.retry import StoreError
 from dira_dist.jobs.draft import DraftKind
+from dira_dist.prediction.options import EmbedOptions, PredictOptions
 
 if TYPE_CHECKING:
     from dira_dist.data.ingest import Progress as ShardProgress
@@ -167,6 +168,68 @@ def shard(
         done = dira_dist.shard(source, dest, options, progress)
     for line in done.lines():
         _out.print(line, markup=False)
+
+
+Model = Annotated[
+    str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID, a checkpoint, or a model's folder")
+]
+Source = Annotated[str, typer.Argument(help="folder or s3://bucket/prefix of images, or a shard set")]
+Results = Annotated[str, typer.Argument(help="folder or s3://bucket/prefix for what is written")]
+Cluster = Annotated[str | None, typer.Option("--address", help="of a Ray cluster; this machine alone if left out")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow; MLFLOW_TRACKING_URI where left out")]
+
+
+@app.command()
+@_options_of(PredictOptions)
+def predict(
+    model: Model,
+    source: Source,
+    dest: Results,
+    address: Cluster = None,
+    tracking_uri: TrackingUri = None,
+    *,
+    options: PredictOptions,
+) -> None:
+    """A fine-tuned model over images: probabilities, decisions and masks; an interrupted run goes on."""
+    with _progress_bar("predicting") as progress:
+        done = dira_dist.predict(
+            model, source, dest, options, address=address, tracking_uri=tracking_uri, progress=progress
+        )
+    for line in done.lines():
+        _out.print(line, markup=False)
+
+
+@app.command()
+@_options_of(EmbedOptions)
+def embed(
+    model: Model,
+    source: Source,
+    dest: Results,
+    address: Cluster = None,
+    tracking_uri: TrackingUri = None,
+    *,
+    options: EmbedOptions,
+) -> None:
+    """Features of images by any model's encoder, as Parquet; an interrupted run goes on."""
+    with _progress_bar("embedding") as progress:
+        done = dira_dist.embed(
+            model, source, dest, options, address=address, tracking_uri=tracking_uri, progress=progress
+        )
+    for line in done.lines():
+        _out.print(line, markup=False)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    shard_set: Annotated[str, typer.Argument(metavar="SET", help="labelled shard set")],
+    dest: Annotated[str | None, typer.Option(help="folder or s3://bucket/prefix for the report and pictures")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one if left out")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """What a fine-tuned model is worth on a labelled set, with its own thresholds and calibration."""
+    found = dira_dist.evaluate(model, shard_set, dest, device=device, tracking_uri=tracking_uri)
+    _out.print(found.text, markup=False)
 
 
 @app.command()

@@ -20,7 +20,17 @@ ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "build" / "docs"
 BESIDE = ("LICENSE", "NOTICE", "docs/site.css")
 # In reading order; others follow by name.
-GUIDES = ["sharding", "dicom-and-volumes", "operations", "recovery", "evaluation", "search", "fine-tuning", "models"]
+GUIDES = [
+    "sharding",
+    "dicom-and-volumes",
+    "operations",
+    "recovery",
+    "evaluation",
+    "search",
+    "fine-tuning",
+    "prediction",
+    "models",
+]
 
 
 def main() -> None:

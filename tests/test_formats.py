@@ -62,6 +62,11 @@ def test_a_driver_of_0_2_0_is_read_and_its_heartbeats_are_watched() -> None:
     assert driver.pid == 42 and driver.is_alive is None
 
 
+def test_a_model_of_0_2_0_does_not_say_how_its_images_were_made() -> None:
+    model = model_files.FORMAT.load(specimen(model_files.FACTS, "0.2.0"), "m")
+    assert model.decoder and model.fed == {}
+
+
 @pytest.mark.parametrize(
     ("trained", "decoder"),
     [

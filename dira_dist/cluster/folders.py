@@ -26,7 +26,7 @@ def check_shared(job: TrainingJob) -> None:
     """
     files = list(_local_files(job))
     if files:
-        check_seen(files, _other_machines())
+        check_seen(files, other_machines())
 
 
 def check_seen(files: list[str], machines: Mapping[str, str]) -> None:
@@ -58,7 +58,8 @@ def _local_files(job: TrainingJob) -> Iterator[str]:
     yield from (str(Path(file).absolute()) for _, file in job.weight_files())
 
 
-def _other_machines() -> dict[str, str]:
+def other_machines() -> dict[str, str]:
+    """Ray nodes that may get work, by the machine's address, without this one."""
     here = ray.util.get_node_ip_address()
     return {node.address: node.node_id for node in live_nodes() if node.cpus > 0 and node.address != here}
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import ray
 import torch
 
-from dira_dist.cluster.session import connected, live_nodes
+from dira_dist.cluster.session import cluster_at, live_nodes
 from dira_dist.config import RequestError
 from dira_dist.jobs.draft import DraftKind, Room, draft, find_sets
 from dira_dist.jobs.load import load_job
@@ -56,7 +56,7 @@ def find_room() -> Room:
     if address is None and not ray.is_initialized():
         cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
         return Room(cpus, gpus, f"this machine ({cpus} CPUs, {gpus} GPUs)")
-    with connected(address):
+    with cluster_at(str(address), f"RAY_ADDRESS={address}"):
         sizes = [node.size for node in live_nodes()]
     cpus, gpus = int(sum(size[0] for size in sizes)), sum(size[1] for size in sizes)
     return Room(cpus, gpus, f"a Ray cluster of {len(sizes)} machines ({cpus} CPUs, {gpus} GPUs)")

@@ -42,7 +42,7 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
         check_capacity(resources, gpus_per_worker(resources))
         yield
     elif "RAY_ADDRESS" in os.environ:
-        with _cluster(os.environ["RAY_ADDRESS"]):
+        with cluster_at(os.environ["RAY_ADDRESS"], f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}"):
             check_capacity(resources, gpus_per_worker(resources))
             yield
     else:
@@ -79,28 +79,25 @@ def embedded_ray(resources: ResourcesConfig) -> Iterator[None]:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Be connected to a cluster; a connection that stands already is taken, and left standing.
+def cluster_at(address: str, said: str) -> Iterator[None]:
+    """Be connected to a cluster; a connection that stands already is left standing.
+
+    Args:
+        address: as Ray takes it: ``auto``, ``host:port`` or ``ray://host:port``.
+        said: how a person gave it, for messages.
 
     Raises:
-        RequestError: no cluster answers there.
+        RequestError: none answers there.
     """
     if ray.is_initialized():
         yield
         return
-    assert address is not None
-    with _cluster(address):
-        yield
-
-
-@contextmanager
-def _cluster(address: str) -> Iterator[None]:
     _settle_environment()
     try:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RequestError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); correct it, "
+            f"{said}: no Ray cluster answers there ({error}); correct it, "
             "or unset it to run on an embedded Ray on this machine"
         ) from error
     try:

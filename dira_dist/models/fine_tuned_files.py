@@ -1,7 +1,8 @@
 """The folder that a registered classifier or segmenter is: network, program, weights for other libraries, report."""
 
+import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from dira_dist.models.unet import UNetConfig
 
 NETWORK, PROGRAM = "network.safetensors", "network.pt2"
 WEIGHTS = "weights.safetensors"
+GROUPS = "groups.json"
 
 _NOTICE = """## Licence and patents
 The software that made this model is licensed under Apache-2.0. It is an independent implementation of DiRA
@@ -63,6 +65,7 @@ class FineTunedFile:
         label: what was learned: names of labels, or ``mask``.
         localization: how a classifier's report located lesions: ``settings``, and ``thresholds`` by class where its
             sets have boxes.
+        fed: how the images that it learned from were made: options of ``dira-dist shard``, and their mode.
     """
 
     task: Literal["classify", "segment"]
@@ -83,9 +86,15 @@ class FineTunedFile:
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    fed: dict[str, Any] = field(default_factory=dict)
 
 
-FORMAT = FileFormat(FineTunedFile, version=1)
+def _from_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Nothing was said then of how the images were made."""
+    return {"fed": {}, **values}
+
+
+FORMAT = FileFormat(FineTunedFile, version=2, upgrades={1: _from_1})
 
 
 def is_fine_tuned(folder: Path) -> bool:
@@ -136,7 +145,10 @@ def load_classifier(folder: Path) -> tuple[Classifier, FineTunedFile]:
 
 @dataclass(frozen=True)
 class FineTunedFacts:
-    """What is known of a model beside its weights; see :class:`FineTunedFile`."""
+    """What is known of a model beside its weights; see :class:`FineTunedFile`.
+
+    ``groups`` are digests of the patients of its sets, by the name of the set.
+    """
 
     name: str
     task: Literal["classify", "segment"]
@@ -154,6 +166,8 @@ class FineTunedFacts:
     data: Mapping[str, Any]
     origin: Mapping[str, Any]
     localization: Mapping[str, Any] = field(default_factory=dict)
+    fed: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[str]] | None = None
 
 
 def write_fine_tuned_folder(
@@ -190,6 +204,8 @@ def write_fine_tuned_folder(
         (folder / "pictures").mkdir(exist_ok=True)
         Image.fromarray(picture).save(folder / "pictures" / f"{name.replace('/', '-')}.png")
     (folder / "job.yaml").write_text(job)
+    if facts.groups is not None:
+        (folder / GROUPS).write_text(json.dumps(facts.groups))
     (folder / FACTS).write_bytes(FORMAT.dump(_file(facts, library, exported)))
     (folder / CARD).write_text("\n".join(_card(facts, exported, report)))
     write_checksums(folder)
@@ -269,6 +285,7 @@ def _file(facts: FineTunedFacts, library: str, exported: Exported) -> FineTunedF
         settings=dict(facts.settings),
         data=dict(facts.data),
         origin=dict(facts.origin),
+        fed=dict(facts.fed),
     )
 
 

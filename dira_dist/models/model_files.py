@@ -59,6 +59,7 @@ class ModelFacts:
         quality: measured figures.
         origin: run, page, version of the software ...
         network: the section of the network, as a job has it; left out: a 2D U-Net on that encoder.
+        fed: how the images that it learned from were made: options of ``dira-dist shard``, and their mode.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ModelFacts:
     data: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    fed: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,6 +117,7 @@ class ModelFile:
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    fed: dict[str, Any] = field(default_factory=dict)
 
 
 def _from_0_1_0(values: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +134,8 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_2(values: dict[str, Any]) -> dict[str, Any]:
-    """All networks were 2D U-Nets then."""
-    return {"network": {}, "dims": 2, **values}
+    """All networks were 2D U-Nets then, and nothing was said of how the images were made."""
+    return {"network": {}, "dims": 2, "fed": {}, **values}
 
 
 FORMAT = FileFormat(ModelFile, version=3, upgrades={None: _from_0_1_0, 1: _from_1, 2: _from_2})
@@ -331,4 +334,5 @@ def _model_file(facts: ModelFacts, library: Format, exported: Exported, channels
         settings=dict(facts.settings),
         data=dict(facts.data),
         origin=dict(facts.origin),
+        fed=dict(facts.fed),
     )

@@ -75,6 +75,7 @@ def publish(
         job=dump_yaml(job),
         pictures=_pictures(config, run_id),
         report=report or {},
+        trained_on=recipe.trained_on(),
     )
     with tempfile.TemporaryDirectory() as scratch:
         package = task.package(checkpoint.tensors, checkpoint.position, Path(scratch) / "model", about)
@@ -107,7 +108,7 @@ def register(
     address = _checkpoint_of_run(client, uri, source) or source
     with tempfile.TemporaryDirectory() as scratch:
         found = download_checkpoint(address, Path(scratch) / "newest", progress)
-        found, report = _chosen(found, source, Path(scratch) / "chosen", progress)
+        found, report = chosen_checkpoint(found, source, Path(scratch) / "chosen", progress)
     job = found.checkpoint.job
     register_as = name or job["tracking"]["register_as"]
     if register_as is None:
@@ -118,7 +119,7 @@ def register(
     return publish(config, run_id, found.checkpoint, found.quality, data, report=report, timeout_s=0)
 
 
-def _chosen(
+def chosen_checkpoint(
     found: FoundCheckpoint, source: str, folder: Path, progress: Progress | None
 ) -> tuple[FoundCheckpoint, dict[str, bytes]]:
     """Of a run whose task chooses among its checkpoints the one that was chosen, and the report on it.

@@ -14,7 +14,7 @@ from dira_dist.config import RequestError
 from dira_dist.models import unet3d
 from dira_dist.models.export import Exported, Format, feature_network, save_weights
 from dira_dist.models.fine_tuned_files import PROGRAM, WEIGHTS, FineTunedFile, is_fine_tuned, read_fine_tuned
-from dira_dist.models.model_files import FACTS, UNET, ModelFile, facts_content, network_of, read_facts
+from dira_dist.models.model_files import UNET, ModelFile, facts_content, network_of, read_facts
 from dira_dist.models.onnx_files import (
     ImageType,
     OnnxInput,
@@ -24,11 +24,9 @@ from dira_dist.models.onnx_files import (
     known_image_type,
     save_onnx,
 )
-from dira_dist.registry.checkpoint import download_checkpoint
 from dira_dist.registry.download import Progress
-from dira_dist.registry.fetch import fetch
-from dira_dist.tracking.config import TrackingConfig, tracking_at
-from dira_dist.training.task import About, recipe_of
+from dira_dist.registry.model_folder import fetch_model_folder
+from dira_dist.tracking.config import tracking_at
 
 FILE_FORMATS = ("safetensors", "pt")
 ONNX = "onnx"
@@ -92,13 +90,14 @@ def pull(
     if dest.exists() and not dest.is_dir():
         raise RequestError(f"{dest}: is a file; give a folder")
     work = dest / f".pulling-{hashlib.sha256(model.encode()).hexdigest()[:12]}"
-    folder = _fetch(model, work, tracking_at(tracking_uri), progress, program=format == ONNX)
+    wanted = _program_of if format == ONNX else _weights_of
+    folder = fetch_model_folder(model, work, tracking_at(tracking_uri), wanted, progress)
     try:
         if format == ONNX:
             return _pull_onnx(model, folder, dest, in_channels, image_type)
         return _pull_weights(model, folder, dest, _library(format), in_channels, file_format)
     finally:
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _pull_weights(
@@ -174,23 +173,12 @@ def _check_keeps_channels(model: str, facts: FineTunedFile, channels: int | None
         raise RequestError(f"--in-channels {channels}: {model} takes {facts.in_channels}, and keeps them: leave it out")
 
 
-def _fetch(model: str, work: Path, config: TrackingConfig, progress: Progress | None, *, program: bool) -> Path:
-    """A folder with the weights and what the network is; of a checkpoint the model is made first, as it would be.
+def _weights_of(fine_tuned: bool) -> tuple[str, ...]:
+    return (WEIGHTS if fine_tuned else UNET,)
 
-    Args:
-        program: whether the graph of what was fine-tuned is wanted, and not its weights.
-    """
-    if model.startswith(("models:", "runs:")):
-        folder = fetch(model, work, config, progress, only=(FACTS,))
-        of_fine_tuned = PROGRAM if program else WEIGHTS
-        fetch(model, work, config, progress, only=(FACTS, of_fine_tuned if is_fine_tuned(folder) else UNET))
-    else:
-        found = download_checkpoint(model, work, progress).checkpoint
-        task = recipe_of(found.job).build_task()
-        shutil.rmtree(work / "model", ignore_errors=True)  # of a call that was broken off while it wrote
-        package = task.package(found.tensors, found.position, work / "model", About(found.job["name"]))
-        folder = package.folder
-    return folder
+
+def _program_of(fine_tuned: bool) -> tuple[str, ...]:
+    return (PROGRAM if fine_tuned else UNET,)
 
 
 def _check_decoder(model: str, facts: ModelFile) -> None:

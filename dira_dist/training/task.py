@@ -31,6 +31,7 @@ from dira_dist.training.precision import PrecisionChoice
 from dira_dist.training.running_guards import NoGuards, RunningGuards
 from dira_dist.training.stages import Plan, Position, StageConfig, StageSpan, plan_stages
 from dira_dist.training.step import StepResult
+from dira_dist.training.trained_on import TrainedOn, trained_on
 from dira_dist.training.validation import Validator
 
 Picture = npt.NDArray[np.uint8]
@@ -110,6 +111,7 @@ class About:
         job: the recorded job file's text, which holds no secrets.
         pictures: by name.
         report: files of the run's report on these networks, by name; empty where it made none.
+        trained_on: what the model remembers of its sets.
     """
 
     name: str
@@ -119,6 +121,7 @@ class About:
     job: str = ""
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     report: Mapping[str, bytes] = field(default_factory=dict)
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,10 @@ class Recipe(Section):
     def ranking(self) -> tuple[str, ...]:
         """Figures by which its checkpoints and models are compared: the first that was measured."""
         return (self.main_metric(), *RANKING) if self.is_evaluated else RANKING
+
+    def trained_on(self) -> TrainedOn:
+        """What a model of it remembers of its sets, as far as they can be reached."""
+        return trained_on({"train": self.data.train}, groups=False)
 
     def running_guards(self) -> RunningGuards:
         """What watches its figures while it is trained."""

@@ -57,7 +57,7 @@ def read_stack(stack: Stack, read: Callable[[str], bytes], budget_bytes: int = 2
     own = affine_of(stack, shear.margin if shear else (0, 0))
     voxels, affine, missing = assemble(Parts(shape, lambda: _pieces(slices, shear)), own)
     notes = [f"{missing} voxels that are no numbers are stored as 0"] if missing else []
-    volume = _with_geometry(voxels, affine, stack, header, notes)
+    volume = replace(_with_geometry(voxels, affine, stack, header, notes), turned_from=own)
     return volume if shear else replace(volume, from_file=way_from(own[:, [2, 1, 0, 3]], affine))
 
 

@@ -122,7 +122,7 @@ class Converter:
                 findings.note("it is a volume, and nothing says which plane its boxes belong to: they are left out")
             yield from self._volume_samples(task, files, mask, findings)
             return
-        pictures = self._pictures(task, files[0])
+        pictures = self.pictures(task, files[0])
         head = list(islice(pictures, 2))
         if not head:
             raise UnreadableError("it holds no image")
@@ -137,7 +137,8 @@ class Converter:
             record = {**task.record(), "frame": number}
             yield self._picture_sample(self._heard(picture, findings), f"{task.item.key}-{number:04d}", record)
 
-    def _pictures(self, task: Task, data: bytes) -> Iterator[Picture]:
+    def pictures(self, task: Task, data: bytes) -> Iterator[Picture]:
+        """The images of a flat file, read but not brought to the set's mode and size yet."""
         kind, options = task.item.kind, self._options
         if kind == "dicom":
             rule = parse_intensity(options.intensity)
@@ -166,10 +167,14 @@ class Converter:
     def _size_of(self, picture: Picture) -> tuple[int, int]:
         return px.fitted_size(*picture.original_px, self._options.image_size, self._options.side)
 
-    def _picture_sample(self, picture: Picture, key: str, record: dict[str, Any], mask: bytes | None = None) -> Sample:
+    def fitted(self, picture: Picture) -> Pixels:
+        """The pixels as the set holds them: in its mode, at its size."""
         assert self._mode is not None
-        height, width = self._size_of(picture)
-        pixels = px.resize(px.to_mode(picture.pixels, self._mode), height, width)
+        return px.resize(px.to_mode(picture.pixels, self._mode), *self._size_of(picture))
+
+    def _picture_sample(self, picture: Picture, key: str, record: dict[str, Any], mask: bytes | None = None) -> Sample:
+        pixels = self.fitted(picture)
+        height, width = pixels.shape[:2]
         coding = self._options.coding
         return Sample(
             key=key,
@@ -184,7 +189,7 @@ class Converter:
     def _volume_samples(
         self, task: Task, files: list[bytes], mask: bytes | None, findings: ItemFindings
     ) -> Iterator[Sample]:
-        volume = self._volume(task.item, files)
+        volume = self.volume(task.item, files)
         files.clear()
         findings.note(*volume.notes)
         labels = (
@@ -209,7 +214,8 @@ class Converter:
         findings.padded = True
         findings.note(f"{said}: it is padded with its lowest value")
 
-    def _volume(self, item: Item, files: list[bytes]) -> Volume:
+    def volume(self, item: Item, files: list[bytes]) -> Volume:
+        """The volume of an item; of a series its files are read one after another."""
         budget = self._options.volume_budget_bytes
         if item.kind == "nifti":
             return read_nifti(files, budget)

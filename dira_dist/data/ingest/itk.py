@@ -77,7 +77,7 @@ def _volume(sitk: Any, path: Path, header: str, budget_bytes: int) -> Volume:
     voxels, affine, missing = assemble(Parts(values.shape, lambda: _slabs(values)), own)
     notes = [f"{missing} voxels that are no numbers are stored as 0"] if missing else []
     volume = _with_geometry(voxels, affine, header, notes)
-    return replace(volume, from_file=way_from(own[:, [2, 1, 0, 3]], affine))
+    return replace(volume, from_file=way_from(own[:, [2, 1, 0, 3]], affine), turned_from=own)
 
 
 def _with_geometry(voxels: NDArray[Any], affine: NDArray[np.float64], header: str, notes: list[str]) -> Volume:

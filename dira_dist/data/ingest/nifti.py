@@ -4,6 +4,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,51 @@ def read_nifti(
     spacing: SpacingMm = lengths_of(affine) if known else (None, None, None)
     tags = {"spacing_from": geometry.spacing_from, "orientation_from": geometry.orientation_from}
     placed = affine if known and geometry.orientation_from else None
-    return Volume(voxels, spacing, placed, tags, tuple(notes), own, way_from(own, affine))
+    return Volume(voxels, spacing, placed, tags, tuple(notes), own, way_from(own, affine), turned_from=own)
+
+
+def mask_like(files: Sequence[bytes], voxels: NDArray[np.uint8], budget_bytes: int = 2 << 30) -> bytes:
+    """A label map in the geometry of a NIfTI file: its size, its axes, both of its forms and its unit, to the letter.
+
+    What a header may tell of a person (description, names, extensions) is not taken over.
+
+    Args:
+        files: as :func:`read_nifti` takes them.
+        voxels: (i, j, k), in the axes of the file.
+        budget_bytes: as there.
+
+    Returns:
+        A gzipped NIfTI file of uint8.
+    """
+    import nibabel
+
+    image, _ = _opened(files, budget_bytes)
+    two = isinstance(image.header, nibabel.Nifti2Header)
+    kind: Any = nibabel.Nifti2Image if two else nibabel.Nifti1Image
+    header = kind.header_class.from_header(image.header)
+    for name in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
+        if name in header:
+            header[name] = b""
+    header.extensions.clear()
+    header["cal_min"] = header["cal_max"] = 0
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    mask = kind(voxels.reshape(image.shape), image.affine, header)
+    mask.header["sform_code"], mask.header["qform_code"] = header["sform_code"], header["qform_code"]
+    return gzip.compress(mask.to_bytes(), 6, mtime=0)
+
+
+def mask_in(affine_ras_mm: NDArray[np.float64], voxels: NDArray[np.uint8]) -> bytes:
+    """A label map as gzipped NIfTI, where no NIfTI file says where it lies.
+
+    Args:
+        affine_ras_mm: (4, 4) of its indices.
+        voxels: of three axes.
+    """
+    nibabel: Any = import_module("nibabel")  # it has no types of its own
+    mask = nibabel.Nifti1Image(voxels, affine_ras_mm)
+    mask.header.set_xyzt_units("mm")
+    return gzip.compress(mask.to_bytes(), 6, mtime=0)
 
 
 def _opened(files: Sequence[bytes], budget_bytes: int) -> tuple[Any, NDArray[np.float64]]:

@@ -176,12 +176,12 @@ def shard(
     source, dest = os.fspath(source), os.fspath(dest)
     if options.report is not None and not Path(options.report).absolute().parent.is_dir():
         raise RequestError(f"report {options.report}: there is no such folder; make it first, or choose another place.")
-    with _discreet_storage(by_keys(options.names)):  # the plan lists the source and reads its headers, too
+    with discreet_storage(by_keys(options.names)):  # the plan lists the source and reads its headers, too
         return _shard(make_plan(source, options), dest, progress, started_s)
 
 
 @contextmanager
-def _discreet_storage(keys: bool) -> Iterator[None]:
+def discreet_storage(keys: bool) -> Iterator[None]:
     """Trouble with storage names the object that it befell: not where names are not shown."""
     try:
         yield

@@ -46,6 +46,6 @@ def slices_of(volume: Volume, axis: Axis, every: int, rule: IntensityRule) -> It
 
 
 def upright(voxels: NDArray[Any], axis: Axis, number: int) -> NDArray[Any]:
-    """One slice as it is looked at: axial with the face up, coronal and sagittal with the head up."""
-    values: NDArray[Any] = np.take(voxels, number, axis=_AXIS[axis])
+    """A view of one slice as it is looked at: axial with the face up, coronal and sagittal with the head up."""
+    values: NDArray[Any] = np.moveaxis(voxels, _AXIS[axis], 0)[number]
     return values if axis == "axial" else values[::-1]

@@ -36,6 +36,7 @@ class Volume:
         file_affine: the same of the file's own indices, before axes were turned; none for a DICOM series.
         from_file: (4, 4), from the file's indices (i, j, k) to (d, h, w): NIfTI's own, of others column, row and slice;
             none where slices were moved.
+        turned_from: the same of the indices that the axes were turned from, whatever the volume was read from.
     """
 
     voxels: NDArray[Any]
@@ -45,6 +46,7 @@ class Volume:
     notes: tuple[str, ...] = ()
     file_affine: NDArray[np.float64] | None = None
     from_file: NDArray[np.float64] | None = None
+    turned_from: NDArray[np.float64] | None = None
 
     def geometry(self) -> dict[str, Any]:
         """For a sample's metadata."""
@@ -122,13 +124,27 @@ def assemble(parts: Parts, affine: NDArray[np.float64]) -> tuple[NDArray[Any], N
     for source, (target, _) in enumerate(turn):
         shape[int(target)] = parts.shape[source]
     voxels = np.empty(shape, dtype=seen.kind())
-    back = orientations.ornt_transform(orientations.axcodes2ornt(AXES), own)
-    in_file = orientations.apply_orientation(voxels, back)  # a view, in the axes of the file
+    in_file = in_source_axes(voxels, affine)
     assert np.shares_memory(in_file, voxels)
     for index, values, real in parts.pieces():
         clean, _ = _numbers(values)
         in_file[index] = clean if real is None else np.where(real, clean, seen.low)
     return voxels, affine @ orientations.inv_ornt_aff(turn, parts.shape), seen.not_numbers
+
+
+def in_source_axes(voxels: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
+    """A view of (D, H, W) voxels in the axes that they were turned from.
+
+    Args:
+        voxels: along :data:`AXES`.
+        affine: from the indices of those other axes to millimetres, see ``Volume.turned_from``.
+    """
+    orientations: Any = import_module("nibabel.orientations")
+    own = orientations.io_orientation(affine)
+    turned: NDArray[Any] = orientations.apply_orientation(
+        voxels, orientations.ornt_transform(orientations.axcodes2ornt(AXES), own)
+    )
+    return turned
 
 
 def _numbers(values: NDArray[Any]) -> tuple[NDArray[Any], int]:

@@ -47,7 +47,7 @@ def make_parts(plan: Plan, parts: Mapping[str, Part], progress: Progress | None)
     found = survey(plan)
     if found.remark:
         plan.remarks.append(found.remark)
-    _settle_scales(plan, plan.options.processes or usable_cores())
+    settle_scales(plan, plan.options.processes or usable_cores())
     rules = raster_rules(plan, found.signed_range, plan.options.image_size)
     make_converter = partial(Converter, plan.source, plan.options, found.mode, rules)
     before = sum(len(part.items) if part.index else part.files_done for part in parts.values())
@@ -127,7 +127,7 @@ def _run_in_processes(
 # --------------------------------------------------------------- one scale for a series
 
 
-def _settle_scales(plan: Plan, processes: int) -> None:
+def settle_scales(plan: Plan, processes: int) -> None:
     """Finds one grey scale for the slices of each series, where the options leave it to the files."""
     if plan.content != "images":
         return

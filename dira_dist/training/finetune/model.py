@@ -75,6 +75,8 @@ def _facts(recipe: FinetuneRecipe, report: Mapping[str, Any], about: About) -> F
         settings=flatten(recipe.model_dump(mode="json", include=_SETTINGS)),
         data=about.data,
         origin=about.origin,
+        fed=about.trained_on.fed,
+        groups=about.trained_on.groups,
     )
 
 

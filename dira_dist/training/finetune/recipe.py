@@ -17,6 +17,7 @@ from dira_dist.training.execution import ExecutionConfig, passes_alone
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.stages import StageConfig
 from dira_dist.training.task import Recipe, TrainingSamples
+from dira_dist.training.trained_on import TrainedOn, trained_on
 from dira_dist.training.validation import PLATEAU_EPOCHS
 from dira_dist.views import check_viewable
 from dira_dist.views.augmentation import AugmentationConfig
@@ -306,6 +307,10 @@ class FinetuneRecipe(Recipe):
         if self.model is None:
             return ()
         return ("execution.micro_batch",) if passes_alone(built_on_meta(partial(build_networks, self)).train()) else ()
+
+    def trained_on(self) -> TrainedOn:
+        """Whom it learned from, and was chosen on, too."""
+        return trained_on({"train": self.data.train, "val": str(self.data.val)}, groups=True)
 
     @property
     def is_evaluated_beside(self) -> bool:

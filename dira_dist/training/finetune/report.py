@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dira_dist.evaluation.calibration import choose_thresholds, fit_calibration
+from dira_dist.evaluation.calibration import Calibration, choose_thresholds, fit_calibration
 from dira_dist.evaluation.classification import ClassPredictions, Floats
 from dira_dist.evaluation.report import case_tables, class_tables, markdown_table, metrics_of
 from dira_dist.evaluation.report_pictures import case_pictures, class_pictures
@@ -21,7 +21,7 @@ from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe, Segment
 from dira_dist.training.finetune.samples import FinetuneSamples
 from dira_dist.training.validation import Report
 
-_FAMILIES = {"val": VAL_REPORT, "test": TEST_FIGURE}
+_FAMILIES = {"val": VAL_REPORT, "test": TEST_FIGURE, "set": TEST_FIGURE}
 _NOTES = (
     "Intervals are of 95 %, over resamples of {resampled}; none where a single one tells, wider where positives or "
     "negatives are few. A figure that is not defined is n/a and left out of means. Subgroups of fewer than 10 images "
@@ -121,6 +121,110 @@ def segmenter_report(
     return _report(found, samples, tables, text, files, case_pictures(sets.get("test") or sets["val"]))
 
 
+ELSEWHERE = "set"
+"""What a set is called in the report on it that no run made."""
+
+
+def classifier_report_elsewhere(
+    recipe: FinetuneRecipe,
+    samples: FinetuneSamples,
+    predictions: ClassPredictions,
+    calibration: Calibration,
+    thresholds: Sequence[float],
+    prevalence: Mapping[str, float | None],
+    title: str,
+) -> Report:
+    """Of a classifier on a set of another place: with calibration and thresholds as they are.
+
+    Args:
+        recipe: settled; its report's settings say which figures are given.
+        samples: whom intervals draw again, and what a person should know.
+        predictions: of the set.
+        calibration: the model's.
+        thresholds: likewise.
+        prevalence: of each class where both were fitted; empty where nobody knows.
+        title: of the report.
+    """
+    settings, chances = recipe.report, calibration.chances(predictions.logits)
+    tables = class_tables(
+        predictions, chances, list(thresholds), draws=settings.bootstrap, subgroups=settings.subgroups
+    )
+    shift = _shift(tables["per_image"], prevalence)
+    found: dict[str, Any] = {
+        "task": "classify",
+        "kind": predictions.kind,
+        "classes": list(predictions.classes),
+        "calibration": asdict(calibration),
+        "thresholds": list(thresholds),
+        "prevalence": shift,
+    }
+    said = ", ".join(f"{name} {level:.3f}" for name, level in zip(predictions.classes, thresholds, strict=True))
+    notes = (f"Calibration and thresholds are the model's own, fitted on its val: {said}.",)
+    counts = ("images", "groups", "positives", "prevalence")
+    lines = list(_markdown_lines(title, tables, counts, (), _all_notes(samples, notes)))
+    lines += _shift_lines(shift)
+    files = {"predictions.csv": _predictions_csv(predictions, chances).encode()}
+    return _elsewhere(found, samples, tables, lines, files, class_pictures(predictions, chances))
+
+
+def segmenter_report_elsewhere(
+    recipe: FinetuneRecipe, samples: FinetuneSamples, cases: Sequence[SegmentationCase], title: str
+) -> Report:
+    """Of a segmenter on a set of another place, in the images' own pixels."""
+    assert isinstance(recipe.task, Segment)
+    coding, settings = MaskCoding.of(recipe.task), recipe.report
+    outputs = coding.outputs[coding.measured]
+    tables = case_tables(cases, outputs, draws=settings.bootstrap, subgroups=settings.subgroups)
+    found = {
+        "task": "segment",
+        "kind": coding.kind,
+        "classes": list(coding.outputs),
+        "tolerance": settings.tolerance_mm,
+    }
+    lines = list(_markdown_lines(title, tables, ("images", "with"), (), _all_notes(samples, (_EMPTY,))))
+    return _elsewhere(
+        found, samples, tables, lines, {"cases.csv": _cases_csv(cases, outputs).encode()}, case_pictures(cases)
+    )
+
+
+def _elsewhere(
+    found: Mapping[str, Any],
+    samples: FinetuneSamples,
+    tables: Mapping[str, Any],
+    lines: Sequence[str],
+    files: Mapping[str, bytes],
+    pictures: Mapping[str, Any],
+) -> Report:
+    notes = ["\n## Notes\n", *(f"- {note}" for note in samples.notes)] if samples.notes else []
+    text = "\n".join((*lines, *notes)) + "\n"
+    return _report(found, samples, {ELSEWHERE: tables}, text, files, pictures)
+
+
+def _shift(table: Mapping[str, Mapping[str, Any]], before: Mapping[str, float | None]) -> dict[str, dict[str, Any]]:
+    """Prevalence of each class in the set, and where the model was calibrated."""
+    return {
+        name: {"here": row["prevalence"], "calibrated_at": before.get(name)}
+        for name, row in table.items()
+        if "prevalence" in row
+    }
+
+
+def _shift_lines(shift: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What another prevalence means for the probabilities."""
+    known = {name: row for name, row in shift.items() if None not in row.values()}
+    yield "\n## Shift of prevalence\n"
+    if not known:
+        yield "The model does not tell the prevalence that its probabilities were calibrated for."
+        return
+    yield "| | here | on the model's val |\n| --- | ---: | ---: |"
+    for name, row in known.items():
+        yield f"| {name} | {row['here']:.1%} | {row['calibrated_at']:.1%} |"
+    yield (
+        "\nProbabilities are calibrated for the prevalence of val: where a class is rarer here they are too high, "
+        "where it is more frequent too low. AUROC, sensitivity and specificity do not depend on it; precision does."
+    )
+
+
 def _report(
     found: Mapping[str, Any],
     samples: FinetuneSamples,
@@ -146,39 +250,40 @@ def _markdown(
     counts: Sequence[str],
     notes: Sequence[str],
 ) -> str:
-    return "\n".join(_markdown_lines(recipe, samples, tables, counts, notes)) + "\n"
+    shown = "test" if "test" in tables else "val"
+    title = f"{recipe.name}: {'figures on the test set' if shown == 'test' else 'figures on val'}"
+    before = () if shown == "test" else (f"**{_ON_VAL}**\n",)
+    lines = list(_markdown_lines(title, tables[shown], counts, before, _all_notes(samples, notes)))
+    if shown == "test":
+        lines += ["\n## On val, by which the networks were chosen\n"]
+        lines += markdown_table(tables["val"]["per_image"], counts)
+    if samples.notes:
+        lines += ["\n## Notes\n", *(f"- {note}" for note in samples.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _all_notes(samples: FinetuneSamples, notes: Sequence[str]) -> Sequence[str]:
+    return (_NOTES.format(resampled=samples.resampled), *notes)
 
 
 def _markdown_lines(
-    recipe: FinetuneRecipe,
-    samples: FinetuneSamples,
-    tables: Mapping[str, Any],
-    counts: Sequence[str],
-    notes: Sequence[str],
+    title: str, tables: Mapping[str, Any], counts: Sequence[str], before: Sequence[str], notes: Sequence[str]
 ) -> Iterator[str]:
-    shown = "test" if "test" in tables else "val"
-    yield f"# {recipe.name}: {'figures on the test set' if shown == 'test' else 'figures on val'}"
+    """Of one set: figures per image, then pooled, then of parts of it."""
+    yield f"# {title}"
     yield ""
-    if shown == "val":
-        yield f"**{_ON_VAL}**\n"
-    yield from markdown_table(tables[shown]["per_image"], counts)
+    yield from before
+    yield from markdown_table(tables["per_image"], counts)
     yield ""
-    yield _NOTES.format(resampled=samples.resampled)
-    yield from (f"{note}" for note in notes)
-    for key, title in _POOLED.items():
-        if key in tables[shown]:
-            yield f"\n## {title}\n"
-            yield from markdown_table(tables[shown][key], counts)
-    for column, parts in tables[shown]["subgroups"].items():
+    yield from notes
+    for key, heading in _POOLED.items():
+        if key in tables:
+            yield f"\n## {heading}\n"
+            yield from markdown_table(tables[key], counts)
+    for column, parts in tables["subgroups"].items():
         for value, table in parts.items():
             yield f"\n## {column}: {value}\n"
             yield from markdown_table(table, counts)
-    if shown == "test":
-        yield "\n## On val, by which the networks were chosen\n"
-        yield from markdown_table(tables["val"]["per_image"], counts)
-    if samples.notes:
-        yield "\n## Notes\n"
-        yield from (f"- {note}" for note in samples.notes)
 
 
 def _decisions(coding: LabelCoding, thresholds: Sequence[float], settings: Any) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What a fine-tuning learns from and is judged on: drawn from what the samples of its sets say of themselves."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,7 +78,7 @@ def draw_samples(recipe: FinetuneRecipe, sets: Mapping[str, ShardSetIndex]) -> F
         groups, classes[usable], recipe.data.label_fraction, recipe.data.fraction_seed, by=recipe.data.fraction_of
     )
     ids = usable[draw.ids]
-    evaluated = {name: _known(table) for name, table in tables.items() if name != "train"}
+    evaluated = {name: known_of(table) for name, table in tables.items() if name != "train"}
     _check_lesions(recipe, evaluated)
     return FinetuneSamples(
         per_epoch=len(ids),
@@ -87,7 +87,7 @@ def draw_samples(recipe: FinetuneRecipe, sets: Mapping[str, ShardSetIndex]) -> F
         record=_record(recipe, tables["train"], draw, ids),
         class_weights=_class_weights(recipe, None if targets is None else targets[ids]),
         evaluated=evaluated,
-        resampled="patients (groups of the sets)" if any(each.has_groups for each in tables.values()) else "images",
+        resampled=resampled_of(tables.values()),
     )
 
 
@@ -203,7 +203,13 @@ def _class_weights(recipe: FinetuneRecipe, targets: Targets | None) -> tuple[flo
     return tuple(float(weight) for weight in weights)
 
 
-def _known(table: SampleTable) -> tuple[Known, ...]:
+def resampled_of(tables: Iterable[SampleTable]) -> str:
+    """Whom intervals draw again, in words."""
+    return "patients (groups of the sets)" if any(each.has_groups for each in tables) else "images"
+
+
+def known_of(table: SampleTable) -> tuple[Known, ...]:
+    """What is known of the samples of a set that is judged by, in its order."""
     columns = (table.columns, table.spacing_mm, table.boxes, table.has_mask.tolist())
     return tuple(Known(*each) for each in zip(*columns, strict=True))
 

@@ -165,6 +165,7 @@ class PretrainTask:
             quality=about.quality,
             origin=about.origin,
             network=recipe.model.model_dump(mode="json", exclude={"init", "gradient_checkpointing"}),
+            fed=about.trained_on.fed,
         )
 
 

@@ -1,0 +1,1 @@
+"""Files in, a model, and tables, masks and features out; without Ray."""

@@ -1,0 +1,152 @@
+"""The networks that answer: a classifier or segmenter, or the encoder of any model, with what each wants to be fed."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dira_dist.config import RequestError, parse_document
+from dira_dist.files import sha256_of
+from dira_dist.models.backbone import Size
+from dira_dist.models.fine_tuned_files import GROUPS, NETWORK, FineTunedFile, is_fine_tuned, read_fine_tuned
+from dira_dist.models.model_files import UNET, read_facts
+from dira_dist.models.precision import average_over_positions
+from dira_dist.models.supervised import Classifier, Segmenter
+from dira_dist.training.finetune.networks import build_networks
+from dira_dist.training.finetune.recipe import FinetuneRecipe
+from dira_dist.training.pretrain.recipe import PretrainRecipe
+from dira_dist.training.task import Recipe, recipe_of
+from dira_dist.views.labelled import Fit
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+JOB = "job.yaml"
+REPORT = "report/report.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, and what it wants to be fed.
+
+    Attributes:
+        address: as it was asked for.
+        digest: of its weights and of all else that its answers depend on.
+        network: in evaluation mode, on the CPU.
+        image_size, in_channels, fit: of the frame that an image is brought into.
+        fed: how the images that it learned from were made; see :class:`dira_dist.training.trained_on.TrainedOn`.
+    """
+
+    address: str
+    digest: str
+    network: nn.Module
+    image_size: Size
+    in_channels: int
+    fit: Fit
+    fed: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FineTuned(Model):
+    """A classifier or segmenter.
+
+    Attributes:
+        facts: ``model.json``.
+        recipe: settled, of the job that trained it.
+        folder: of the model, where its report is.
+    """
+
+    facts: FineTunedFile
+    recipe: FinetuneRecipe
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """What it is, in a word."""
+        return "classifier" if self.facts.task == "classify" else "segmenter"
+
+
+class Features(nn.Module):
+    """Images to features: the deepest map of an encoder, averaged over its positions."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, *S) to (B, F)."""
+        return average_over_positions(self.encoder(images)[-1])
+
+
+def files_of(fine_tuned: bool) -> Collection[str]:
+    """What is wanted of a model's folder."""
+    return (NETWORK, JOB, GROUPS, REPORT) if fine_tuned else (UNET, JOB)
+
+
+def load_fine_tuned(folder: Path, address: str) -> FineTuned:
+    """The classifier or segmenter of a model's folder.
+
+    Raises:
+        RequestError: it is a pretrained model, which says nothing of images by itself; or of another version.
+    """
+    if not is_fine_tuned(folder):
+        facts = read_facts(folder)
+        raise RequestError(
+            f"{address}: is a pretrained {facts.encoder}, which gives features and no answers: fine-tune it (kind: "
+            "finetune) and give that model, or take its features with dira-dist embed"
+        )
+    told, recipe = read_fine_tuned(folder), _recipe(folder, FinetuneRecipe)
+    network: Classifier | Segmenter = build_networks(recipe).network
+    network.load_state_dict(load_file(folder / NETWORK))
+    return FineTuned(
+        address=address,
+        digest=_digest(folder / NETWORK, [getattr(told, name) for name in _ANSWERS]),
+        network=network.eval(),
+        image_size=told.image_size,
+        in_channels=told.in_channels,
+        fit=told.fit,
+        fed=told.fed,
+        facts=told,
+        recipe=recipe,
+        folder=folder,
+    )
+
+
+def load_encoder(folder: Path, address: str) -> Model:
+    """The encoder of any model's folder, with the view by which it is evaluated.
+
+    Raises:
+        RequestError: it is of another version.
+    """
+    if is_fine_tuned(folder):
+        found = load_fine_tuned(folder, address)
+        assert isinstance(found.network, Classifier | Segmenter)
+        encoder: nn.Module = found.network.encoder
+        return Model(
+            address, found.digest, Features(encoder), found.image_size, found.in_channels, found.fit, found.fed
+        )
+    told, recipe = read_facts(folder), _recipe(folder, PretrainRecipe)
+    encoder = recipe.model.build().encoder
+    state = {name: weight for name, weight in load_file(folder / UNET).items() if name.startswith("encoder.")}
+    encoder.load_state_dict({name.removeprefix("encoder."): weight for name, weight in state.items()})
+    network = Features(encoder).eval()
+    digest = _digest(folder / UNET, [told.image_size, told.in_channels, told.fed])
+    return Model(address, digest, network, told.image_size, told.in_channels, "crop", told.fed)
+
+
+_ANSWERS = ("kind", "classes", "calibration", "thresholds", "image_size", "in_channels", "fit", "fed")
+
+
+def _digest(weights: Path, settings: Sequence[Any]) -> str:
+    return hashlib.sha256(f"{sha256_of(weights)}{json.dumps(settings)}".encode()).hexdigest()
+
+
+def _recipe(folder: Path, kind: type[RecipeT]) -> RecipeT:
+    job = parse_document((folder / JOB).read_text(), str(folder / JOB)).values
+    recipe = recipe_of(job)
+    assert isinstance(recipe, kind), f"{folder} says that it is of another kind than its {JOB}"
+    return recipe

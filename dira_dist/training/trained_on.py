@@ -1,0 +1,63 @@
+"""What a model remembers of the sets that it was made with: how their images were made, and who is in them.
+
+The first is what whoever uses the model feeds it; the second lets an evaluation refuse patients that it has learned
+from, without the sets at hand. Patients are known there by the salted hashes of the shards, and here by a digest of
+those: nothing leads back to a person.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dira_dist.config import RequestError
+from dira_dist.data.samples import read_samples
+from dira_dist.data.shards import ShardSetIndex, read_index
+from dira_dist.data.store import StoreError
+
+_READING = ("image_size", "side", "content", "intensity", "axis", "tilt", "spacing_tolerance")
+"""Options of ``dira-dist shard`` that decide what the pixels of a sample are."""
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What is remembered.
+
+    Attributes:
+        fed: options of ``dira-dist shard`` by name, with ``mode``, the pixels of the training set; empty where nobody
+            knows.
+        groups: by the name of the set, digests of whom its samples are of; none where that was not looked up.
+    """
+
+    fed: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[str]] | None = None
+
+
+def fed_by(index: ShardSetIndex) -> dict[str, Any]:
+    """How the images of a set were made, as far as its index tells."""
+    request = index.made_by.get("request", {})
+    return {name: request[name] for name in _READING if name in request} | {"mode": index.image.mode}
+
+
+def group_digests(groups: Iterable[str]) -> list[str]:
+    """Digests of groups as shards name them, sorted, each once."""
+    return sorted({hashlib.sha256(group.encode()).hexdigest()[:24] for group in groups})
+
+
+def trained_on(sets: Mapping[str, str], *, groups: bool) -> TrainedOn:
+    """Looks into the sets of a job; a set that is out of reach by now is no reason to lose the model.
+
+    Args:
+        sets: addresses by name, ``train`` among them.
+        groups: whether to look up whom the samples are of, too.
+    """
+    try:
+        indices = {name: read_index(address) for name, address in sets.items()}
+        found = {name: _digests_of(sets[name], index) for name, index in indices.items()} if groups else None
+    except (RequestError, StoreError):
+        return TrainedOn()
+    return TrainedOn(fed_by(indices["train"]), found)
+
+
+def _digests_of(address: str, index: ShardSetIndex) -> list[str]:
+    return group_digests(read_samples(address, index).groups)
