@@ -5,6 +5,7 @@
 Both train on the same phantoms, one from a shard set and one from a folder of PNG, with augmentation of the same kinds:
 the plain loop by torchvision's transforms of each image, in the main process as the stream does here. They take turns,
 some steps each per round, so that whatever else the machine does falls on both; figures are medians over the rounds.
+How long each waits for its next batch is told as a share of its time.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,15 @@ from dira_dist.jobs.preflight import preflight
 from dira_dist.quickstart.phantom import FINDINGS, write_archive
 
 IMAGES, BATCH, STEPS = 256, 16, 4
-Work = Callable[[], float]
+Work = Callable[[], "Round"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Some steps: seconds in all, and those in which the loop waited for its next batch."""
+
+    took_s: float
+    waited_s: float
 
 
 class Folder(Dataset[tuple[Tensor, Tensor]]):
@@ -85,10 +95,12 @@ def plain(archive: Path, task: str, side: int) -> Work:
 
     source = batches()
 
-    def steps() -> float:
-        start = time.perf_counter()
+    def steps() -> Round:
+        start, waited_s = time.perf_counter(), 0.0
         for _ in range(STEPS):
+            asked_at = time.perf_counter()
             images, truth = next(source)
+            waited_s += time.perf_counter() - asked_at
             logits = network(images)
             if dice is None:
                 loss = nn.functional.cross_entropy(logits, truth)
@@ -98,7 +110,7 @@ def plain(archive: Path, task: str, side: int) -> Work:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return time.perf_counter() - start
+        return Round(time.perf_counter() - start, waited_s)
 
     return steps
 
@@ -133,13 +145,16 @@ def project(shards: Path, task: str, side: int) -> Work:
     )
     done = 0
 
-    def steps() -> float:
+    def steps() -> Round:
         nonlocal done
-        start = time.perf_counter()
+        start, waited_s = time.perf_counter(), 0.0
         for _ in range(STEPS):
-            step(work.inputs(next(stream), span), done)
+            asked_at = time.perf_counter()
+            batch = next(stream)
+            waited_s += time.perf_counter() - asked_at
+            step(work.inputs(batch, span), done)
             done += 1
-        return time.perf_counter() - start
+        return Round(time.perf_counter() - start, waited_s)
 
     return steps
 
@@ -168,13 +183,15 @@ def main() -> None:
         }
         for work in sides.values():
             work()
-        times: dict[str, list[float]] = {name: [] for name in sides}
+        rounds: dict[str, list[Round]] = {name: [] for name in sides}
         for _ in range(asked.rounds):
             for name, work in sides.items():
-                times[name].append(work())
-    ratios = [a / b for a, b in zip(times["plain"], times["project"], strict=True)]
-    for name, seconds in times.items():
-        print(f"{name:8} {STEPS * BATCH / statistics.median(seconds):7.1f} images/s")
+                rounds[name].append(work())
+    ratios = [a.took_s / b.took_s for a, b in zip(rounds["plain"], rounds["project"], strict=True)]
+    for name, done in rounds.items():
+        rate = STEPS * BATCH / statistics.median(each.took_s for each in done)
+        share = sum(each.waited_s for each in done) / sum(each.took_s for each in done)
+        print(f"{name:8} {rate:7.1f} images/s, {share:6.2%} of it waiting for data")
     print(f"project / plain: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 

@@ -196,9 +196,9 @@ def _signature(package: Package) -> ModelSignature | None:
     """
     specs = [ParamSpec(name, "string", usual) for name, usual in package.parameters.items()]
     inputs = None if package.example is None else Schema([TensorSpec(np.dtype(object), (-1,))])
-    if inputs is None and not specs:
-        return None
-    return ModelSignature(inputs=inputs, params=ParamSchema(specs) if specs else None)
+    if specs:
+        return ModelSignature(inputs=inputs, params=ParamSchema(specs))
+    return None if inputs is None else ModelSignature(inputs=inputs)
 
 
 def _point_best(client: MlflowClient, name: str, version: ModelVersion, metric: Metric | None) -> Registered:
