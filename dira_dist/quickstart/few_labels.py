@@ -65,7 +65,7 @@ class StartsCompared:
     def lines(self) -> Iterator[str]:
         """The comparison as a person reads it."""
         draws, images = self.dice[RANDOM].shape
-        yield f"lungs and heart from few masks, Dice on {images} test images of {len(set(self.patients))} patients:"
+        yield f"lungs and heart from two masks, Dice on {images} test images of {len(set(self.patients))} patients:"
         yield f"{'':28}" + "".join(f"{f'draw {draw + 1}':>10}" for draw in range(draws)) + f"{'mean':>10}"
         for start, found in self.dice.items():
             yield f"{start:28}" + "".join(f"{value:10.3f}" for value in (*found.mean(axis=1), found.mean()))
@@ -84,7 +84,7 @@ def compare_starts(
         shards: address with the sets train, val and test below it.
         pretrained: the run to start from; the picture is logged to it.
         seed: of networks and labels; each draw has its own.
-        draws: of the labelled patients.
+        draws: of the labelled images.
         console: where progress is shown.
 
     Raises:

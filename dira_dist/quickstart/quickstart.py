@@ -97,7 +97,7 @@ def run_quickstart(
     Args:
         folder: everything goes below it; a run that is there already is gone on with, or shown if it is finished.
         seed: of images, networks and labels. Another seed wants another folder.
-        draws: how often patients are drawn whose masks are learned.
+        draws: how often labelled images are drawn.
         console: where progress is shown; standard error by default.
 
     Raises:
