@@ -89,8 +89,8 @@ class Join(nn.Module):
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """(B, channels, *S / 2) and (B, skip, *S) to (B, skip, *S)."""
         of_deep, of_skip = self.conv.weight.split([deep.shape[1], skip.shape[1]], 1)
-        joined = functional.conv3d(self.enlarge(deep), of_deep, self.conv.bias, padding=1)
-        joined = joined.add_(functional.conv3d(skip, of_skip, padding=1))
+        joined = functional.conv3d(skip, of_skip, self.conv.bias, padding=1)
+        joined = joined.add_(functional.conv3d(self.enlarge(deep), of_deep, padding=1))  # the last is undone first
         activated: Tensor = self.act(self.norm(joined))
         return activated
 
