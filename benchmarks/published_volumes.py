@@ -1,7 +1,6 @@
 """The published 3D recipe, stated plainly: TransVW's view of a cube with NumPy and SciPy, and its eager step.
 
-Haghighi et al., *TransVW* (IEEE TMI 2021): restoration of a warped and distorted cube, and the number of its visual
-word.
+Haghighi et al., *TransVW* (IEEE TMI 2021): restoration of a warped and distorted cube, and its visual word.
 """
 
 import math

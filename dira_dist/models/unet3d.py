@@ -99,8 +99,9 @@ class UNet3dBackbone(Backbone):
         self.segmentation_head = network.segmentation_head
         self.channels = network.encoder.channels[-1]
         if config.gradient_checkpointing:
-            for block in (*network.encoder.blocks, *network.decoder.blocks):
-                recompute(block)
+            halves = [half for block in network.decoder.blocks for half in block.children()]
+            for segment in (*network.encoder.blocks, *halves):
+                recompute(segment)
 
     def decode(self, maps: list[Tensor]) -> Tensor:
         """The restoration; its sigmoid is in float32."""

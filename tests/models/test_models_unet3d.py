@@ -50,13 +50,14 @@ def test_it_has_the_published_weights() -> None:
 def plain(state: dict[str, Tensor], volumes: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Pooled features and restoration, written down layer by layer from the state dict, in training mode."""
 
+    def layer(values: Tensor, conv: str, norm: str) -> Tensor:
+        values = F.conv3d(values, state[f"{conv}.weight"], state[f"{conv}.bias"], padding=1)
+        mean, spread = values.mean((0, 2, 3, 4), keepdim=True), values.var((0, 2, 3, 4), False, keepdim=True)
+        scale, shift = (state[f"{norm}.{each}"].view(1, -1, 1, 1, 1) for each in ("weight", "bias"))
+        return ((values - mean) / (spread + 1e-5).sqrt() * scale + shift).relu()
+
     def block(values: Tensor, name: str) -> Tensor:
-        for conv, norm in ((0, 1), (3, 4)):
-            values = F.conv3d(values, state[f"{name}.{conv}.weight"], state[f"{name}.{conv}.bias"], padding=1)
-            mean, spread = values.mean((0, 2, 3, 4), keepdim=True), values.var((0, 2, 3, 4), False, keepdim=True)
-            scale, shift = (state[f"{name}.{norm}.{each}"].view(1, -1, 1, 1, 1) for each in ("weight", "bias"))
-            values = ((values - mean) / (spread + 1e-5).sqrt() * scale + shift).relu()
-        return values
+        return layer(layer(values, f"{name}.0", f"{name}.1"), f"{name}.3", f"{name}.4")
 
     maps = [block(volumes, "encoder.blocks.0.mix")]
     for level in range(1, levels):
@@ -66,7 +67,7 @@ def plain(state: dict[str, Tensor], volumes: Tensor, levels: int) -> tuple[Tenso
     found = maps[-1]
     for place, skip in enumerate(reversed(maps[:-1])):
         name = f"decoder.blocks.{place}"
-        weight, bias = state[f"{name}.enlarge.weight"], state[f"{name}.enlarge.bias"]
+        weight, bias = state[f"{name}.join.enlarge.weight"], state[f"{name}.join.enlarge.bias"]
         doubled = found.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
         larger = torch.zeros(len(found), weight.shape[1], *doubled.shape[2:], dtype=found.dtype)
         for x in range(2):
@@ -75,7 +76,8 @@ def plain(state: dict[str, Tensor], volumes: Tensor, levels: int) -> tuple[Tenso
                     corner = (slice(None), slice(None), slice(x, None, 2), slice(y, None, 2), slice(z, None, 2))
                     larger[corner] = torch.einsum("bcxyz,cd->bdxyz", doubled[corner], weight[..., x, y, z])
         larger = larger + bias.view(1, -1, 1, 1, 1)
-        found = block(torch.cat([larger, skip], 1), f"{name}.mix")
+        joined = layer(torch.cat([larger, skip], 1), f"{name}.join.conv", f"{name}.join.norm")
+        found = layer(joined, f"{name}.mix.0", f"{name}.mix.1")
     head = state["segmentation_head.0.weight"][..., 0, 0, 0]
     logits = torch.einsum("bcxyz,dc->bdxyz", found, head) + state["segmentation_head.0.bias"].view(1, -1, 1, 1, 1)
     return maps[-1].mean((2, 3, 4)), logits.sigmoid()
