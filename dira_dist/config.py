@@ -69,7 +69,7 @@ ImageSize = Annotated[int, Field(ge=32)] | tuple[_Side, _Side] | tuple[_Side, _S
 
 
 def per_axis(size_px: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """A size for each of ``axes`` spatial axes, in the order (depth,) height, width.
+    """A size for each of ``axes`` spatial axes, in the order of decoded samples: H, W or x, y, z.
 
     Raises:
         RequestError: there is one for each of another number of axes.

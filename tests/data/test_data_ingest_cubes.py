@@ -15,7 +15,9 @@ import pytest
 from dicom_files import SUPINE, dicom, slices, write
 from scipy import ndimage
 from shard_sets import read_shard
+from typer.testing import CliRunner
 
+from dira_dist.cli import app
 from dira_dist.config import RequestError
 from dira_dist.data.decode import NO_LABEL
 from dira_dist.data.ingest import ShardOptions, ShardReport, shard
@@ -638,3 +640,38 @@ def test_masks_that_hold_no_labels_are_refused(tmp_path: Path) -> None:
 def test_options_that_do_not_go_together_are_refused(run: Run, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         run(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        (["--cube", "12,10,8", "--margin", "0.1", "--spacing", "4,5,6"], ((12, 10, 8), (0.1, 0.1, 0.1), (4, 5, 6))),
+        (["--cube", "16"], ((16, 16, 16), (0, 0, 0), None)),
+    ],
+)
+def test_the_command_line_takes_three_numbers_or_one(
+    archive: Path, tmp_path: Path, given: list[str], taken: Any
+) -> None:
+    said = ["--content", "cubes", "--intensity", CT_RANGE, "--cubes-per-volume", "1", "--processes", "1"]
+    found = CliRunner().invoke(app, ["shard", str(archive / "images"), str(tmp_path / "set"), *said, *given])
+    assert found.exit_code == 0, found.output
+    request = read_index(str(tmp_path / "set")).made_by["request"]
+    numbers = (request["cube"], request["margin"], request.get("spacing"))
+    assert tuple(each and tuple(each) for each in numbers) == taken
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--cube", "64,64"], "cube: found 2 numbers; give three, along x, y and z, or one"),
+        (["--cube", "a,b,c"], "cube: 'a' is no number; give three"),
+        (["--cube", "4"], "cube: found 4; allowed: greater than or equal to 8"),
+        (["--cube", "16.5"], "cube: found 16.5; allowed: a valid integer"),
+        (["--cube", "16", "--margin", "0.5"], "margin.*: found 0.5; allowed: less than 0.5"),
+        (["--cube", "16", "--spacing", "0"], "spacing.*: found 0; allowed: greater than 0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(archive: Path, tmp_path: Path, given: list[str], message: str) -> None:
+    said = ["shard", str(archive / "images"), str(tmp_path / "set"), "--content", "cubes", *given]
+    with pytest.raises(RequestError, match=message):
+        CliRunner().invoke(app, said, catch_exceptions=False)

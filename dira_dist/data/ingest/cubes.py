@@ -6,6 +6,7 @@ interruption, gets the same cubes.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import floor, prod
 from typing import Any
 
@@ -57,7 +58,7 @@ class Source:
         scale = None if options.intensity == NOT_SAID else scale_of_volume(volume.voxels, rule)
         return cls(volume, labels, grid_of(volume, options.spacing and options.spacing[::-1]), scale)
 
-    @property
+    @cached_property
     def lowest(self) -> float:
         """What stands beyond the volume."""
         return float(self.volume.voxels.min())

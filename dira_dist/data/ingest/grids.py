@@ -68,13 +68,15 @@ class Grid:
             labels: whether to take the nearest voxel's, and not to interpolate.
 
         Returns:
-            (D, H, W) of ``sides``; float32 where it is interpolated, else of the values' own type.
+            (D, H, W) of ``sides``, perhaps a view; float32 where it is interpolated, else of the values' own type.
         """
         assert values.shape == self.source
         spans = [
             (max(0, first), min(first + side, most)) for first, side, most in zip(start, sides, self.sides, strict=True)
         ]
         part = self._part(values, spans, labels)
+        if part.shape == sides:
+            return part  # nothing of it lies beyond, and a whole volume is not copied
         result = np.full(sides, fill, dtype=part.dtype)
         inside = tuple(slice(low - first, high - first) for (low, high), first in zip(spans, start, strict=True))
         result[inside] = part

@@ -21,17 +21,22 @@ NOT_SAID = "window"  # the intensity of options that state none; a volume has no
 
 
 def _three(given: Any) -> Any:
-    """``96,96,48`` or ``96`` as three numbers, along x, y and z; anything else as it is, for the type to refuse."""
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        return (given,) * 3
-    if not isinstance(given, str):
-        return tuple(given) if isinstance(given, list) else given
+    """``96,96,48`` or ``96``, or the same as numbers, as three numbers along x, y and z."""
+    parts = given.split(",") if isinstance(given, str) else given
+    if not isinstance(parts, list | tuple):
+        parts = [parts]
+    if len(parts) not in (1, 3):
+        raise ValueError(f"found {len(parts)} numbers; give three, along x, y and z, or one for all of them")
+    return tuple(map(_number, parts)) * (3 // len(parts))
+
+
+def _number(given: Any) -> Any:
+    """A number as the command line has it, whole where it is; anything else as it is, for the type to refuse."""
     try:
-        numbers = [float(number) for number in given.split(",")]
+        number = float(given) if isinstance(given, str) else given
     except ValueError as error:
-        raise ValueError(f"{given!r} is neither a number nor three of them, along x, y and z") from error
-    whole = [int(number) if number.is_integer() else number for number in numbers]
-    return tuple(whole * 3 if len(whole) == 1 else whole)
+        raise ValueError(f"{given!r} is no number; give three, along x, y and z, or one for all of them") from error
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 _Side = Annotated[int, Field(ge=8, le=1024)]
