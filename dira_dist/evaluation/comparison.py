@@ -1,8 +1,8 @@
 """Which start is better, by how much, and how sure that is: fits compared on the same test patients, seed by seed.
 
-From each start the same network is fine-tuned with several fractions of the labels and several seeds. A seed is the same
-for all starts: the same labels drawn, the same order of the samples. What is said of a start is of the mean over its
-seeds, and could be another with other test patients as well as with other seeds. Both are drawn again, with
+From each start the same network is fine-tuned with several fractions of the labels and several seeds. A seed is the
+same for all starts: the same labels drawn, the same order of the samples. What is said of a start is of the mean over
+its seeds, and could be another with other test patients as well as with other seeds. Both are drawn again, with
 replacement, the same draws for all starts and fractions, so that differences are paired. Of ``S`` seeds ``S - 1`` are
 drawn, which makes the variance of a mean of few seeds right on average (Rao & Wu, *JASA* 83, 1988).
 
@@ -305,6 +305,14 @@ def compare_starts(
         if (efficiency := label_efficiency(found, slice(number * count, (number + 1) * count), amounts)) is not None
     }
     return ComparedStarts(cells, efficient)
+
+
+def estimate_means(
+    figures: Mapping[tuple[str, float], Sequence[Figure]], groups: Sequence[str], *, draws: int
+) -> dict[tuple[str, float], Estimate]:
+    """The mean over the seeds of a figure of each start and fraction, see :func:`compare_starts`."""
+    found = resample_cells(list(figures.values()), groups, draws=draws)
+    return {cell: found.estimate(_one(place)) for place, cell in enumerate(figures)}
 
 
 def _pairs(starts: Sequence[str], fractions: Sequence[float]) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""``kind: compare``: the same fine-tuning from several starts, with several fractions of the labels and several seeds."""
+"""``kind: compare``: the same fine-tuning from several starts, with several fractions of the labels and seeds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -161,8 +161,8 @@ class CompareJob(Section):
         for name, start in self.settled_starts().items():
             if len(start.addresses) > 1 and len(start.addresses) != self.seeds:
                 raise ValueError(
-                    f"found {len(start.addresses)} models in starts.{name}.from and seeds {self.seeds}; each seed starts "
-                    "from a model of its own: give as many"
+                    f"found {len(start.addresses)} models in starts.{name}.from and seeds {self.seeds}; each seed "
+                    "starts from a model of its own: give as many"
                 )
         return self
 

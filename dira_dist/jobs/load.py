@@ -140,9 +140,7 @@ class LoadedComparison:
 
     def pretraining(self, start: str, name: str, seed: int) -> LoadedJob:
         """The pretraining of a start with a seed: it lies beside the fits, and is recorded as they are."""
-        common = {
-            key: self.written["base"][key] for key in ("checkpoint", "tracking") if key in self.written["base"]
-        }
+        common = {key: self.written["base"][key] for key in ("checkpoint", "tracking") if key in self.written["base"]}
         job = self.written["starts"][start]["from"]
         storage = {"checkpoint": dict(job.get("checkpoint", {})) | {"storage": self.job.checkpoint.storage}}
         if "storage" in common.get("checkpoint", {}):
@@ -189,8 +187,13 @@ def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ())
     """
     document = Document(source, "job") if isinstance(source, dict) else read_document(Path(source))
     document = document.with_overrides(overrides)
-    load = {"tune": _load_search, "compare": _load_comparison}.get(str(document.values.get("kind")), load_training_job)
-    return load(document)
+    match document.values.get("kind"):
+        case "tune":
+            return _load_search(document)
+        case "compare":
+            return _load_comparison(document)
+        case _:
+            return load_training_job(document)
 
 
 def load_training_job(document: Document) -> LoadedJob:
