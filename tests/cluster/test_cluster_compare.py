@@ -15,16 +15,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-import dia_dist
-from dia_dist.cluster.session import embedded_ray
-from dia_dist.cluster.tune.compare import ComparisonOutcome
-from dia_dist.config import RequestError
-from dia_dist.data.store import open_store
-from dia_dist.jobs.base import ResourcesConfig
-from dia_dist.quickstart.phantom import write_archive
-from dia_dist.runs.evaluations import read_evaluations
-from dia_dist.runs.search import read_search
-from dia_dist.search.trial import Trial
+import dira_dist
+from dira_dist.cluster.session import embedded_ray
+from dira_dist.cluster.tune.compare import ComparisonOutcome
+from dira_dist.config import RequestError
+from dira_dist.data.store import open_store
+from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.quickstart.phantom import write_archive
+from dira_dist.runs.search import read_search
+from dira_dist.search.trial import Trial
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -100,26 +99,26 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
     """First a driver that is killed once a fit is finished; then one that goes on."""
     folder = tmp_path_factory.mktemp("compare")
     write_archive(folder / "archive", 60, size_px=40)
-    options = dia_dist.ShardOptions(
+    options = dira_dist.ShardOptions(
         image_size=None,
         processes=1,
         labels=str(folder / "archive" / "labels.csv"),
         group_by="patient",
-        split=dia_dist.parse_split("train=0.6,val=0.2,test=0.2"),
+        split=dira_dist.parse_split("train=0.6,val=0.2,test=0.2"),
     )
-    dia_dist.shard(folder / "archive" / "images", folder / "shards", options)
+    dira_dist.shard(folder / "archive" / "images", folder / "shards", options)
     for name, text in (("job", JOB), ("pretrain", PRETRAIN)):
         (folder / f"{name}.yaml").write_text(text.replace("FOLDER", str(folder)))
     _drive_until_a_fit_is_finished(folder)
     before = finished(folder)
     with embedded_ray(ResourcesConfig()):
-        outcome = dia_dist.run(dia_dist.load_job(folder / "job.yaml"))
+        outcome = dira_dist.run(dira_dist.load_job(folder / "job.yaml"))
         assert isinstance(outcome, ComparisonOutcome)
         yield Compared(folder, outcome, before)
 
 
 def _drive_until_a_fit_is_finished(folder: Path) -> None:
-    command = [sys.executable, "-m", "dia_dist", "run", str(folder / "job.yaml")]
+    command = [sys.executable, "-m", "dira_dist", "run", str(folder / "job.yaml")]
     with (folder / "first.log").open("w") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         driver = subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
@@ -151,7 +150,7 @@ def test_a_fit_is_the_base_with_what_differs(compared: Compared) -> None:
     parent = runs.pop("c")
     assert set(runs) == set(compared.trials)
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
-    assert {run.data.tags["dia.comparison"] for run in (parent, *runs.values())} == {"c"}
+    assert {run.data.tags["dira.comparison"] for run in (parent, *runs.values())} == {"c"}
     half = runs["c-di-0.5-lr0.001-seed1"].data.params
     assert half["epochs"] == "2.0", "of few images another number of passes"
     assert (half["data.label_fraction"], half["data.fraction_seed"], half["seed"]) == ("0.5", "1", "1")
@@ -194,7 +193,7 @@ def test_the_end_is_a_table_with_sentences_and_curves(compared: Compared) -> Non
 def test_the_parent_run_has_the_curves(compared: Compared) -> None:
     client, parent = MlflowClient(f"sqlite:///{compared.folder}/runs.db"), compared.runs()["c"]
     assert parent.info.status == "FINISHED"
-    assert parent.data.tags["dia.found.di"] == compared.outcome.sentences["di"]
+    assert parent.data.tags["dira.found.di"] == compared.outcome.sentences["di"]
     curve = client.get_metric_history(parent.info.run_id, "compare/di/auroc")
     cells = [cell for cell in compared.data["cells"] if cell["start"] == "di"]
     assert [(each.step, each.value) for each in sorted(curve, key=lambda each: each.step)] == [
@@ -206,11 +205,11 @@ def test_the_parent_run_has_the_curves(compared: Compared) -> None:
 
 
 def test_a_finished_comparison_is_told_again_and_another_one_refused(compared: Compared) -> None:
-    again = dia_dist.run(dia_dist.load_job(compared.folder / "job.yaml", ["max_concurrent=1"]))
+    again = dira_dist.run(dira_dist.load_job(compared.folder / "job.yaml", ["max_concurrent=1"]))
     assert isinstance(again, ComparisonOutcome)
     assert again.already_done
     assert (again.table, again.sentences) == (compared.outcome.table, compared.outcome.sentences)
     with pytest.raises(RequestError, match=r"comparison of this name with another configuration.*\n.*learning_rates"):
-        dia_dist.run(dia_dist.load_job(compared.folder / "job.yaml", ["learning_rates=[0.01]"]))
+        dira_dist.run(dira_dist.load_job(compared.folder / "job.yaml", ["learning_rates=[0.01]"]))
     with pytest.raises(RequestError, match=r"seeds: found 1"):
-        dia_dist.load_job(compared.folder / "job.yaml", ["seeds=1"])
+        dira_dist.load_job(compared.folder / "job.yaml", ["seeds=1"])

@@ -258,8 +258,8 @@ class ComparisonController(TrialController[ComparisonPlan]):
     def _notes(self, found: ComparedFits, seeds: Sequence[int]) -> Iterator[str]:
         first = next(iter(self.plan.starts))
         yield (
-            f"{found.figure} on {found.samples:,} test samples of {found.patients:,} patients (groups of the set): "
-            f"mean and standard deviation (spread) over {len(seeds)} seeds. Intervals are of 95 %, each by itself, over "
+            f"{found.figure} on {found.samples:,} test samples of {found.patients:,} patients (groups of the set), "
+            f"mean and deviation (spread) over {len(seeds)} seeds. Intervals are of 95 %, each by itself, over "
             f"draws of patients and of seeds; p is of the paired difference to {first}, corrected for all differences "
             "(Holm)."
         )
