@@ -142,6 +142,9 @@ COMMON_GROUPS = Metric(
 TRIALS = Metric(SEARCH, "trials that ended in this way", "trials", family=True)
 BEST = Metric(f"{SEARCH}best ", "figure of the best trial so far", family=True)
 
+# Of a comparison's parent run, by the number of images that were learned from: a curve for each start.
+COMPARED = Metric("compare/", "figure on the test set of a start's fits, mean over the seeds", family=True)
+
 # Of a machine, named after it; Prometheus alone has the last three.
 MACHINE = Metric(SYSTEM, "processor, memory, network and GPUs of a machine", family=True)
 STEP = Metric("step", "optimiser steps taken since the start of the run", "steps", prometheus="dira_step")

@@ -5,20 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dira_dist.jobs.load import Driver, LoadedJob, LoadedSearch
+from dira_dist.jobs.load import AnyLoaded, Driver
 
 if TYPE_CHECKING:
     from dira_dist.cluster.fit.outcome import Outcome
+    from dira_dist.cluster.tune.compare import ComparisonOutcome
     from dira_dist.cluster.tune.search import SearchOutcome
 
 # Ray Tune and Optuna take seconds to import, and a training needs neither.
 _DRIVERS: dict[Driver, tuple[str, str]] = {
     "fit": ("dira_dist.cluster.fit.driver", "fit"),
     "search": ("dira_dist.cluster.tune.search", "search"),
+    "compare": ("dira_dist.cluster.tune.compare", "compare"),
 }
 
 
-def run(loaded: LoadedJob | LoadedSearch, *, console: Console | None = None) -> "Outcome | SearchOutcome":
+def run(loaded: AnyLoaded, *, console: Console | None = None) -> "Outcome | SearchOutcome | ComparisonOutcome":
     """Run a job to its end, or go on with the one of its name.
 
     Raises:

@@ -72,7 +72,7 @@ class Resamples:
         values = {name: float(figure(once)[0]) for name, figure in figures.items()}
         counts = {name: (telling or {}).get(name, self._groups) for name in figures}
         known = {name: each for name, each in figures.items() if not np.isnan(values[name]) and counts[name] > 1}
-        drawn = self._distributions(known) if known else {}
+        drawn = self.distributions(known) if known else {}
         ends = {name: self._ends(found, counts[name] * self._evenness) for name, found in drawn.items()}
         return {name: Measured(value, *ends.get(name, (np.nan, np.nan))) for name, value in values.items()}
 
@@ -96,7 +96,7 @@ class Resamples:
         reach = t.ppf(0.975, groups - 1) * np.sqrt(groups / (groups - 1))
         return 100 * float(norm.cdf(-reach)), 100 * float(norm.cdf(reach))
 
-    def _distributions(self, figures: Mapping[str, Figure]) -> dict[str, Floats]:
+    def distributions(self, figures: Mapping[str, Figure]) -> dict[str, Floats]:
         """(R,) each figure under each draw; drawn once for all of them."""
         generator = np.random.default_rng(self._seed)
         block = max(1, _BLOCK_NUMBERS // len(self._group_of))

@@ -105,23 +105,35 @@ def _telling(having: Mapping[bool, int]) -> dict[str, int]:
 
 def _mean_row(predictions: ClassPredictions, chances: Floats, draws: int) -> dict[str, Any]:
     """Means over the classes, the same patients drawn for all of them."""
-
-    def mean_of(function: Callable[..., Floats]) -> Figure:
-        def figure(weights: Floats) -> Floats:
-            found = [
-                function(chances[known, place], predictions.targets[known, place] == 1, weights[:, known])
-                for place in range(len(predictions.classes))
-                for known in [~np.isnan(predictions.targets[:, place])]
-                if known.any()
-            ]
-            return _mean_of_known(np.stack(found))
-
-        return figure
-
     counts = {"images": len(predictions), "groups": len(set(predictions.groups))}
-    figures = {name: mean_of(function) for name, function in _OF_CHANCES.items()}
+    figures = {
+        name: mean_over_classes(function, chances, predictions.targets) for name, function in _OF_CHANCES.items()
+    }
     found = Resamples(predictions.groups, draws).measure_all(figures)
     return counts | {name: _entry(each) for name, each in found.items()}
+
+
+def mean_over_classes(
+    function: Callable[..., Floats], chances: Floats, targets: npt.NDArray[np.floating[Any]]
+) -> Figure:
+    """The mean of a figure over the classes where it is defined.
+
+    Args:
+        function: of chances (M,), truth (M,) and weights (R, M).
+        chances: (N, K).
+        targets: (N, K) 1, 0, or NaN where nothing is known.
+    """
+
+    def figure(weights: Floats) -> Floats:
+        found = [
+            function(chances[known, place], targets[known, place] == 1, weights[:, known])
+            for place in range(targets.shape[1])
+            for known in [~np.isnan(targets[:, place])]
+            if known.any()
+        ]
+        return _mean_of_known(np.stack(found))
+
+    return figure
 
 
 def _mean_of_known(found: Floats) -> Floats:
@@ -198,7 +210,7 @@ def _of_cases(cases: Sequence[SegmentationCase], values: Mapping[str, Floats], d
     groups, rows = [case.group for case in cases], {name: np.atleast_2d(each) for name, each in values.items()}
     places = {name: np.flatnonzero(~np.isnan(each).all(axis=0)).tolist() for name, each in rows.items()}
     telling = {name: len({groups[place] for place in known}) for name, known in places.items()}
-    figures = {name: _mean_figure(each) for name, each in rows.items()}
+    figures = {name: mean_over_outputs(each) for name, each in rows.items()}
     return {
         name: _entry(found) | {"cases": len(places[name])} | ({"unit": unit} if name in OF_SURFACES else {})
         for name, found in Resamples(groups, draws).measure_all(figures, telling).items()
@@ -264,7 +276,7 @@ def localization_table(cases: Sequence[LocalizationCase], draws: int, by: str = 
         return {}
     table = {label: _localization_row(cases, values, place, draws) for place, label in enumerate(labels)}
     if len(labels) > 1:
-        found = Resamples(groups, draws).measure_all({name: _mean_figure(rows) for name, rows in values.items()})
+        found = Resamples(groups, draws).measure_all({name: mean_over_outputs(rows) for name, rows in values.items()})
         counts = {"images": len(cases), "groups": len(set(groups)), "boxes": sum(case.boxes for case in cases)}
         table[MEAN] = counts | {name: _entry(each) for name, each in _shares(found, len(set(groups))).items()}
     return table
@@ -310,13 +322,13 @@ def localization_gains(cases: Sequence[LocalizationCase], draws: int, baselines:
             for each, gain in gains.items()
             if not np.isnan(gain).all()
         }
-        found = Resamples(groups, draws).measure_all({each: _mean_figure(gain) for each, gain in rows.items()})
+        found = Resamples(groups, draws).measure_all({each: mean_over_outputs(gain) for each, gain in rows.items()})
         if found:
             table[name] = {"images": len(cases)} | {each: _entry(one) for each, one in found.items()}
     return table
 
 
-def _mean_figure(values: Floats) -> Figure:
+def mean_over_outputs(values: Floats) -> Figure:
     """The mean over K rows of the means of their N values."""
     return lambda weights: _mean_of_known(np.stack([weighted_mean(row)(weights) for row in values]))
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dira_dist.jobs.load import Driver, LoadedJob, LoadedSearch
+from dira_dist.jobs.compare_plan import ComparisonPlan, plan_comparison
+from dira_dist.jobs.load import AnyLoaded, Driver, LoadedJob
 from dira_dist.jobs.preflight import Preflight, preflight
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 
 
-def check(loaded: LoadedJob | LoadedSearch) -> Preflight | SearchPlan:
+def check(loaded: AnyLoaded) -> Preflight | SearchPlan | ComparisonPlan:
     """Check everything that a job names, and lay out what it will do; touches nothing.
 
     Raises:
@@ -21,4 +22,8 @@ def _check_job(loaded: LoadedJob) -> Preflight:
     return preflight(loaded.job.resolve_paths())
 
 
-_CHECKS: Mapping[Driver, Callable[[Any], Preflight | SearchPlan]] = {"fit": _check_job, "search": plan_search}
+_CHECKS: Mapping[Driver, Callable[[Any], Preflight | SearchPlan | ComparisonPlan]] = {
+    "fit": _check_job,
+    "search": plan_search,
+    "compare": plan_comparison,
+}

@@ -10,14 +10,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import TypeAdapter
 
-from dira_dist.config import Document, RequestError, dump_yaml, public_values, read_document, validate
+from dira_dist.config import Document, KeyPath, RequestError, dump_yaml, public_values, read_document, validate
 from dira_dist.jobs.base import TrainingJob
+from dira_dist.jobs.compare import CompareJob, is_job_file
 from dira_dist.jobs.kinds import kinds
 from dira_dist.jobs.tune import TuneJob
 from dira_dist.search.config import SearchConfig
 from dira_dist.training.precision import Precision
 
-Driver = Literal["fit", "search"]
+Driver = Literal["fit", "search", "compare"]
 """What brings a job to its end."""
 
 
@@ -74,12 +75,7 @@ class LoadedSearch:
         Raises:
             RequestError: ``resources.workers`` is a range.
         """
-        low, high = self.job.resources.worker_range
-        if low != high:
-            raise RequestError(
-                f"base.resources.workers: found {[low, high]}; the trials of a search run on a fixed number of "
-                "workers, so that they can be compared and counted: give one number"
-            )
+        _check_fixed_workers(self.job, "trials of a search")
 
     def side_by_side(self) -> int:
         """How many trials run at once, where the cluster is made for the search.
@@ -88,12 +84,7 @@ class LoadedSearch:
             RequestError: nobody said so, or the base is elastic.
         """
         self.check_workers()
-        if self.search.max_concurrent is None:
-            raise RequestError(
-                "search.max_concurrent: how many trials run side by side is left to the cluster, and the cluster is "
-                "made for the job here; give a number, in the file or with --set search.max_concurrent=4"
-            )
-        return self.search.max_concurrent
+        return _given_number(self.search.max_concurrent, "search.max_concurrent", "trials")
 
     def trial(self, name: str, values: Mapping[str, Any]) -> LoadedJob:
         """The base with some values, by dotted key, as a job of its own.
@@ -101,11 +92,90 @@ class LoadedSearch:
         Raises:
             RequestError: if the values make no valid job.
         """
-        overrides = [f"name={name}", *(f"{key}={json.dumps(value)}" for key, value in values.items())]
-        return load_training_job(Document(self.base, "job").with_overrides(overrides))
+        return _with_values(self.base, name, values)
 
 
-def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ()) -> LoadedJob | LoadedSearch:
+@dataclass(frozen=True)
+class LoadedComparison:
+    """A comparison and its base.
+
+    Attributes:
+        job: the base under the comparison's name.
+        public: the whole job file, see :class:`LoadedJob`; a job file that a start names stands in it.
+        comparison: the whole job.
+        written: the same as it is written, overrides applied.
+    """
+
+    driver: ClassVar[Driver] = "compare"
+
+    job: TrainingJob
+    public: dict[str, Any]
+    comparison: CompareJob
+    written: dict[str, Any]
+
+    def check_workers(self) -> None:
+        """Refuses an elastic base.
+
+        Raises:
+            RequestError: ``resources.workers`` is a range.
+        """
+        _check_fixed_workers(self.job, "fits of a comparison")
+
+    def side_by_side(self) -> int:
+        """How many fits run at once, where the cluster is made for the comparison.
+
+        Raises:
+            RequestError: nobody said so, or the base is elastic.
+        """
+        self.check_workers()
+        return _given_number(self.comparison.max_concurrent, "max_concurrent", "fits")
+
+    def fit(self, name: str, values: Mapping[str, Any]) -> LoadedJob:
+        """The base with some values, by dotted key, as a job of its own.
+
+        Raises:
+            RequestError: if the values make no valid job.
+        """
+        return _with_values(self.written["base"], name, values)
+
+    def pretraining(self, start: str, name: str, seed: int) -> LoadedJob:
+        """The pretraining of a start with a seed: it lies beside the fits, and is recorded as they are."""
+        common = {key: self.written["base"][key] for key in ("checkpoint", "tracking") if key in self.written["base"]}
+        job = self.written["starts"][start]["from"]
+        storage = {"checkpoint": dict(job.get("checkpoint", {})) | {"storage": self.job.checkpoint.storage}}
+        if "storage" in common.get("checkpoint", {}):
+            storage["checkpoint"]["storage"] = common["checkpoint"]["storage"]
+        tracking = {"tracking": dict(common.get("tracking", {}))}
+        return _with_values({**job, **storage, **tracking}, name, {"seed": seed})
+
+
+def _check_fixed_workers(job: TrainingJob, what: str) -> None:
+    low, high = job.resources.worker_range
+    if low != high:
+        raise RequestError(
+            f"base.resources.workers: found {[low, high]}; the {what} run on a fixed number of "
+            "workers, so that they can be compared and counted: give one number"
+        )
+
+
+def _given_number(found: int | None, key: str, what: str) -> int:
+    if found is None:
+        raise RequestError(
+            f"{key}: how many {what} run side by side is left to the cluster, and the cluster is made for the job "
+            f"here; give a number, in the file or with --set {key}=4"
+        )
+    return found
+
+
+def _with_values(base: dict[str, Any], name: str, values: Mapping[str, Any]) -> LoadedJob:
+    overrides = [f"name={name}", *(f"{key}={json.dumps(value)}" for key, value in values.items())]
+    return load_training_job(Document(base, "job").with_overrides(overrides))
+
+
+AnyLoaded = LoadedJob | LoadedSearch | LoadedComparison
+
+
+def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ()) -> AnyLoaded:
     """Read, complete and validate a job.
 
     Args:
@@ -117,11 +187,17 @@ def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ())
     """
     document = Document(source, "job") if isinstance(source, dict) else read_document(Path(source))
     document = document.with_overrides(overrides)
-    return _load_search(document) if document.values.get("kind") == "tune" else load_training_job(document)
+    match document.values.get("kind"):
+        case "tune":
+            return _load_search(document)
+        case "compare":
+            return _load_comparison(document)
+        case _:
+            return load_training_job(document)
 
 
 def load_training_job(document: Document) -> LoadedJob:
-    """A job of any kind but a search.
+    """A job of any kind that trains.
 
     Raises:
         RequestError: with every mistake found in one message.
@@ -145,12 +221,48 @@ def _load_search(document: Document) -> LoadedSearch:
     return LoadedSearch(job, public_values(tune, document), tune.search, tune.base.name, dict(given or {}))
 
 
+def _load_comparison(document: Document) -> LoadedComparison:
+    """Job files that starts name are read, so that the comparison stands in one place."""
+    values = json.loads(json.dumps(document.values))
+    base, inherited = values.get("base"), set[KeyPath]()
+    if isinstance(base, dict):
+        values["base"] = {"name": values.get("name")} | base
+        if base.get("kind") != "finetune":
+            place = document.place(("base", "kind"))
+            raise RequestError(f"{place}: found {base.get('kind')!r}; allowed: 'finetune', what starts are compared by")
+    starts = values.get("starts")
+    for name, start in starts.items() if isinstance(starts, dict) else ():
+        if is_job_file(start):
+            starts[name] = start = {"from": start}
+        if isinstance(start, dict) and (is_job_file(start.get("from")) or isinstance(start.get("from"), dict)):
+            completed = _pretraining_of(document, name, start["from"])
+            start["from"] = completed.values
+            inherited.update(("starts", name, "from", *path) for path in completed.inherited)
+    document = replace(document, values=values, inherited=frozenset(inherited))
+    comparison = validate(CompareJob, document)
+    return LoadedComparison(comparison.base, public_values(comparison, document), comparison, values)
+
+
+def _pretraining_of(document: Document, start: str, given: str | dict[str, Any]) -> Document:
+    """The job file of a start, read and complete.
+
+    Raises:
+        RequestError: it is none of kind pretrain, or is not valid.
+    """
+    place = document.place(("starts", start, "from"))
+    found = read_document(Path(given)) if isinstance(given, str) else Document(given, place)
+    if found.values.get("kind", "pretrain") != "pretrain":
+        raise RequestError(f"{place}: a job of kind {found.values['kind']!r}; give one of kind pretrain, or a model")
+    load_training_job(found)
+    return kinds()["pretrain"].completed(found)
+
+
 def _kind(document: Document, section: Mapping[str, Any], *path: str) -> type[TrainingJob]:
     """What a section says it is; a pretraining unless it says so."""
     known, kind = kinds(), section.get("kind", "pretrain")
     if kind in known:
         return known[kind]
-    allowed = ", ".join(map(repr, sorted(known if path else [*known, "tune"])))
+    allowed = ", ".join(map(repr, sorted(known if path else [*known, "tune", "compare"])))
     raise RequestError(f"{document.place((*path, 'kind'))}: found {kind!r}; allowed: {allowed}")
 
 
@@ -162,7 +274,7 @@ def _search_over(kind: Any) -> type[TuneJob[TrainingJob]]:
 def job_schema() -> dict[str, Any]:
     """JSON Schema of the job file, for editors; what stages inherit and ``${env:NAME}`` included."""
     any_kind: Any = reduce(or_, kinds().values())
-    return TypeAdapter(any_kind | _search_over(any_kind)).json_schema()
+    return TypeAdapter(any_kind | _search_over(any_kind) | CompareJob).json_schema()
 
 
 def dump_job(public: dict[str, Any]) -> str:

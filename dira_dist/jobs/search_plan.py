@@ -57,6 +57,15 @@ class SearchPlan:
         search = self.loaded.search
         return search.trials + search.confirm_seeds * min(search.trials, CONFIRMED + 1)
 
+    @property
+    def written(self) -> Mapping[str, Any]:
+        """All of the job that trials are made of, as it is written."""
+        return self.loaded.base
+
+    def tags(self) -> dict[str, str]:
+        """Of the parent's run in MLflow, and of the trials' runs."""
+        return {"dira.search": self.loaded.job.name}
+
     def trial(self, name: str, params: Mapping[str, Any], seed: int | None = None) -> LoadedJob:
         """A trial as a pretraining job: evaluated at the rungs, registered nowhere.
 

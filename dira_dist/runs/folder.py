@@ -6,9 +6,11 @@ report/              what the chosen networks are worth, and how they answer (of
 step-000000500-3fa9c1/
     state.pt         networks and optimisers
     manifest.json    written last: a checkpoint without it does not exist
-search.json          the job, its parent run in MLflow, and its trials       (a search)
+search.json          the job, its parent run in MLflow, and its trials       (a search or a comparison)
 best.yaml            the winner's job file
 search.md            the table of trials
+comparison.md        table and sentences, comparison.json the same as data   (a comparison)
+learning-curves.png  every start's figure by the amount of labels
 driver.json          which process drives the run or the search; gone when it ends
 """
 
@@ -23,6 +25,7 @@ RUN, EVALUATIONS = "run.json", "evaluations.json"
 CHECKPOINT_PREFIX, STATE, MANIFEST = "step-", "state.pt", "manifest.json"
 REPORT = "report"
 SEARCH, WINNER, TABLE = "search.json", "best.yaml", "search.md"
+COMPARISON, COMPARISON_DATA, CURVES = "comparison.md", "comparison.json", "learning-curves.png"
 DRIVER = "driver.json"
 
 

@@ -19,6 +19,7 @@ from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP
 from dira_dist.cluster.tune.tuner import run_trials, scheduler_of
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.store import Store, open_store
+from dira_dist.jobs.base import ResourcesConfig
 from dira_dist.jobs.load import LoadedSearch, load_job
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 from dira_dist.quickstart.phantom import write_archive
@@ -248,7 +249,9 @@ def test_a_growing_cluster_is_asked_for_what_the_search_says(
 ) -> None:
     monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --no-monitor")
     search = SimpleNamespace(max_concurrent=asked)
-    plan: Any = SimpleNamespace(loaded=SimpleNamespace(search=search), most_trials=trials)
+    plan: Any = SimpleNamespace(
+        loaded=SimpleNamespace(search=search, job=SimpleNamespace(resources=ResourcesConfig())), most_trials=trials
+    )
     assert trials_at_once(plan) == at_once
     search.max_concurrent = None
     with pytest.raises(RequestError, match=r"search\.max_concurrent: left out, and this cluster grows"):

@@ -19,7 +19,7 @@ import yaml
 
 from dira_dist.config import RequestError
 from dira_dist.jobs.base import TrainingJob
-from dira_dist.jobs.load import Driver, LoadedJob, LoadedSearch, load_job
+from dira_dist.jobs.load import AnyLoaded, Driver, load_job
 from dira_dist.version import __version__
 
 DEFAULT_IMAGE = f"dira-dist:{__version__}"
@@ -74,7 +74,7 @@ class PodSize:
 
 HEAD_SIZE = PodSize(cpus=2, memory_gib=8)
 SEARCH_HEAD_SIZE = PodSize(cpus=4, memory_gib=16)  # the drivers of all trials run there
-_HEAD_SIZES: dict[Driver, PodSize] = {"fit": HEAD_SIZE, "search": SEARCH_HEAD_SIZE}
+_HEAD_SIZES: dict[Driver, PodSize] = {"fit": HEAD_SIZE, "search": SEARCH_HEAD_SIZE, "compare": SEARCH_HEAD_SIZE}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Fleet:
         return self.max_pods > self.min_pods
 
 
-def fleet(loaded: LoadedJob | LoadedSearch, *, workers_per_pod: int = 1, memory_gib: int | None = None) -> Fleet:
+def fleet(loaded: AnyLoaded, *, workers_per_pod: int = 1, memory_gib: int | None = None) -> Fleet:
     """The pods that a job's ``resources`` ask for; for a search, so many times as trials run side by side.
 
     Args:

@@ -1,11 +1,11 @@
-"""One trial of a search as Ray Tune sees it: a process that takes nothing and drives a pretraining job of its own."""
+"""One trial as Ray Tune sees it: a process that takes nothing and drives a training job of its own."""
 
 import os
 import queue
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -13,11 +13,46 @@ from rich.console import Console
 
 from dira_dist.cluster.fit.driver import fit
 from dira_dist.config import JobFailedError, RequestError
-from dira_dist.jobs.search_plan import SearchPlan
+from dira_dist.jobs.base import TrainingJob
+from dira_dist.jobs.load import LoadedComparison, LoadedJob, LoadedSearch
+from dira_dist.search.ranking import Goal
 from dira_dist.search.trial import REFUSED, Status
 
 # What trials are compared by: the leading figure, turned so that more is better, at steps that may be rungs.
 OBJECTIVE, RUNG_STEP = "objective", "rung_step"
+
+
+class TrialPlan(Protocol):
+    """What is asked of whoever has trials run: a search, or a comparison."""
+
+    @property
+    def loaded(self) -> LoadedSearch | LoadedComparison:
+        """The job; its base says where trials run, and where they are kept and recorded."""
+
+    @property
+    def goal(self) -> Goal:
+        """By what trials are evaluated while they run."""
+
+    @property
+    def most_trials(self) -> int:
+        """As many as there can be."""
+
+    @property
+    def written(self) -> Mapping[str, Any]:
+        """All of the job that trials are made of, as it is written."""
+
+    def tags(self) -> dict[str, str]:
+        """Of the parent's run in MLflow, and of the trials' runs."""
+
+    def trial(self, name: str, params: Mapping[str, Any], seed: int | None = None) -> LoadedJob:
+        """A trial as a job of its own.
+
+        Raises:
+            RequestError: if its values together make no valid job.
+        """
+
+    def steps(self, job: TrainingJob) -> int | None:
+        """Optimiser steps at whose end a trial is evaluated; none where its own figures say when it ends."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +65,7 @@ class TrialSetup:
         environment: what a trial needs of the driver's environment.
     """
 
-    plan: SearchPlan
+    plan: TrialPlan
     tags: Mapping[str, str]
     folder: str
     environment: Mapping[str, str]
@@ -50,7 +85,7 @@ class _Ended:
 
 
 class TrialDriver(tune.Trainable):
-    """Hands out the evaluations of a pretraining job one by one, and at last how it ended.
+    """Hands out the evaluations of a training job one by one, and at last how it ended.
 
     When Tune stops the trial, its process ends, and with it what it owns: workers, evaluations, Train's controller.
     """
@@ -91,7 +126,7 @@ class TrialDriver(tune.Trainable):
     def _train(self) -> _Ended:
         plan, trial = self._setup.plan, self._trial
         loaded = plan.trial(trial["name"], trial["params"], trial["seed"])
-        self._total_steps = plan.steps(loaded.job)
+        self._total_steps = plan.steps(loaded.job) or 0
         tags = {**self._setup.tags, "dira.trial": str(trial["number"])}
         outcome = fit(loaded, console=Console(quiet=True), on_evaluation=self._evaluated, tags=tags)
         return _Ended("finished", run_id=outcome.run_id)

@@ -1,4 +1,4 @@
-"""Ray Tune, driven by a search's controller: it runs the controller's trials and reports their results to it."""
+"""Ray Tune, driven by a controller of trials: it runs the controller's trials and reports their results to it."""
 
 import gc
 import logging
@@ -17,8 +17,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from dira_dist.cluster.ray_internals import remove_orphaned_groups
-from dira_dist.cluster.tune.controller import SearchController
 from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialSetup
+from dira_dist.cluster.tune.trials import TrialController
 from dira_dist.config import ENV_REFERENCE, JobFailedError, without_credentials
 from dira_dist.environment import environment
 from dira_dist.jobs.search_plan import SearchPlan
@@ -91,7 +91,7 @@ class _Named:
     trial_id: str
 
 
-def run_trials(controller: SearchController, scheduler: TrialScheduler, side_by_side: int) -> None:
+def run_trials(controller: TrialController[Any], scheduler: TrialScheduler, side_by_side: int) -> None:
     """Have Ray Tune run what lies on the controller, again where Tune itself gives up.
 
     It does when Ray kills one of the trials' processes for want of memory. What it had begun is taken back then, and
@@ -112,7 +112,7 @@ def run_trials(controller: SearchController, scheduler: TrialScheduler, side_by_
         controller.take_back(reasons[-1])
 
 
-def _tune_once(controller: SearchController, scheduler: TrialScheduler, side_by_side: int) -> None:
+def _tune_once(controller: TrialController[Any], scheduler: TrialScheduler, side_by_side: int) -> None:
     """What Tune writes by itself is not read again: the state of the search is the controller's."""
     trainable = tune.with_parameters(TrialDriver, setup=_setup(controller))
     logging.getLogger("ray.tune").setLevel(
@@ -158,7 +158,7 @@ def _wait_for_trials_to_end() -> None:
 class _NextTrial(Searcher):
     """Gives Tune the controller's next trial. It learns nothing itself, for results go to the controller."""
 
-    def __init__(self, controller: SearchController) -> None:
+    def __init__(self, controller: TrialController[Any]) -> None:
         super().__init__()
         self._controller = controller
 
@@ -188,7 +188,7 @@ class _NextTrial(Searcher):
 class _Listener(tune.Callback):
     """Takes Tune's events to the controller."""
 
-    def __init__(self, controller: SearchController) -> None:
+    def __init__(self, controller: TrialController[Any]) -> None:
         self._controller, self._swept_at_s = controller, time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -224,9 +224,8 @@ def _name(trial: Any) -> str:
     return str(trial.config["trial"]["name"])
 
 
-def _setup(controller: SearchController) -> TrialSetup:
-    job = controller.plan.loaded.job
-    tags = {"dira.search": job.name} | ({"mlflow.parentRunId": controller.run_id} if controller.run_id else {})
-    wanted = set(ENV_REFERENCE.findall(str(controller.plan.loaded.base)))
+def _setup(controller: TrialController[Any]) -> TrialSetup:
+    tags = controller.plan.tags() | ({"mlflow.parentRunId": controller.run_id} if controller.run_id else {})
+    wanted = set(ENV_REFERENCE.findall(str(controller.plan.written)))
     handed_on = {name: value for name, value in os.environ.items() if name in wanted or _HANDED_ON.match(name)}
     return TrialSetup(controller.plan, tags, str(Path.cwd()), handed_on)

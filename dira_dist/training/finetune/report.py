@@ -1,14 +1,12 @@
 """The report of a fine-tuning: what its chosen networks are worth, for people and for programs."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from dira_dist.evaluation.calibration import Calibration, choose_thresholds, fit_calibration
-from dira_dist.evaluation.classification import ClassPredictions, Floats
+from dira_dist.evaluation.classification import ClassPredictions
 from dira_dist.evaluation.report import case_tables, class_tables, markdown_table, metrics_of
 from dira_dist.evaluation.report_pictures import case_pictures, class_pictures
 from dira_dist.evaluation.segmentation import SegmentationCase
@@ -18,6 +16,7 @@ from dira_dist.training.finetune.localization import Localization
 from dira_dist.training.finetune.localization_report import LocalizationReport, localization_report
 from dira_dist.training.finetune.masks import MaskCoding
 from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe, Segment
+from dira_dist.training.finetune.report_tables import cases_csv, cases_file, predictions_csv, predictions_file
 from dira_dist.training.finetune.samples import FinetuneSamples
 from dira_dist.training.validation import Report
 
@@ -77,7 +76,7 @@ def classifier_report(
         ("images", "groups", "positives", "prevalence"),
         _decisions(coding, thresholds, settings),
     )
-    files = {f"predictions-{name}.csv": _predictions_csv(each, chances[name]).encode() for name, each in sets.items()}
+    files = {predictions_file(name): predictions_csv(each, chances[name]).encode() for name, each in sets.items()}
     report = _report(found, samples, tables, text, files, class_pictures(sets[shown], chances[shown]))
     if localization is None:
         return report
@@ -116,7 +115,7 @@ def segmenter_report(
         "classes": list(coding.outputs),
         "tolerance": settings.tolerance_mm,
     }
-    files = {f"cases-{name}.csv": _cases_csv(cases, outputs).encode() for name, cases in sets.items()}
+    files = {cases_file(name): cases_csv(cases, outputs).encode() for name, cases in sets.items()}
     text = _markdown(recipe, samples, tables, ("images", "with"), (_EMPTY,))
     return _report(found, samples, tables, text, files, case_pictures(sets.get("test") or sets["val"]))
 
@@ -163,7 +162,7 @@ def classifier_report_elsewhere(
     counts = ("images", "groups", "positives", "prevalence")
     lines = list(_markdown_lines(title, tables, counts, (), _all_notes(samples, notes)))
     lines += _shift_lines(shift)
-    files = {"predictions.csv": _predictions_csv(predictions, chances).encode()}
+    files = {"predictions.csv": predictions_csv(predictions, chances).encode()}
     return _elsewhere(found, samples, tables, lines, files, class_pictures(predictions, chances))
 
 
@@ -183,7 +182,7 @@ def segmenter_report_elsewhere(
     }
     lines = list(_markdown_lines(title, tables, ("images", "with"), (), _all_notes(samples, (_EMPTY,))))
     return _elsewhere(
-        found, samples, tables, lines, {"cases.csv": _cases_csv(cases, outputs).encode()}, case_pictures(cases)
+        found, samples, tables, lines, {"cases.csv": cases_csv(cases, outputs).encode()}, case_pictures(cases)
     )
 
 
@@ -291,26 +290,3 @@ def _decisions(coding: LabelCoding, thresholds: Sequence[float], settings: Any) 
     return (
         f"Probabilities are calibrated on val, and thresholds chosen there ({settings.operating_point}): {chosen}.",
     )
-
-
-def _predictions_csv(predictions: ClassPredictions, chances: Floats) -> str:
-    """A line for each sample: its key, its group, and truth and calibrated chance of each class."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    names = predictions.classes
-    writer.writerow(["key", "group", *(f"true {name}" for name in names), *names])
-    for row, key in enumerate(predictions.keys):
-        truth = ["" if value != value else f"{value:g}" for value in predictions.targets[row].tolist()]
-        writer.writerow([key, predictions.groups[row], *truth, *(f"{value:.6f}" for value in chances[row])])
-    return text.getvalue()
-
-
-def _cases_csv(cases: Sequence[SegmentationCase], outputs: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    names = list(cases[0].figures) if cases else []
-    writer.writerow(["key", "group", *(f"{name} {output}" for name in names for output in outputs)])
-    for case in cases:
-        values = [value for name in names for value in case.figures[name]]
-        writer.writerow([case.key, case.group, *("" if value != value else f"{value:.6g}" for value in values)])
-    return text.getvalue()
