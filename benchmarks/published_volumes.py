@@ -80,7 +80,8 @@ def bend(cube: Cube, drawn: np.random.Generator) -> Cube:
     x = np.sort(x)
     if drawn.random() < 0.5:
         y = np.sort(y)
-    return np.interp(cube, x, y)
+    curved: Cube = np.interp(cube, x, y)
+    return curved
 
 
 def paint_inside(cube: Cube, drawn: np.random.Generator) -> Cube:

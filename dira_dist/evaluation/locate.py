@@ -69,7 +69,7 @@ def locate(
     """
     settings = settings or settings_of(facts)
     _check_classes(facts, classes)
-    thresholds, gates = _thresholds(facts, settings), _gates(facts, settings)
+    thresholds, gates = box_thresholds(facts, settings), gates_of(facts, settings)
     views = _framed(facts, images.to(next(network.parameters()).device))
     with torch.no_grad():
         logits = network(views).double().cpu().numpy()
@@ -105,7 +105,12 @@ def _check_classes(facts: FineTunedFile, classes: Sequence[str] | None) -> None:
         raise RequestError(f"classes: found {unknown[0]!r}; the model knows {', '.join(facts.classes)}")
 
 
-def _thresholds(facts: FineTunedFile, settings: LocalizationConfig) -> dict[str, Threshold]:
+def box_thresholds(facts: FineTunedFile, settings: LocalizationConfig) -> dict[str, Threshold]:
+    """Of each class's maps: one for all, or each its own that was tuned on ``val``.
+
+    Raises:
+        RequestError: tuned ones are wanted, and the model knows none.
+    """
     if settings.threshold != "tuned":
         return dict.fromkeys(facts.classes, settings.threshold)
     tuned: Mapping[str, float] = facts.localization.get("thresholds", {})
@@ -117,7 +122,8 @@ def _thresholds(facts: FineTunedFile, settings: LocalizationConfig) -> dict[str,
     return {label: tuned.get(label, UNTUNED) for label in facts.classes}
 
 
-def _gates(facts: FineTunedFile, settings: LocalizationConfig) -> dict[str, float]:
+def gates_of(facts: FineTunedFile, settings: LocalizationConfig) -> dict[str, float]:
+    """Of each class the probability from which on it is looked for."""
     if settings.gate != "decision":
         return dict.fromkeys(facts.classes, settings.gate)
     return dict(zip(facts.classes, facts.thresholds, strict=True))

@@ -4,7 +4,7 @@ A task's :class:`Answers` computes for a batch of views what it needs of them, a
 written by a list of :class:`FileWriter`: what is to be drawn or stored beside masks is one more of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ _AXES: Mapping[Flips, tuple[tuple[int, ...], ...]] = {
 class Collector(Protocol):
     """Takes what the network says of an entry's views, in their order."""
 
-    def add(self, view: View, output: Tensor) -> None:
+    def add(self, view: View, output: Any) -> None:
         """Of one view."""
 
     def rows(self) -> list[Row]:
@@ -57,8 +57,8 @@ class Answers(Protocol):
     def columns(self) -> Columns:
         """Behind those of every table."""
 
-    def outputs(self, network: nn.Module, frames: Tensor) -> Tensor:
-        """(B, ...) on the CPU: what a collector takes for each of (B, C, *S) frames."""
+    def outputs(self, network: nn.Module, frames: Tensor) -> Iterable[Any]:
+        """B of them, on the CPU: what a collector takes for each of (B, C, *S) frames."""
 
     def collector(self, opened: Opened, store: Store) -> Collector:
         """For one entry."""

@@ -138,7 +138,7 @@ def load_encoder(folder: Path, address: str) -> Model:
     return Model(address, digest, network, told.image_size, told.in_channels, "crop", told.fed)
 
 
-_ANSWERS = ("kind", "classes", "calibration", "thresholds", "image_size", "in_channels", "fit", "fed")
+_ANSWERS = ("kind", "classes", "calibration", "thresholds", "localization", "image_size", "in_channels", "fit", "fed")
 
 
 def _digest(weights: Path, settings: Sequence[Any]) -> str:

@@ -53,6 +53,10 @@ class PredictOptions(EmbedOptions):
         ),
     ] = "auto"
     overlays: Annotated[bool, Field(description="pictures of the masks over their images, for people")] = False
+    heatmaps: Annotated[
+        bool,
+        Field(description="of a classifier: where it sees each class that it says is there (Grad-CAM), and boxes"),
+    ] = False
     flips: Annotated[
         Flips,
         Field(

@@ -25,6 +25,7 @@ from dira_dist.prediction.answers import (
 )
 from dira_dist.prediction.dicom_seg import DicomMasks, check_installed
 from dira_dist.prediction.files import FileSource, find_files
+from dira_dist.prediction.heat_maps import LocatedAnswers
 from dira_dist.prediction.masks import PlainMasks
 from dira_dist.prediction.model import FineTuned, Model, files_of, load_encoder, load_fine_tuned
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
@@ -206,7 +207,9 @@ class _Job:
         if model.facts.task == "classify":
             if options.overlays:
                 raise RequestError(f"overlays: are of masks, and {model.address} is a classifier: leave them out")
-            return ClassAnswers.of(model.facts, options.flips)
+            return (LocatedAnswers if options.heatmaps else ClassAnswers).of(model.facts, options.flips)
+        if options.heatmaps:
+            raise RequestError(f"heatmaps: are a classifier's, and {model.address} is a segmenter: leave them out")
         if options.pool is not None:
             raise RequestError(f"pool: {model.address} is a segmenter, and pooled are a classifier's probabilities")
         axis = found.reader.options.axis if isinstance(found, FileSource) else "axial"

@@ -211,7 +211,7 @@ def _point_best(client: MlflowClient, name: str, version: ModelVersion, metric: 
         return Registered(name, int(number), False, why)
     client.set_registered_model_alias(name, BEST, number)
     rival = None if metric is None else _better_rival(client, version, metric)
-    if rival is None:
+    if rival is None or metric is None:
         return Registered(name, int(number), True, why)
     client.set_registered_model_alias(name, BEST, str(rival.version))
     why = f"version {rival.version}, registered at the same time, has {metric.name} {rival.tags[VALUE_TAG]}"

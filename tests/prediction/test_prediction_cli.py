@@ -58,5 +58,5 @@ def test_every_option_is_described_and_every_column_is_documented(make_model: Ma
     text = DOCS.read_text()
     for name in ("reason", "note", "number", "group", "class", "mask", "probability C", "raw C", "highest C", "ml C"):
         assert f"`{name}`" in text, name
-    for option in ("names", "masks", "overlays", "flips", "pool", "processes", "content", "axis"):
+    for option in ("names", "masks", "overlays", "heatmaps", "flips", "pool", "processes", "content", "axis"):
         assert f"`--{option}" in text, option

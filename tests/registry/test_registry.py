@@ -22,6 +22,7 @@ from dira_dist.config import RequestError
 from dira_dist.evaluation.features import extract_features
 from dira_dist.models.model_files import ModelFacts, damaged_files, read_facts, write_checksums, write_model_folder
 from dira_dist.models.unet import UNet, UNetConfig
+from dira_dist.registry import registry
 from dira_dist.registry.fetch import fetch
 from dira_dist.registry.publish import register
 from dira_dist.registry.pull import pull
@@ -122,6 +123,31 @@ def test_best_moves_only_to_a_better_value_of_the_same_metric(
     stored = client.get_model_version(name, "2")
     assert (stored.tags["dira.metric"], stored.tags["dira.metric_value"]) == ("probe/auroc", "0.7")
     assert stored.tags["method"] == "moco_v2"
+
+
+def test_of_two_that_register_at_once_the_better_one_ends_as_best(
+    server_config: TrackingConfig,
+    run: TrackingRun,
+    small_folder: Path,
+    tmp_path: Path,
+    mlflow_server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both have read who was the best before either has said that it is: the worse one comes last."""
+
+    def put(value: float) -> Registered:
+        folder = another(small_folder, value, tmp_path / str(value))
+        return register_version(server_config, run.run_id, packaged(folder), metric=Metric("val/dice", value))
+
+    client, name = MlflowClient(mlflow_server.uri), str(server_config.register_as)
+    assert put(0.5).is_best
+    before = registry._holder_of_best(client, name)
+    assert put(0.9).is_best
+    monkeypatch.setattr(registry, "_holder_of_best", lambda *_: before)
+    late = put(0.8)
+    assert not late.is_best
+    assert late.why == "version 2, registered at the same time, has val/dice 0.9"
+    assert int(client.get_model_version_by_alias(name, "best").version) == 2
 
 
 def test_a_metric_of_which_less_is_better_moves_best_downwards(

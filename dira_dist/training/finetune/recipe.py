@@ -252,7 +252,8 @@ class FinetuneRecipe(Recipe):
 
     @model_validator(mode="after")
     def _segmenters_show_masks(self) -> Self:
-        if self.segments and "localization" in self.report.model_fields_set and self.report.localization is not None:
+        # a recorded job has the defaults written out
+        if self.segments and self.report.localization not in (None, LocalizationConfig()):
             raise ValueError(
                 "found report.localization, and the task segments: its masks say where lesions lie; leave it out"
             )

@@ -113,15 +113,15 @@ class FinetuneTask:
 
     def memory(self, workers: int, gpus: bool) -> dict[str, int]:
         """Weights, gradients, what the optimiser keeps, the largest local batch, and what passes of it at once."""
-        recipe = self.recipe
-        assert recipe.model is not None
+        recipe, model = self.recipe, self.recipe.model
+        assert model is not None
         networks = built_on_meta(partial(build_networks, recipe))
         networks.train()
         samples = -(-recipe.data.global_batch // workers)
-        size = per_axis(recipe.data.image_size, recipe.model.dims)
+        size = per_axis(recipe.data.image_size, model.dims)
 
         def step() -> None:
-            images = torch.empty((samples, recipe.model.in_channels, *size), device="meta")
+            images = torch.empty((samples, model.in_channels, *size), device="meta")
             networks.network(images[: recipe.execution.micro_batch]).float().sum().backward()
 
         with alone():
