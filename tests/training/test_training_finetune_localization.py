@@ -199,7 +199,7 @@ def test_each_setting_changes_what_is_found(check: Check) -> None:
     differs("mean_iou", threshold="otsu")
     differs("mean_iou", gate=0.5)
     differs("hit_rate", tolerance=0.3)
-    differs("energy", "boxes", truth="masks")
+    differs("energy", truth="masks")
     several = usual, "report.localization.threshold=0.3"
     largest, every, some = (
         found_by(check(*several, *(f"report.localization.{more}" for more in each)))["by"]["model"]["mean"]["mean_iou"]
