@@ -6,7 +6,7 @@ A case is an image and a class that it has and whose lesion is known. Its figure
   Excitation Backprop*, IJCV 2018, section 4.1, there with a tolerance of 15 px);
 - *IoU* of the boxes that were found and the true ones, see :func:`dira_dist.evaluation.boxes.iou`;
 - *energy*: share of the heat that lies in the lesion (Wang et al., *Score-CAM*, CVPR Workshops 2020, section 4.3);
-- *located*: whether there is any heat.
+- *with heat*: whether there is any heat.
 
 A map without heat is no localisation: no hit, IoU 0, energy 0, and it counts as such. A baseline is a box: its centre
 is its hottest point, and its heat is even.
@@ -34,8 +34,8 @@ from dira_dist.evaluation.boxes import (
 )
 from dira_dist.evaluation.config import LocalizationConfig
 
-HIT, IOU, ENERGY, LOCATED = "hit", "iou", "energy", "located"
-FIGURES = (LOCATED, HIT, IOU, ENERGY)
+HIT, IOU, ENERGY, WITH_HEAT = "hit", "iou", "energy", "with_heat"
+FIGURES = (WITH_HEAT, HIT, IOU, ENERGY)
 MODEL, UNTRAINED, CENTER, MEAN_BOX = "model", "untrained network", "centre of the image", "mean box of the class"
 BASELINES = (CENTER, MEAN_BOX, UNTRAINED)
 TUNED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -170,7 +170,7 @@ def map_figures(heat: Heat, boxes: Sequence[ScoredBox], truth: TrueLesion, toler
     if peak is None:
         return dict.fromkeys(FIGURES, 0.0)
     return {
-        LOCATED: 1.0,
+        WITH_HEAT: 1.0,
         HIT: float(truth.holds(peak, tolerance * max(heat.shape))),
         IOU: iou([each.box for each in boxes], truth.boxes),
         ENERGY: float(heat[truth.pixels(heat.shape)].sum(dtype=np.float64) / heat.sum(dtype=np.float64)),
@@ -182,7 +182,7 @@ def box_figures(box: BoundingBox, truth: TrueLesion, size_px: Sequence[int], tol
     inside = covered([box], size_px)
     common = float((inside & truth.pixels(size_px)).sum())
     return {
-        LOCATED: 1.0,
+        WITH_HEAT: 1.0,
         HIT: float(truth.holds(box.center, tolerance * max(size_px))),
         IOU: iou([box], truth.boxes),
         ENERGY: common / float(inside.sum()) if inside.any() else 0.0,
@@ -203,7 +203,7 @@ def baseline_figures(
     """
     middle = tuple(side / 2 for side in size_px)
     if mean_box is None:
-        return {CENTER: {LOCATED: 1.0, HIT: float(truth.holds(middle, tolerance * max(size_px)))}}
+        return {CENTER: {WITH_HEAT: 1.0, HIT: float(truth.holds(middle, tolerance * max(size_px)))}}
     usual = _scaled(mean_box, list(size_px))
     half = [(high - low) / 2 for low, high in zip(usual.low, usual.high, strict=True)]
     centered = BoundingBox(

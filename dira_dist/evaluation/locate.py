@@ -23,7 +23,7 @@ FROM_THE_REPORT = "report.localization"
 
 
 @dataclass(frozen=True)
-class Located:
+class HeatMap:
     """Where a class is seen in an image.
 
     Attributes:
@@ -51,7 +51,7 @@ def locate(
     *,
     classes: Sequence[str] | None = None,
     settings: LocalizationConfig | None = None,
-) -> list[dict[str, Located]]:
+) -> list[dict[str, HeatMap]]:
     """Heat maps and boxes of some images, a pass forward for all and one backward for each class that is asked for.
 
     Args:
@@ -74,7 +74,7 @@ def locate(
     with torch.no_grad():
         logits = network(views).double().cpu().numpy()
     chances = Calibration(facts.kind, **facts.calibration).chances(logits)  # type: ignore[arg-type]
-    found: list[dict[str, Located]] = [{} for _ in images]
+    found: list[dict[str, HeatMap]] = [{} for _ in images]
     for place, label in enumerate(facts.classes):
         passes = chances[:, place] > gates[label]
         rows = np.flatnonzero(passes if classes is None else np.full(len(images), label in classes)).tolist()
@@ -85,7 +85,7 @@ def locate(
         for row, heat in zip(rows, heats, strict=True):
             boxes = made_boxes(heat, thresholds[label], settings) if passes[row] else []
             chance = float(chances[row, place])
-            found[row][label] = Located(heat, tuple(ScoredBox(each.box, each.score * chance) for each in boxes), chance)
+            found[row][label] = HeatMap(heat, tuple(ScoredBox(each.box, each.score * chance) for each in boxes), chance)
     return found
 
 

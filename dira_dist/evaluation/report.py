@@ -13,7 +13,7 @@ from dira_dist.evaluation import classification as of_classes
 from dira_dist.evaluation.calibration import decided
 from dira_dist.evaluation.classification import ClassPredictions, Floats, Pooling, pooled
 from dira_dist.evaluation.intervals import Figure, Measured, Resamples, all_or_none, weighted_mean
-from dira_dist.evaluation.localization import ENERGY, FIGURES, HIT, IOU, LOCATED, MODEL, LocalizationCase
+from dira_dist.evaluation.localization import ENERGY, FIGURES, HIT, IOU, MODEL, WITH_HEAT, LocalizationCase
 from dira_dist.evaluation.segmentation import CASE_FIGURES, CHANCE, HD95, IN_MM, OF_SURFACES, SegmentationCase
 from dira_dist.metrics import Metric
 
@@ -295,7 +295,13 @@ def _of_localization(cases: Sequence[LocalizationCase], by: str) -> dict[str, Fl
         f"iou_{level}": np.where(np.isnan(found[IOU]), np.nan, (found[IOU] > level).astype(float))
         for level in IOU_LEVELS
     }
-    return {"hit_rate": found[HIT], "located": found[LOCATED], "mean_iou": found[IOU], **above, "energy": found[ENERGY]}
+    return {
+        "hit_rate": found[HIT],
+        "with_heat": found[WITH_HEAT],
+        "mean_iou": found[IOU],
+        **above,
+        "energy": found[ENERGY],
+    }
 
 
 def _localization_row(

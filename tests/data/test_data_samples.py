@@ -34,6 +34,8 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def metadata_of(number: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {"labels": {"number": number, "findings": ["a", "b"]}, "boxes": []}
+    if number % 7 == 0:
+        metadata["boxes"] = [{"label": "a", "x": 1.5, "y": number, "width": 2.0, "height": 3.0}]
     if number % 3:
         metadata["split_group"] = f"p{number // 4}"
     if number % 2:
@@ -58,6 +60,8 @@ def check(table: SampleTable, address: str) -> None:
     assert table.labels == tuple({"number": number, "findings": ["a", "b"]} for number in range(23))
     assert table.groups == tuple(f"p{number // 4}" if number % 3 else f"v{number:02d}" for number in range(23))
     assert table.has_groups
+    assert [len(boxes) for boxes in table.boxes] == [int(number % 7 == 0) for number in range(23)]
+    assert table.boxes[14][0] == {"label": "a", "x": 1.5, "y": 14, "width": 2.0, "height": 3.0}
     assert table.columns == tuple({"age": "90+", "sex": "F"} if number % 2 else {} for number in range(23))
     assert table.has_mask.tolist() == [number % 4 == 0 for number in range(23)]
     assert table.spacing_mm[0] is None and table.spacing_mm[5] == (0.5, 1.0, 2.5) and table.spacing_mm[1] is None

@@ -15,9 +15,9 @@ from dira_dist.evaluation.localization import (
     ENERGY,
     HIT,
     IOU,
-    LOCATED,
     MEAN_BOX,
     MODEL,
+    WITH_HEAT,
     LocalizationCase,
     Seen,
     TrueLesion,
@@ -66,12 +66,12 @@ def test_hit_and_energy_are_those_of_loops_over_pixels(seed: int, tolerance: flo
     found = map_figures(heat, [], truth, tolerance)
     assert found[ENERGY] == pytest.approx(inside / total, rel=1e-5)
     assert found[HIT] == float(nearest <= tolerance * 10)
-    assert found[IOU] == 0 and found[LOCATED] == 1
+    assert found[IOU] == 0 and found[WITH_HEAT] == 1
 
 
 def test_no_heat_is_a_miss_and_no_division() -> None:
     found = map_figures(np.zeros((4, 4), np.float32), [], TrueLesion((box(0, 0, 4, 4),)), 0.5)
-    assert found == {LOCATED: 0, HIT: 0, IOU: 0, ENERGY: 0}
+    assert found == {WITH_HEAT: 0, HIT: 0, IOU: 0, ENERGY: 0}
 
 
 def test_which_boxes_are_a_class_s_own() -> None:
@@ -100,7 +100,7 @@ def test_baselines_know_the_set_and_nothing_of_the_image() -> None:
     assert found[MEAN_BOX][HIT] == 1 and found[CENTER][HIT] == 1, "(4.8, 17) and, on the edge, (4, 20)"
     assert found[MEAN_BOX][ENERGY] == pytest.approx(2 * 10 / (3 * 14)), "rows 3 to 5 have their centres inside"
     unknown = baseline_figures(None, truth, (8, 40), 0.0)
-    assert set(unknown) == {CENTER} and unknown[CENTER] == {LOCATED: 1, HIT: 1}
+    assert set(unknown) == {CENTER} and unknown[CENTER] == {WITH_HEAT: 1, HIT: 1}
 
 
 def test_thresholds_are_those_of_the_highest_mean_iou() -> None:
@@ -148,7 +148,7 @@ def test_a_table_counts_and_means_as_loops_do() -> None:
             (table["a"][name]["value"] + table["b"][name]["value"]) / 2
         )
     of_center = localization_table(CASES, 200, CENTER)
-    assert "hit_rate" in of_center["a"] and "mean_iou" not in of_center["a"] and "located" not in of_center["a"]
+    assert "hit_rate" in of_center["a"] and "mean_iou" not in of_center["a"] and "with_heat" not in of_center["a"]
     assert localization_table(CASES, 200, MEAN_BOX) == {}
 
 

@@ -199,13 +199,13 @@ def test_each_setting_changes_what_is_found(check: Check) -> None:
     differs("mean_iou", threshold="otsu")
     differs("mean_iou", gate=0.5)
     differs("hit_rate", tolerance=0.3)
-    differs("energy", "boxes", truth="masks")
+    differs("energy", truth="masks")
     several = usual, "report.localization.threshold=0.3"
     largest, every, some = (
         found_by(check(*several, *(f"report.localization.{more}" for more in each)))["by"]["model"]["mean"]["mean_iou"]
         for each in ((), ("components=all", "least_peak=0"), ("components=all", "least_peak=1"))
     )
-    assert len({json.dumps(each) for each in (largest, every, some)}) == 3
+    assert every not in (largest, some)
 
 
 def test_tuned_thresholds_are_chosen_on_val_by_class(check: Check) -> None:

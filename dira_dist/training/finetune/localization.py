@@ -88,7 +88,7 @@ def locate_lesions(reader: SetReader, name: str) -> Localization | None:
     usual, tuned = mean_boxes(of_val), tuned_thresholds(of_val, classes)
     thresholds = {label: tuned[label] if settings.threshold == "tuned" else settings.threshold for label in classes}
     shown = set(ids[:: -(-len(ids) // SHOWN)])
-    cases = _gathered(_Judge(reader, settings, thresholds, usual).cases(name, ids, shown))
+    cases = _gathered(_Comparison(reader, settings, thresholds, usual).cases(name, ids, shown))
     return Localization(name, cases, thresholds, usual) if cases else None
 
 
@@ -123,7 +123,7 @@ def _case(batch: LocalBatch, asked: _Asked, **more: Any) -> LocalizationCase:
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _Comparison:
     """Compares maps and baselines with what is known of a set."""
 
     reader: SetReader

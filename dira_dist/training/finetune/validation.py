@@ -85,8 +85,8 @@ class FinetuneValidator:
         names = [name for name in ("val", "test") if getattr(self._recipe.data, name) is not None]
         if isinstance(self._recipe.task, Classify):
             classes = {name: predict_classes(self._reader, name) for name in names}
-            located = locate_lesions(self._reader, names[-1])
-            return classifier_report(self._recipe, self._samples, classes, located) if my_place()[0] == 0 else None
+            localization = locate_lesions(self._reader, names[-1])
+            return classifier_report(self._recipe, self._samples, classes, localization) if my_place()[0] == 0 else None
         masks = {name: predict_masks(self._reader, name, in_full=True) for name in names}
         return segmenter_report(self._recipe, self._samples, masks) if my_place()[0] == 0 else None
 
