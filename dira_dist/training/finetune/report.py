@@ -32,7 +32,8 @@ _POOLED = {
 }
 _EMPTY = (
     "Dice, IoU and distances are over cases where truth or mask has anything; whether anything is there at all is told "
-    "by presence. Surfaces are compared in mm where the spacing is known, else in pixels."
+    "by presence, whose AUROC ranks images by their largest probability. Surfaces are compared in mm where the spacing "
+    "is known, else in pixels."
 )
 
 
@@ -138,7 +139,7 @@ def _markdown_lines(
     yield from markdown_table(tables[shown]["per_image"], counts)
     yield ""
     yield _NOTES.format(resampled=samples.resampled)
-    yield from (f"{note}" for note in notes)
+    yield from notes
     for key, title in _POOLED.items():
         if key in tables[shown]:
             yield f"\n## {title}\n"
