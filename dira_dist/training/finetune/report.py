@@ -33,7 +33,8 @@ _POOLED = {
 }
 _EMPTY = (
     "Dice, IoU and distances are over cases where truth or mask has anything; whether anything is there at all is told "
-    "by presence. Surfaces are compared in mm where the spacing is known, else in pixels."
+    "by presence, whose AUROC ranks images by their largest probability. Surfaces are compared in mm where the spacing "
+    "is known, else in pixels."
 )
 
 
