@@ -100,10 +100,10 @@ def _report(model: FineTuned, shard_set: str, device: torch.device) -> Report:
     if not isinstance(recipe.task, Classify):
         cases = predict_masks(reader, _TEST, in_full=True)
         return segmenter_report_elsewhere(recipe, samples, cases, title)
-    predictions, told = predict_classes(reader, _TEST), model.facts
-    calibration = Calibration(predictions.kind, told.calibration["slopes"], told.calibration["intercepts"])
+    predictions, facts = predict_classes(reader, _TEST), model.facts
+    calibration = Calibration(predictions.kind, facts.calibration["slopes"], facts.calibration["intercepts"])
     return classifier_report_elsewhere(
-        recipe, samples, predictions, calibration, told.thresholds, _prevalence(model), title
+        recipe, samples, predictions, calibration, facts.thresholds, _prevalence(model), title
     )
 
 

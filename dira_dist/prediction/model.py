@@ -94,23 +94,23 @@ def load_fine_tuned(folder: Path, address: str) -> FineTuned:
         RequestError: it is a pretrained model, which says nothing of images by itself; or of another version.
     """
     if not is_fine_tuned(folder):
-        facts = read_facts(folder)
+        encoder = read_facts(folder).encoder
         raise RequestError(
-            f"{address}: is a pretrained {facts.encoder}, which gives features and no answers: fine-tune it (kind: "
+            f"{address}: is a pretrained {encoder}, which gives features and no answers: fine-tune it (kind: "
             "finetune) and give that model, or take its features with dira-dist embed"
         )
-    told, recipe = read_fine_tuned(folder), _recipe(folder, FinetuneRecipe)
+    facts, recipe = read_fine_tuned(folder), _recipe(folder, FinetuneRecipe)
     network: Classifier | Segmenter = build_networks(recipe).network
     network.load_state_dict(load_file(folder / NETWORK))
     return FineTuned(
         address=address,
-        digest=_digest(folder / NETWORK, [getattr(told, name) for name in _ANSWERS]),
+        digest=_digest(folder / NETWORK, [getattr(facts, name) for name in _ANSWERS]),
         network=network.eval(),
-        image_size=told.image_size,
-        in_channels=told.in_channels,
-        fit=told.fit,
-        fed=told.fed,
-        facts=told,
+        image_size=facts.image_size,
+        in_channels=facts.in_channels,
+        fit=facts.fit,
+        fed=facts.fed,
+        facts=facts,
         recipe=recipe,
         folder=folder,
     )
@@ -129,13 +129,13 @@ def load_encoder(folder: Path, address: str) -> Model:
         return Model(
             address, found.digest, Features(encoder), found.image_size, found.in_channels, found.fit, found.fed
         )
-    told, recipe = read_facts(folder), _recipe(folder, PretrainRecipe)
+    facts, recipe = read_facts(folder), _recipe(folder, PretrainRecipe)
     encoder = recipe.model.build().encoder
     state = {name: weight for name, weight in load_file(folder / UNET).items() if name.startswith("encoder.")}
     encoder.load_state_dict({name.removeprefix("encoder."): weight for name, weight in state.items()})
     network = Features(encoder).eval()
-    digest = _digest(folder / UNET, [told.image_size, told.in_channels, told.fed])
-    return Model(address, digest, network, told.image_size, told.in_channels, "crop", told.fed)
+    digest = _digest(folder / UNET, [facts.image_size, facts.in_channels, facts.fed])
+    return Model(address, digest, network, facts.image_size, facts.in_channels, "crop", facts.fed)
 
 
 _ANSWERS = ("kind", "classes", "calibration", "thresholds", "localization", "image_size", "in_channels", "fit", "fed")

@@ -92,7 +92,7 @@ def finish(store: Store, making: Making) -> None:
 
 
 @contextmanager
-def full_disk_told(dest: str) -> Iterator[None]:
+def full_disk_in_a_sentence(dest: str) -> Iterator[None]:
     """Turns the many words of a full disk into one sentence.
 
     Raises:

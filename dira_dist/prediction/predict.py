@@ -30,7 +30,7 @@ from dira_dist.prediction.masks import PlainMasks
 from dira_dist.prediction.model import FineTuned, Model, files_of, load_encoder, load_fine_tuned
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
 from dira_dist.prediction.overlays import Overlays
-from dira_dist.prediction.place import Making, claim, finish, full_disk_told, parts_done
+from dira_dist.prediction.place import Making, claim, finish, full_disk_in_a_sentence, parts_done
 from dira_dist.prediction.pooling import write_pooled
 from dira_dist.prediction.sets import SetSource, find_samples
 from dira_dist.prediction.tables import merge, part_key, schema_of
@@ -172,7 +172,7 @@ class _Job:
         found = self._found()
         work, todo = self._work(found), list(chunks(found.entries))
         store = open_store(self.dest)
-        with full_disk_told(self.dest):
+        with full_disk_in_a_sentence(self.dest):
             making = claim(store, self._making(found, len(todo)))
             if not making.finished:
                 self._do(work, todo, store)

@@ -26,7 +26,7 @@ from dira_dist.prediction.answers import Answers, Collector, Row
 from dira_dist.prediction.files import is_volume
 from dira_dist.prediction.inputs import Entry, Opened, Reader, View
 from dira_dist.prediction.model import Model
-from dira_dist.prediction.place import full_disk_told
+from dira_dist.prediction.place import full_disk_in_a_sentence
 from dira_dist.prediction.tables import part_key, write_part
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Work:
         """
         number, entries = chunk
         store = open_store(self.dest)
-        with full_disk_told(self.dest), _one_thread(self.device), torch.inference_mode():
+        with full_disk_in_a_sentence(self.dest), _one_thread(self.device), torch.inference_mode():
             rows = [row for found in self._answered(entries, store, tell) for row in found]
             write_part(store, part_key(number), rows, self.schema)
 

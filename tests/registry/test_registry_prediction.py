@@ -20,7 +20,7 @@ __all__ = ["labelled", "make_package"]
 def test_wherever_the_model_is_its_answers_are_the_same(
     make_package: MakePackage, labelled: Path, server_config: TrackingConfig, mlflow_server: Any, tmp_path: Path
 ) -> None:
-    made, images = make_package("segment"), str(labelled / "images")
+    made, shards = make_package("segment"), str(labelled / "shards" / "test")
     run = TrackingRun.create(server_config, "job", {})
     done = register_version(server_config, run.run_id, made.package)
     run.finish("FINISHED")
@@ -31,7 +31,7 @@ def test_wherever_the_model_is_its_answers_are_the_same(
     for number, place in enumerate(places):
         dest = tmp_path / str(number)
         dira_dist.predict(
-            str(place), images, str(dest), dira_dist.PredictOptions(processes=1), tracking_uri=mlflow_server.uri
+            str(place), shards, str(dest), dira_dist.PredictOptions(processes=1), tracking_uri=mlflow_server.uri
         )
         tables.add((dest / "predictions.csv").read_bytes())
     assert len(tables) == 1
