@@ -81,8 +81,9 @@ def results(folder: Path) -> list[dict[str, Any]]:
 def train_and_probe(folder: Path, method: str, arm: str, seed: int) -> None:
     """One training with the package that is on the path, and its probe; a line more in the results."""
     import torch
-    from dira_dist.data.stream import ShardStream
     from dira_dist.job import load_job
+
+    from dira_dist.data.stream import ShardStream
     from dira_dist.training.networks import build_networks
     from dira_dist.training.step import TrainStep
     from dira_dist.views import make_views
@@ -143,6 +144,7 @@ def probe(folder: Path, encoder: Any) -> dict[str, float]:
 def features(shards: Path, encoder: Any) -> tuple[Any, list[Any]]:
     """Features (N, F) and labels of a set."""
     import torch
+
     from dira_dist.data.stream import ValidationStream
     from dira_dist.evaluation.features import extract_features
 
