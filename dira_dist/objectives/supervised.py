@@ -206,7 +206,8 @@ def segmentation_loss(
         kind: of the outputs; those of ``multiclass`` exclude each other, and the first is the background.
         batch: how the global batch lies on the workers.
     """
-    logits, known = at_least_float32(logits), valid[:, None].float()
+    logits = at_least_float32(logits)
+    targets, known = targets.to(logits.dtype), valid[:, None].to(logits.dtype)
     exclusive = kind == "multiclass"
     if loss == "focal":
         return batch.local_weight * _focal(logits, targets, known, exclusive)

@@ -135,7 +135,15 @@ LOSSES = ("train/loss/discriminative", "train/loss/restorative", "train/loss/tot
     [("moco_v2", "resnet18"), ("barlow_twins", "resnet18"), ("simsiam", "resnet18"), ("moco_v2", "efficientnet-b0")],
 )
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(shards: Path, tmp_path: Path, method: str, encoder: str) -> None:
-    job, unbroken = job_on(shards, method, encoder), Notebook(every_steps=1)
+    _assert_resumed_bit_for_bit(job_on(shards, method, encoder), tmp_path)
+
+
+def test_a_run_in_micro_batches_resumes_bit_for_bit(shards: Path, tmp_path: Path) -> None:
+    _assert_resumed_bit_for_bit(job_on(shards, encoder="efficientnet-b0", execution={"micro_batch": 3}), tmp_path)
+
+
+def _assert_resumed_bit_for_bit(job: PretrainJob, tmp_path: Path) -> None:
+    unbroken = Notebook(every_steps=1)
     final = run(job, unbroken)
     # in the middle of a stage, and where one ends
     for position, tensors in (unbroken.checkpoints[4], next(c for c in unbroken.checkpoints if c[0].stage == 2)):

@@ -16,6 +16,7 @@ from dira_dist.objectives import METHODS, GlobalBatch, Method
 from dira_dist.objectives.collectives import is_distributed
 from dira_dist.objectives.method import MethodInputs, Need
 from dira_dist.objectives.parts import Objective, active_parts
+from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.memory import LiveTensors
 from dira_dist.training.pretrain.memory import stage_activation_bytes
 from dira_dist.training.pretrain.networks import PretrainNetworks, build_networks
@@ -73,6 +74,24 @@ def test_the_estimate_follows_the_job() -> None:
         usual["key encoder and queue"] - 65_000 * 128 * 4
     )
     assert sum(estimate_memory(_job(resources={"workers": 4})).values()) < sum(usual.values())
+
+
+def test_the_estimate_is_of_a_micro_batch() -> None:
+    """Beside a step that is taken, whose features and views are the whole batch's."""
+    micro_batch = {"micro_batch": 4}
+    job = _job(execution=micro_batch, method={"name": "moco_v2", "queue_size": 64})
+    with LiveTensors() as live:
+        networks = build_networks(job.model, job.method, job.adversarial, seed=0)
+        step = pretrain_step(
+            networks, "dira", optimizer=job.optimizer, execution=ExecutionConfig(micro_batch=4), total_steps=3
+        )
+        views = Views(*(torch.rand(32, 1, 64, 64) for _ in range(3)), torch.arange(32))
+        for number in range(2):
+            step(views, number)
+    estimate = estimate_memory(job)
+    assert sum(estimate.values()) == pytest.approx(live.peak_bytes, rel=0.1)
+    whole = estimate_memory(_job(method={"name": "moco_v2", "queue_size": 64}))
+    assert estimate["activations and gradients"] < 0.6 * whole["activations and gradients"]
 
 
 @pytest.mark.parametrize("precision", [None, "auto"])

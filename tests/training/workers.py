@@ -87,9 +87,10 @@ def averaged_elements(batch: GlobalBatch, micro_batch: int | None) -> int:
     """Elements of gradients that a step sends to the other workers, told by the hook that compresses them."""
     sent: list[int] = []
 
-    def hook(state: Any, bucket: dist.GradBucket) -> Any:
+    def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         sent.append(bucket.buffer().numel())
-        return bf16_compress_hook(state, bucket)
+        future: torch.futures.Future[Tensor] = bf16_compress_hook(state, bucket)
+        return future
 
     with patch("dira_dist.training.execution.bf16_compress_hook", hook):
         execution = ExecutionConfig(micro_batch=micro_batch, gradient_compression="bf16")

@@ -142,7 +142,8 @@ class PretrainRecipe(Recipe):
 
     def ways_to_save_memory(self, *, on_gpu: bool) -> list[str]:
         ways = ["precision: bf16"] if on_gpu and self.precision == "fp32" else []
-        return ways if self.model.gradient_checkpointing else [*ways, "model.gradient_checkpointing: true"]
+        ways += [] if self.model.gradient_checkpointing else ["model.gradient_checkpointing: true"]
+        return ways if self.execution.micro_batch else [*ways, "execution.micro_batch: a part of a worker's images"]
 
     def keys_of_rounding(self) -> tuple[str, ...]:
         from dira_dist.training.pretrain.networks import networks_on_meta  # slow to import
