@@ -80,10 +80,13 @@ def main() -> None:
 def quickstart(
     folder: Annotated[Path, typer.Argument(help="where everything it makes goes")] = Path("quickstart"),
     seed: Annotated[int, typer.Option(help="of images, networks and labels", min=0)] = 0,
+    compare: Annotated[
+        int,
+        typer.Option(help="draws of two masks that a segmenter learns from, pretrained and not; 0: none", min=0),
+    ] = 0,
 ) -> None:
-    """The main job end to end on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, register, pull; and
-    what it is good for: a U-Net from few masks, with and without it."""
-    for line in dira_dist.run_quickstart(folder, seed=seed, console=_err).lines():
+    """The main job end to end on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, register, pull."""
+    for line in dira_dist.run_quickstart(folder, seed=seed, draws=compare, console=_err).lines():
         _out.print(line, markup=False)
 
 

@@ -31,7 +31,6 @@ from dira_dist.training.finetune.samples import FinetuneSamples
 from dira_dist.training.task import recipe_of
 
 JOB_FILE = Path(__file__).parent / "jobs" / "finetune-quickstart.yaml"
-DRAWS = 3
 RANDOM, PRETRAINED = "random start", "pretrained start"
 PICTURE = "starts"
 _CASES = "cases-test.csv"

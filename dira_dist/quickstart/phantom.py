@@ -7,7 +7,7 @@ another pose, their own findings. The primary findings are balanced in every blo
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -144,24 +144,6 @@ def make_phantom(seed: int, number: int, size_px: int = 128) -> Phantom:
     )
 
 
-def at_low_dose(phantom: Phantom, seed: int, number: int) -> Phantom:
-    """The same phantom as a poor exposure shows it: faint, and under noise; how much so, each image has its own.
-
-    Organs and lesions stay where they are, so that their masks are as sure as ever and the image is not.
-
-    Args:
-        phantom: number ``number`` of the archive ``seed``.
-        seed: of the archive.
-        number: of the phantom.
-    """
-    random = np.random.default_rng([seed, 9, number])
-    grey = phantom.image.astype(np.float32) / 255
-    contrast, brightness = random.uniform(0.3, 0.9), random.uniform(0.35, 0.65)
-    noise = random.normal(0, 1, grey.shape) * random.uniform(0.06, 0.2)
-    exposed = np.clip(brightness + contrast * (grey - grey.mean()) + noise, 0, 1)
-    return replace(phantom, image=np.round(exposed * 255).astype(np.uint8))
-
-
 def _draw_findings(seed: int, number: int, random: np.random.Generator) -> tuple[str, ...]:
     block, place = divmod(number, len(FINDINGS))
     order = np.random.default_rng([seed, 2, block]).permutation(len(FINDINGS))
@@ -172,14 +154,13 @@ def _draw_findings(seed: int, number: int, random: np.random.Generator) -> tuple
     return (primary, second)
 
 
-def write_archive(folder: Path, count: int, seed: int = 0, size_px: int = 128, *, low_dose: bool = False) -> None:
+def write_archive(folder: Path, count: int, seed: int = 0, size_px: int = 128) -> None:
     """Lays phantoms out as a user's archive, for ``dira-dist shard`` to read::
 
         images/000000.png   masks/000000.png   labels.csv   boxes.csv
 
     ``labels.csv`` has the columns image, patient, finding, findings (joined by ``|``); ``boxes.csv`` image, finding, x,
-    y, width, height in pixels; ``masks`` hold indices into :data:`ORGANS`. With ``low_dose`` the images are those of
-    :func:`at_low_dose`.
+    y, width, height in pixels; ``masks`` hold indices into :data:`ORGANS`.
     """
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -187,8 +168,6 @@ def write_archive(folder: Path, count: int, seed: int = 0, size_px: int = 128, *
     boxes: list[Mapping[str, object]] = []
     for number in range(count):
         phantom, name = make_phantom(seed, number, size_px), f"{number:06d}.png"
-        if low_dose:
-            phantom = at_low_dose(phantom, seed, number)
         Image.fromarray(phantom.image).save(folder / "images" / name, compress_level=3)
         Image.fromarray(phantom.organs).save(folder / "masks" / name, compress_level=3)
         findings = "|".join(phantom.findings)

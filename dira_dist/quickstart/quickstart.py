@@ -1,6 +1,4 @@
-"""The whole way on one machine: images, shards in an embedded S3 server, two workers, three stages, MLflow, weights,
-and what they are good for.
-"""
+"""The whole way on one machine: images, shards in an embedded S3 server, two workers, three stages, MLflow, weights."""
 
 import hashlib
 import time
@@ -20,13 +18,13 @@ from dira_dist.jobs.load import LoadedJob, load_training_job
 from dira_dist.metrics import KNN_ACCURACY, KNN_AUROC, LOSS, PSNR, RANKME, SSIM
 from dira_dist.objectives.parts import DISCRIMINATIVE, LOSSES
 from dira_dist.quickstart.embedded_s3 import embedded_s3
-from dira_dist.quickstart.few_labels import DRAWS, PICTURE, StartsCompared, compare_starts
+from dira_dist.quickstart.few_labels import PICTURE, StartsCompared, compare_starts
 from dira_dist.quickstart.phantom import write_archive
 from dira_dist.registry.pull import Pulled, pull
 from dira_dist.tracking.history import metric_history, save_pictures
 
 IMAGES = 480
-IMAGE_SIZE_PX = 64
+IMAGE_SIZE_PX = 96
 SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
 BUCKET = "quickstart"
 SHARDS = f"s3://{BUCKET}/shards"
@@ -40,7 +38,7 @@ class QuickstartReport:
     Attributes:
         losses: first and last value of each loss, unweighted; of MoCo's the first with a full queue.
         pictures: files.
-        compared: the same few masks learned from both starts.
+        compared: the same few masks learned from both starts; none where that was not asked for.
         elapsed_s: wall time of all of it.
     """
 
@@ -48,7 +46,7 @@ class QuickstartReport:
     losses: dict[str, tuple[float, float]]
     pictures: list[Path]
     pulled: Pulled
-    compared: StartsCompared
+    compared: StartsCompared | None
     elapsed_s: float
 
     def lines(self) -> Iterator[str]:
@@ -56,10 +54,10 @@ class QuickstartReport:
         yield f"\nDiRA on {IMAGES} synthetic radiographs: {self.outcome.steps} steps, {self.elapsed_s:.0f} s in all\n"
         yield from self._figures()
         yield ""
-        yield from self.compared.lines()
-        yield ""
-        yield f"pictures     {self._last(PICTURE)}  (both starts' masks, green the truth)"
-        yield f"             {self._last(RESTORATIONS)}  (distorted view, restoration, target, difference)"
+        if self.compared is not None:
+            yield from self.compared.lines()
+            yield f"\npicture      {self._last(PICTURE)}  (both starts' masks, green the truth)"
+        yield f"picture      {self._last(RESTORATIONS)}  (distorted view, restoration, target, difference)"
         yield f"MLflow page  {self.outcome.page}"
         yield f"weights      {self.pulled.path}  (pulled from {self.outcome.model})"
         yield "\nload them:"
@@ -90,14 +88,15 @@ class QuickstartReport:
 
 
 def run_quickstart(
-    folder: Path | str = "quickstart", *, seed: int = 0, draws: int = DRAWS, console: Console | None = None
+    folder: Path | str = "quickstart", *, seed: int = 0, draws: int = 0, console: Console | None = None
 ) -> QuickstartReport:
-    """Run the main job end to end on this machine, with nothing but this package, and what it is good for.
+    """Run the main job end to end on this machine, with nothing but this package.
 
     Args:
         folder: everything goes below it; a run that is there already is gone on with, or shown if it is finished.
         seed: of images, networks and labels. Another seed wants another folder.
-        draws: how often labelled images are drawn.
+        draws: how often two labelled images are drawn that a segmenter learns from, once from the pretrained weights
+            and once from random ones; 0: not at all.
         console: where progress is shown; standard error by default.
 
     Raises:
@@ -113,7 +112,9 @@ def run_quickstart(
         tracking = loaded.job.tracking
         with embedded_ray(loaded.job.resources):
             outcome = fit(loaded, console=console)
-            compared = compare_starts(folder, SHARDS, outcome, seed=seed, draws=draws, console=console)
+            compared = None
+            if draws:
+                compared = compare_starts(folder, SHARDS, outcome, seed=seed, draws=draws, console=console)
         pulled = pull(outcome.model, folder / "weights", tracking_uri=tracking.uri)
     pictures = save_pictures(tracking, outcome.run_id, folder / "pictures")
     losses = _first_and_last_losses(loaded, outcome.run_id)
@@ -137,7 +138,7 @@ def _make_shards(archive: Path, seed: int) -> ShardReport:
     """A user's archive in a folder, and the shard set of it in S3."""
     drawn = archive / "seed"
     if not drawn.is_file() or drawn.read_text() != str(seed):
-        write_archive(archive, IMAGES, seed, size_px=IMAGE_SIZE_PX, low_dose=True)
+        write_archive(archive, IMAGES, seed, size_px=IMAGE_SIZE_PX)
         drawn.write_text(str(seed))
     # Phantoms are nobody's images: a salt that everybody knows makes the same shards on every machine.
     salt = archive / "salt"

@@ -155,6 +155,7 @@ def test_the_same_call_again_finds_everything_done(folder: Path, report: Quickst
     assert again.outcome.already_done
     assert again.outcome.run_id == report.outcome.run_id
     assert again.pulled.sha256 == report.pulled.sha256
+    assert again.compared is not None and report.compared is not None
     assert list(again.compared.lines()) == list(report.compared.lines())
 
 
@@ -172,6 +173,7 @@ def test_both_starts_have_the_same_labels_and_settings(folder: Path, report: Qui
 
 def test_the_starts_are_compared_on_the_test_images(folder: Path, report: QuickstartReport) -> None:
     compared = report.compared
+    assert compared is not None
     for start, name in ((RANDOM, "random"), (PRETRAINED, "pretrained")):
         found = folder / "runs" / f"quickstart-masks-{name}-0" / "report" / "report.json"
         assert compared.dice[start].shape == (1, len(compared.patients))
