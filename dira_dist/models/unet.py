@@ -120,7 +120,7 @@ class UNet(Backbone):
         return at_least_float32(logits).sigmoid()
 
     def last_layer(self, outputs: int) -> nn.Module:
-        head = smp.base.SegmentationHead(self.config.decoder_channels[-1], outputs)
+        head: nn.Module = smp.base.SegmentationHead(self.config.decoder_channels[-1], outputs)
         smp.base.initialization.initialize_head(head)
         return head
 
