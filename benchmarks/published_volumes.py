@@ -80,8 +80,8 @@ def bend(cube: Cube, drawn: np.random.Generator) -> Cube:
     x = np.sort(x)
     if drawn.random() < 0.5:
         y = np.sort(y)
-    curved: Cube = np.interp(cube, x, y)
-    return curved
+    bent: Cube = np.interp(cube, x, y)
+    return bent
 
 
 def paint_inside(cube: Cube, drawn: np.random.Generator) -> Cube:

@@ -98,6 +98,8 @@ class UNet3dBackbone(Backbone):
         self.encoder, self.decoder = network.encoder, network.decoder
         self.segmentation_head = network.segmentation_head
         self.channels = network.encoder.channels[-1]
+        for conv in (*network.encoder.modules(), *network.decoder.modules()):
+            _initialize(conv)
         if config.gradient_checkpointing:
             halves = [half for block in network.decoder.blocks for half in block.children()]
             for segment in (*network.encoder.blocks, *halves):
@@ -110,3 +112,11 @@ class UNet3dBackbone(Backbone):
 
     def last_layer(self, outputs: int) -> nn.Module:
         return last_layer(self.config.width, outputs)
+
+
+def _initialize(module: nn.Module) -> None:
+    """He et al. (2015), equation 10: torch's own start lets features vanish before batch norms have seen a batch."""
+    if isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
