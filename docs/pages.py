@@ -27,8 +27,11 @@ GUIDES = [
     "recovery",
     "evaluation",
     "search",
+    "recipes",
     "fine-tuning",
+    "comparison",
     "prediction",
+    "localisation",
     "models",
 ]
 
