@@ -44,7 +44,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class LocatedAnswers(ClassAnswers):
+class HeatMapAnswers(ClassAnswers):
     """Probabilities and decisions, and of each class that is said to be there ``heatmaps/PATH.CLASS.png`` and boxes.
 
     Attributes:
@@ -60,7 +60,7 @@ class LocatedAnswers(ClassAnswers):
     fit: Fit = "crop"
 
     @classmethod
-    def of(cls, facts: FineTunedFile, flips: Flips) -> "LocatedAnswers":
+    def of(cls, facts: FineTunedFile, flips: Flips) -> "HeatMapAnswers":
         """Those of a model, by its own settings.
 
         Raises:
@@ -98,8 +98,8 @@ class LocatedAnswers(ClassAnswers):
         with torch.inference_mode(False):
             return heat_maps(network, frames.clone(), [place] * len(frames), self.settings.stages).cpu()
 
-    def collector(self, opened: Opened, store: Store) -> "LocatedCollector":
-        return LocatedCollector(self, opened=opened, store=store, located=self)
+    def collector(self, opened: Opened, store: Store) -> "HeatMapCollector":
+        return HeatMapCollector(self, opened=opened, store=store)
 
     def heat(self, found: Tensor, view: View) -> Heat:
         """(H, W) of the picture in its file, shares of the largest; all 0 where nothing speaks for the class."""
@@ -111,19 +111,19 @@ class LocatedAnswers(ClassAnswers):
 
 
 @dataclass
-class LocatedCollector(ClassCollector):
+class HeatMapCollector(ClassCollector):
     """A row for each view, and its files."""
 
+    answers: HeatMapAnswers
     opened: Opened = field(kw_only=True)
     store: Store = field(kw_only=True)
-    located: LocatedAnswers = field(kw_only=True)
 
     def add(self, view: View, output: Any) -> None:
         super().add(view, output.chances)
         self.found[-1] |= self._write(view, output.maps)
 
     def _write(self, view: View, maps: Mapping[int, Tensor]) -> Row:
-        answers, stem, names, row = self.located, self.opened.entry.stem, [], Row()
+        answers, stem, names, row = self.answers, self.opened.entry.stem, [], Row()
         if view.number is not None:
             stem = f"{stem}-{view.number:04d}"
         for place, found in maps.items():

@@ -25,7 +25,7 @@ from dira_dist.prediction.answers import (
 )
 from dira_dist.prediction.dicom_seg import DicomMasks, check_installed
 from dira_dist.prediction.files import FileSource, find_files
-from dira_dist.prediction.heat_maps import LocatedAnswers
+from dira_dist.prediction.heat_maps import HeatMapAnswers
 from dira_dist.prediction.masks import PlainMasks
 from dira_dist.prediction.model import FineTuned, Model, files_of, load_encoder, load_fine_tuned
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
@@ -207,7 +207,7 @@ class _Job:
         if model.facts.task == "classify":
             if options.overlays:
                 raise RequestError(f"overlays: are of masks, and {model.address} is a classifier: leave them out")
-            return (LocatedAnswers if options.heatmaps else ClassAnswers).of(model.facts, options.flips)
+            return (HeatMapAnswers if options.heatmaps else ClassAnswers).of(model.facts, options.flips)
         if options.heatmaps:
             raise RequestError(f"heatmaps: are a classifier's, and {model.address} is a segmenter: leave them out")
         if options.pool is not None:
