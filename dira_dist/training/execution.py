@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook

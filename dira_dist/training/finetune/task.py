@@ -113,10 +113,10 @@ class FinetuneTask:
         networks = built_on_meta(partial(build_networks, recipe))
         networks.train()
         samples = -(-recipe.data.global_batch // workers)
-        size = per_axis(recipe.data.image_size, recipe.model.dims)
+        shape = (samples, recipe.model.in_channels, *per_axis(recipe.data.image_size, recipe.model.dims))
 
         def step() -> None:
-            images = torch.empty((samples, recipe.model.in_channels, *size), device="meta")
+            images = torch.empty(shape, device="meta")
             networks.network(images[: recipe.execution.micro_batch]).float().sum().backward()
 
         with alone():
