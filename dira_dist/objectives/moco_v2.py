@@ -159,4 +159,5 @@ def _unit_length(rows: Tensor) -> Tensor:
 def _as_sent(view: Tensor) -> Tensor:
     """Under autocast the first convolution rounds its input anyway: rounded before it is sent, it is half the bytes."""
     kind = view.device.type
-    return view.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else view
+    rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device knows none
+    return view.to(torch.get_autocast_dtype(kind)) if rounds else view

@@ -170,7 +170,7 @@ def run(folder: Path, rank: int, workers: int) -> None:
             for method in METHOD_SETTINGS:
                 parts = exact_step(method, GlobalBatch(sizes, rank), micro_batch=2)
                 _note(folder, f"parts.{method}.{kind}.2", rank, parts)
-        sent = {size: averaged_elements(even, size) for size in (None, 1)}
+        sent = {size: averaged_elements(even, size) for size in (None, 2)}
         _note(folder, "sent.2", rank, sent)
         _note(folder, "bad.2", rank, one_bad_worker(even))
         _note(folder, "stages.2", rank, three_stages(even))
