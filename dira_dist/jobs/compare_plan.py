@@ -60,7 +60,7 @@ class ComparisonPlan:
         assert seed is not None, "every fit has a seed"
         if PRETRAINING in params:
             return self.loaded.pretraining(params[PRETRAINING], name, seed)
-        return self.loaded.fit(name, self._values(params, seed))
+        return self.loaded.fit(name, self.values(params, seed))
 
     def steps(self, job: TrainingJob) -> int | None:
         """Its own figures say when a fit ends."""
@@ -117,7 +117,7 @@ class ComparisonPlan:
     def _repeated(self) -> int:
         return len(self.starts) * len(self.fractions) * (self.loaded.comparison.seeds - 1)
 
-    def _values(self, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    def values(self, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """What differs from fit to fit, by dotted key."""
         comparison = self.loaded.comparison
         base, start = comparison.base, self.starts[params[START]]
@@ -217,9 +217,10 @@ def _of_fit(plan: ComparisonPlan, start: str, fraction: float, seed: int) -> Pre
 
 def _of_amount(plan: ComparisonPlan, fraction: float) -> Preflight:
     """What is learned from does not hang on the start, which may not be there yet."""
-    job = plan.loaded.job
-    values = {"data.label_fraction": fraction, "start.from": RANDOM}
-    return _named(f"label_fractions.{fraction:g}", plan.loaded.fit(job.name, values))
+    job, first = plan.loaded.job, plan.loaded.comparison.learning_rates[0]
+    values = plan.values({START: next(iter(plan.starts)), FRACTION: fraction, RATE: first}, job.seed)
+    random = {"start.from": RANDOM, "start.parts": None}
+    return _named(f"label_fractions.{fraction:g}", plan.loaded.fit(job.name, values | random))
 
 
 def _named(place: str, loaded: LoadedJob) -> Preflight:

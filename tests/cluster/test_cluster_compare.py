@@ -25,7 +25,7 @@ from dira_dist.quickstart.phantom import write_archive
 from dira_dist.runs.search import read_search
 from dira_dist.search.trial import Trial
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 JOB = """
 kind: compare
