@@ -78,7 +78,10 @@ def main() -> None:
 
 @app.command()
 def quickstart(
-    folder: Annotated[Path, typer.Argument(help="where everything it makes goes")] = Path("quickstart"),
+    folder: Annotated[
+        Path | None, typer.Argument(help="where everything goes; quickstart, or quickstart-volumes where left out")
+    ] = None,
+    volumes: Annotated[bool, typer.Option("--volumes", help="in 3D, on cubes of CT volumes")] = False,
     seed: Annotated[int, typer.Option(help="of images, networks and labels", min=0)] = 0,
     compare: Annotated[
         int,
@@ -86,7 +89,9 @@ def quickstart(
     ] = 0,
 ) -> None:
     """The main job end to end on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, register, pull."""
-    for line in dira_dist.run_quickstart(folder, seed=seed, draws=compare, console=_err).lines():
+    place = folder or Path("quickstart-volumes" if volumes else "quickstart")
+    report = dira_dist.run_quickstart(place, volumes=volumes, seed=seed, draws=compare, console=_err)
+    for line in report.lines():
         _out.print(line, markup=False)
 
 

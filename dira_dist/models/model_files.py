@@ -228,14 +228,14 @@ def tells_task(content: bytes) -> bool:
     return isinstance(values, dict) and "task" in values
 
 
-def example_input(in_channels: int, image_size: Size) -> npt.NDArray[Any]:
+def example_input(in_channels: int, image_size: Size, dims: int = 2) -> npt.NDArray[Any]:
     """An image as a request to a served model holds it: one of no patient, that grows brighter from left to right.
 
     Returns:
         ``(1,)`` base64 of a PNG file; where no PNG holds such images, ``(1, in_channels, *image_size)`` uint8.
     """
-    size = per_axis(image_size, 2)
-    if len(size) != 2 or in_channels not in (1, 3):
+    size = per_axis(image_size, dims)
+    if dims != 2 or in_channels not in (1, 3):
         return np.zeros((1, in_channels, *size), np.uint8)
     ramp = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8), size)
     file = io.BytesIO()

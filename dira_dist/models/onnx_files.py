@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError, per_axis
+from dira_dist.config import RequestError
 from dira_dist.files import write_with_checksum
 from dira_dist.models.backbone import Size
 
@@ -98,7 +98,7 @@ class OnnxInput:
 
     Attributes:
         channels: of the images.
-        image_size: pixels, a side or one for each axis.
+        image_size: pixels, one for each axis, or the side of a square.
         type: of the values: the whole range of uint8 or uint16, or float32 in [0, 1].
     """
 
@@ -111,16 +111,20 @@ class OnnxInput:
         """The value that is white."""
         return _TYPES[self.type][1]
 
+    @property
+    def sides_px(self) -> tuple[int, ...]:
+        """Along each spatial axis."""
+        return (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
+
     def random(self, count: int) -> Tensor:
         """Images of noise, the same ones for the same count."""
-        noise = torch.rand(
-            count, self.channels, *per_axis(self.image_size, 2), generator=torch.Generator().manual_seed(count)
-        )
+        generator = torch.Generator().manual_seed(count)
+        noise = torch.rand(count, self.channels, *self.sides_px, generator=generator)
         return (noise * self.white).to(_TYPES[self.type][0])
 
     def lines(self, path: Path, outputs: Sequence[str]) -> str:
         """Python that computes the outputs of images by the file."""
-        shape = ", ".join(map(str, ("N", self.channels, *per_axis(self.image_size, 2))))
+        shape = ", ".join(map(str, ("N", self.channels, *self.sides_px)))
         values = " in [0, 1]" if self.type == "float32" else ""
         return "\n".join(
             (

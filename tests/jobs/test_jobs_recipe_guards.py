@@ -15,6 +15,7 @@ SETS = {
     "pretrain.yaml": (106_514, 256),
     "pretrain-kermany.yaml": (2848, 96),
     "pretrain-quickstart.yaml": (300, 96),
+    "pretrain-quickstart-volumes.yaml": (240, 32, 24),
     "tune-kermany.yaml": (2520, 96),
     "tune-loss-weights.yaml": (106_514, 256),
 }
@@ -28,9 +29,12 @@ SOUND: dict[str, Any] = {
 }
 
 
-def a_set(images: int, side_px: int) -> ShardSetIndex:
+def a_set(images: int, side_px: int, depth_px: int | None = None) -> ShardSetIndex:
     sides = PixelRange(min=side_px, median=side_px, max=side_px)
     info = ImageInfo(mode="L", encoding="png", height_px=sides, width_px=sides)
+    if depth_px is not None:
+        depth = PixelRange(min=depth_px, median=depth_px, max=depth_px)
+        info = ImageInfo(mode="volume", encoding="npy", height_px=sides, width_px=sides, depth_px=depth)
     shard = ShardInfo(name="000000.tar", samples=images, bytes=1, sha256="0" * 64)
     return ShardSetIndex(shards=(shard,), image=info)
 

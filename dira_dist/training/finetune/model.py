@@ -43,7 +43,7 @@ def write_model(recipe: FinetuneRecipe, state: Mapping[str, Tensor], folder: Pat
         model_type=f"dira-{recipe.task.name}",
         description="Classifiers and segmenters fine-tuned with dira_dist.",
         parameters={"output": predictor.OUTPUTS[recipe.task.name][0]},
-        example=example_input(facts.in_channels, facts.image_size),
+        example=example_input(facts.in_channels, facts.image_size, networks.network.config.dims),
     )
 
 

@@ -134,7 +134,8 @@ class PretrainTask:
             discriminator_state=discriminator,
             pictures=about.pictures,
         )
-        return packaged(folder, example_input(self.recipe.model.in_channels, self.recipe.data.image_size))
+        model = self.recipe.model
+        return packaged(folder, example_input(model.in_channels, self.recipe.data.image_size, model.dims))
 
     def validator(self, networks: Networks, device: torch.device) -> NoValidation:
         """Nothing is chosen: the last networks are the ones to go on from."""
