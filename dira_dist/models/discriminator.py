@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dira_dist.config import Section
+from dira_dist.models.precision import at_least_float32, without_autocast
 
 LEAK = 0.2
 INIT_STD = 0.02
@@ -53,7 +54,14 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores of the patches, unbounded."""
-        scores: Tensor = self.model(image)
+        scores: Tensor
+        if image.ndim == 5 and image.device.type == "cpu":
+            # Of maps of 2 voxels a side PyTorch's bfloat16 gradient of a 3D convolution's weights reads memory that
+            # nobody has written, and is now and then not finite.
+            with without_autocast(image):
+                scores = self.model(at_least_float32(image))
+        else:
+            scores = self.model(image)
         return scores
 
 

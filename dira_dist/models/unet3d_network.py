@@ -11,8 +11,8 @@ package is not installed.
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 GROUPS = 8
 """Most groups of a group norm, of channels that they divide."""
@@ -75,7 +75,10 @@ class Encoder(nn.Module):
 
 
 class Join(nn.Module):
-    """The map of a level, enlarged, and the encoder's of the level above, convolved side by side."""
+    """The map of a level, enlarged, and the encoder's of the level above, convolved as if they were one.
+
+    They are never copied into one: of all maps that one would take the most memory.
+    """
 
     def __init__(self, channels: int, skip: int, norm: str) -> None:
         super().__init__()
@@ -85,7 +88,9 @@ class Join(nn.Module):
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """(B, channels, *S / 2) and (B, skip, *S) to (B, skip, *S)."""
-        joined = self.conv(torch.cat([self.enlarge(deep), skip], 1))
+        of_deep, of_skip = self.conv.weight.split([deep.shape[1], skip.shape[1]], 1)
+        joined = functional.conv3d(skip, of_skip, self.conv.bias, padding=1)
+        joined = joined.add_(functional.conv3d(self.enlarge(deep), of_deep, padding=1))  # the last is undone first
         activated: Tensor = self.act(self.norm(joined))
         return activated
 

@@ -133,10 +133,7 @@ def _drive_until_a_fit_is_finished(folder: Path) -> None:
 
 def test_every_start_has_a_fit_for_each_fraction_and_seed(compared: Compared) -> None:
     fits = {
-        f"c-{start}-{share}-lr0.001-seed{seed}"
-        for start in ("random", "di")
-        for share in ("0.5", "1")
-        for seed in (0, 1)
+        f"c-{start}-{share}-lr0.001-seed{seed}" for start in ("random", "di") for share in ("0.5",) for seed in (0, 1)
     }
     assert set(compared.trials) == fits | {"c-pretrain-di-seed0", "c-pretrain-di-seed1"}
     assert {trial.status for trial in compared.trials.values()} == {"finished"}

@@ -89,7 +89,7 @@ def test_the_estimate_is_of_a_micro_batch() -> None:
         for number in range(2):
             step(views, number)
     estimate = estimate_memory(job)
-    assert sum(estimate.values()) == pytest.approx(live.peak_bytes, rel=0.1)
+    assert sum(estimate.values()) == pytest.approx(live.peak_bytes, rel=0.15)
     whole = estimate_memory(_job(method={"name": "moco_v2", "queue_size": 64}))
     assert estimate["activations and gradients"] < 0.6 * whole["activations and gradients"]
 

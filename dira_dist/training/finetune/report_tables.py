@@ -32,7 +32,7 @@ def predictions_csv(predictions: ClassPredictions, chances: Floats) -> str:
     writer.writerow(["key", "group", *(f"true {name}" for name in names), *names])
     for row, key in enumerate(predictions.keys):
         truth = ["" if value != value else f"{value:g}" for value in predictions.targets[row].tolist()]
-        writer.writerow([key, predictions.groups[row], *truth, *(f"{value:.6f}" for value in chances[row])])
+        writer.writerow([key, predictions.groups[row], *truth, *(f"{value:.12g}" for value in chances[row])])
     return text.getvalue()
 
 
