@@ -16,10 +16,13 @@ _JOBS = Path(__file__).parent / "jobs"
 class Subject(Protocol):
     """An archive of phantoms, and the job that pretrains on it."""
 
-    what: str
-    """Such as ``480 synthetic radiographs``."""
+    @property
+    def what(self) -> str:
+        """Such as ``480 synthetic radiographs``."""
 
-    job_file: Path
+    @property
+    def job_file(self) -> Path:
+        """Of the pretraining."""
 
     def write(self, archive: Path, seed: int) -> None:
         """Draws the archive: ``images``, ``masks`` and ``labels.csv`` of a user."""
