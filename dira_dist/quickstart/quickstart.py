@@ -23,7 +23,6 @@ from dira_dist.registry.pull import Pulled, pull
 from dira_dist.tracking.history import metric_history, save_pictures
 
 BUCKET = "quickstart"
-SHARDS = f"s3://{BUCKET}/shards"
 
 
 @dataclass(frozen=True)
@@ -109,17 +108,18 @@ def run_quickstart(
     if volumes and draws:
         raise RequestError("--compare: is of radiographs; leave --compare or --volumes out")
     subject: Subject = Volumes() if volumes else Radiographs()
+    shards = f"s3://{BUCKET}/{subject.shards}"
     console = console or Console(stderr=True, soft_wrap=True, highlight=False)
     with embedded_s3(BUCKET) as endpoint:
-        console.print(f"S3 server at {endpoint}; {subject.what} into {SHARDS}", markup=False)
-        _make_shards(subject, folder / "archive", seed)
-        loaded = _load(subject, folder, seed)
+        console.print(f"S3 server at {endpoint}; {subject.what} into {shards}", markup=False)
+        _make_shards(subject, folder / "archive", shards, seed)
+        loaded = _load(subject, folder, shards, seed)
         tracking = loaded.job.tracking
         with embedded_ray(loaded.job.resources):
             outcome = fit(loaded, console=console)
             compared = None
             if draws:
-                compared = compare_starts(folder, SHARDS, outcome, seed=seed, draws=draws, console=console)
+                compared = compare_starts(folder, shards, outcome, seed=seed, draws=draws, console=console)
         form = "torch" if volumes else "torchvision"
         pulled = pull(outcome.model, folder / "weights", format=form, tracking_uri=tracking.uri)
     pictures = save_pictures(tracking, outcome.run_id, folder / "pictures")
@@ -140,23 +140,23 @@ def _first_and_last_losses(loaded: LoadedJob, run_id: str) -> dict[str, tuple[fl
     return found
 
 
-def _make_shards(subject: Subject, archive: Path, seed: int) -> ShardReport:
+def _make_shards(subject: Subject, archive: Path, shards: str, seed: int) -> ShardReport:
     """A user's archive in a folder, and the shard set of it in S3."""
     drawn = archive / "seed"
     if not drawn.is_file() or drawn.read_text() != str(seed):
         subject.write(archive, seed)
         drawn.write_text(str(seed))
-    return shard(archive / "images", SHARDS, subject.options(archive))
+    return shard(archive / "images", shards, subject.options(archive))
 
 
-def _load(subject: Subject, folder: Path, seed: int) -> LoadedJob:
+def _load(subject: Subject, folder: Path, shards: str, seed: int) -> LoadedJob:
     document = read_document(subject.job_file).with_overrides(
         [
             f"seed={seed}",
-            f"data.train={SHARDS}/train",
-            f"data.val={SHARDS}/val",
-            f"probe.train={SHARDS}/train",
-            f"probe.val={SHARDS}/val",
+            f"data.train={shards}/train",
+            f"data.val={shards}/val",
+            f"probe.train={shards}/train",
+            f"probe.val={shards}/val",
             f"checkpoint.storage={folder / 'runs'}",
             f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
         ]

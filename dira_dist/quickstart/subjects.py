@@ -21,6 +21,10 @@ class Subject(Protocol):
         """Such as ``480 synthetic radiographs``."""
 
     @property
+    def shards(self) -> str:
+        """Where its shard set lies in the bucket."""
+
+    @property
     def job_file(self) -> Path:
         """Of the pretraining."""
 
@@ -40,6 +44,7 @@ class Radiographs:
 
     count: int = 480
     side_px: int = 96
+    shards: str = "shards"
     job_file: Path = _JOBS / "pretrain-quickstart.yaml"
 
     @property
@@ -68,6 +73,7 @@ class Volumes:
     count: int = 40
     cube: tuple[int, int, int] = (32, 32, 24)
     cubes_per_volume: int = 8
+    shards: str = "cubes"
     job_file: Path = _JOBS / "pretrain-quickstart-volumes.yaml"
 
     @property
