@@ -21,6 +21,7 @@ def test_in_3d_as_in_2d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     usual = Volumes()
     job = yaml.safe_load(usual.job_file.read_text())
     job["stages"] = [{"objective": stage["objective"], "epochs": 2} for stage in job["stages"]]
+    job["method"]["queue_size"], job["tracking"]["log_every_steps"] = 16, 1  # so few steps tell of a full queue
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(job))
     short = replace(usual, count=8, cubes_per_volume=6, job_file=tmp_path / "short.yaml")
     monkeypatch.setattr(quickstart, "Volumes", lambda: short)
