@@ -182,7 +182,7 @@ def test_every_trial_has_an_end_and_a_reason(searched: Search) -> None:
 def test_progress_is_told_while_it_runs(searched: Search) -> None:
     told = (searched.folder / "first.log").read_text()
     assert "trials: 2 running, 0 done, 0 stopped early of 8" in told, "side by side"
-    assert "best val/psnr" in told
+    assert "best so far val/psnr" in told
     assert "left" in told
 
 
