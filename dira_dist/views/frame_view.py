@@ -31,8 +31,7 @@ def fit_view(images: Tensor, image_size: int | Sequence[int]) -> Tensor:
     """
     size = fitted_size(images.shape[2:], image_size)
     if size != tuple(images.shape[2:]):
-        smooth = {"mode": "bilinear", "antialias": True} if images.ndim == 4 else {"mode": "trilinear"}
-        images = functional.interpolate(images, size, align_corners=False, **smooth)
+        images = _resized(images, size)
     return _padded(images, image_size, 0.0)
 
 
@@ -65,6 +64,14 @@ def unfit(maps: Tensor, size_px: Sequence[int]) -> Tensor:
         return maps
     mode = "bilinear" if maps.ndim == 4 else "trilinear"
     return functional.interpolate(maps, tuple(size_px), mode=mode, align_corners=False)
+
+
+def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
+    if images.ndim == 5:
+        return functional.interpolate(images, size, mode="trilinear", align_corners=False)
+    if size[1] == 1:  # of a single column PyTorch's antialiased filter repeats the first row
+        return functional.interpolate(images, size, mode="area")
+    return functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def _padded(tensor: Tensor, image_size: int | Sequence[int], value: float) -> Tensor:

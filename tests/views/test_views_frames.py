@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -99,6 +99,8 @@ lengths_px = st.one_of(st.tuples(side_px, side_px), st.tuples(*[st.integers(8, 4
 
 @settings(deadline=None, max_examples=60)
 @given(lengths_px, st.sampled_from([16, 32, 48]))
+@example((86, 8), 16)  # a single column
+@example((8, 86), 16)
 def test_a_whole_image_fits_its_frame_and_comes_back(size: tuple[int, ...], side: int) -> None:
     axes, image = len(size), torch.zeros(1, 1, *size)
     box = tuple(slice(length // 8, length // 2 + 1) for length in size)
