@@ -163,6 +163,7 @@ class Evaluator:
                 seed=self.seed,
                 image_size=self.image_size,
                 in_channels=unet.config.in_channels,
+                rgb=unet.config.is_rgb,
                 config=self.views,
                 with_target=self.restores,
             )

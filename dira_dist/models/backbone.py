@@ -72,6 +72,16 @@ class BackboneSection(Section):
         raise NotImplementedError
 
     @property
+    def is_rgb(self) -> bool:
+        """Whether the channels are red, green and blue, and no sequences."""
+        return False
+
+    @property
+    def restored_channels(self) -> int:
+        """Colour is restored as grey, as published; of several sequences each is restored."""
+        return 1 if self.is_rgb else self.in_channels
+
+    @property
     def label(self) -> str:
         """The network in a word or two, for tags and cards."""
         return self.name
@@ -105,8 +115,8 @@ class Backbone(nn.Module):
 
     @property
     def restored_channels(self) -> int:
-        """Colour is restored as grey, as published; of several sequences each is restored."""
-        return 1 if self.config.in_channels in (1, 3) else self.config.in_channels
+        """Of the restoration."""
+        return self.config.restored_channels
 
     def forward(self, image: Tensor, restore: bool = True) -> tuple[Tensor, Tensor | None]:
         """``(pooled, restoration)``; without ``restore`` the decoder does not run and the restoration is None."""

@@ -35,6 +35,11 @@ class UNetConfig(BackboneSection):
     encoder: str = Field(
         "resnet50", description="any encoder of segmentation_models_pytorch; timm's are `tu-` and timm's name"
     )
+    rgb: bool = Field(
+        True,
+        description="three channels are red, green and blue: views turn their hue, and their luma is restored; false: "
+        "they are three sequences, changed and restored one by one",
+    )
     zero_init_residual: bool = Field(
         False,
         description="start residual blocks as the identity, their last norms at 0, as SimSiam does; timm's always do",
@@ -75,6 +80,10 @@ class UNetConfig(BackboneSection):
 
     def export(self, state: Mapping[str, Tensor], library: Format, in_channels: int) -> Exported:
         return export(state, self.encoder, library, in_channels)
+
+    @property
+    def is_rgb(self) -> bool:
+        return self.in_channels == 3 and self.rgb
 
     @property
     def label(self) -> str:

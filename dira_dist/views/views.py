@@ -53,7 +53,7 @@ class Views:
         view_2: (B, in_channels, *S) float32 in [0, 1], distorted: another crop of the same image; None where not
             asked for.
         target: (B, R, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for. R is
-            1 of grey and colour, and as many as the sequences of a sample.
+            1 of colour, whose luma is restored, and else `in_channels`.
         sample_ids: (B,) int64.
         distortion: how `view_1` is distorted, by name: ``kind`` (B,) int64.
         labels: of the samples, by name, where somebody needs them.
@@ -98,6 +98,7 @@ def make_views(
     seed: int,
     image_size: int | Sequence[int],
     in_channels: int,
+    rgb: bool = True,
     config: ViewsConfig,
     with_target: bool = True,
     with_second: bool = True,
@@ -115,6 +116,7 @@ def make_views(
         image_size: side of the views in pixels, or one for each axis.
         in_channels: of the views: C; or any number where C is 1, which is repeated; or 1 where C is 3, of which the
             luma is taken.
+        rgb: whether three channels of flat images are red, green and blue, and no sequences.
         config: the section.
         with_target: False where no restoration is trained.
         with_second: False where nobody compares two views; the first one is the same either way.
@@ -129,43 +131,53 @@ def make_views(
     sides_px = per_axis(image_size, images.ndim - 2)
     drawn = _draw(view_keys(seed, epochs, sample_ids, views=1 + with_second), sizes_px, sides_px, config)
     with torch.autocast(images.device.type, enabled=False):
-        views, target = _render(images, drawn, sides_px, min(in_channels, images.shape[1]), config, with_target)
+        rgb = rgb and images.ndim == 4
+        look = _Look(config, min(in_channels, images.shape[1]), rgb, with_target)
+        views, target = _render(images, drawn, sides_px, look)
     view_1, *others = views.expand(-1, -1, in_channels, *views.shape[3:])
-    if target is not None and in_channels not in (1, 3):
-        target = target.expand(-1, in_channels, *sides_px)  # grey, repeated like the views
+    if target is not None and not (rgb and in_channels == 3):
+        target = target.expand(-1, in_channels, *sides_px)  # grey is repeated like the views
     return Views(view_1, others[0] if others else None, target, sample_ids, {"kind": drawn.distortion.kind[0]})
 
 
-def _render(
-    images: Tensor, drawn: _Drawn, sides_px: tuple[int, ...], channels: int, config: ViewsConfig, with_target: bool
-) -> tuple[Tensor, Tensor | None]:
+@dataclass(frozen=True)
+class _Look:
+    """How views are rendered: the section, their channels before grey is repeated, and whether they are of RGB."""
+
+    config: ViewsConfig
+    channels: int
+    rgb: bool
+    with_target: bool
+
+    @property
+    def is_colour(self) -> bool:
+        return self.rgb and self.channels == 3
+
+
+def _render(images: Tensor, drawn: _Drawn, sides_px: tuple[int, ...], look: _Look) -> tuple[Tensor, Tensor | None]:
     """Views (V, B, channels, *S) and target (B, R, *S) with the parameters that were drawn."""
-    shape = (len(images), 1 if channels in (1, 3) else channels, *sides_px)
+    config, channels = look.config, look.channels
+    shape = (len(images), 1 if look.is_colour else channels, *sides_px)
     views = torch.empty((len(drawn.crops.flipped), shape[0], channels, *shape[2:]), device=images.device)
-    target = torch.empty(shape, device=images.device) if with_target else None
+    target = torch.empty(shape, device=images.device) if look.with_target else None
     for part in _parts(views):
         count = len(images[part])
         crop = resample(images[part], drawn.crops.of(part), sides_px, channels)
         crop.div_(_WHITE[images.dtype]).clamp_(0, 1)
         if target is not None and config.target == "crop":
-            target[part] = _to_restore(crop[:count])
-        view = blur(_jittered(crop, drawn.jitter.of(part)), drawn.blur.of(part))
+            target[part] = to_grey(crop[:count]) if look.is_colour else crop[:count]
+        view = blur(_jittered(crop, drawn.jitter.of(part), look.is_colour), drawn.blur.of(part))
         if target is not None and config.target == "view":
-            target[part] = _to_restore(view[:count])
+            target[part] = to_grey(view[:count]) if look.is_colour else view[:count]
         distorted = distort(view.contiguous(), drawn.distortion.of(part), config.distortion)
         views[:, part] = distorted.view(len(views), count, *distorted.shape[1:])
     return views, target
 
 
-def _to_restore(images: Tensor) -> Tensor:
-    """Grey as it is, the luma of colour, each of the sequences of a sample: (N, C, *S) to (N, 1 or C, *S)."""
-    return to_grey(images) if images.shape[1] in (1, 3) else images
-
-
-def _jittered(images: Tensor, drawn: Jitter) -> Tensor:
+def _jittered(images: Tensor, drawn: Jitter, is_colour: bool) -> Tensor:
     """Grey and colour as such; each of the sequences of a sample by itself, with the sample's own strengths."""
     channels = images.shape[1]
-    if channels in (1, 3):
+    if channels == 1 or is_colour:
         return jitter(images, drawn)
     each = Jitter(*(getattr(drawn, field.name).repeat_interleave(channels, 0) for field in fields(Jitter)))
     return jitter(images.flatten(0, 1)[:, None], each).view(images.shape)
@@ -194,13 +206,14 @@ def _parts(views: Tensor) -> list[slice]:
     return [slice(first, min(first + step, batch)) for first in range(0, batch, step)]
 
 
-def check_viewable(image: ImageInfo, axes: int, in_channels: int) -> None:
+def check_viewable(image: ImageInfo, axes: int, in_channels: int, *, rgb: bool = True) -> None:
     """Refuses a set of whose images no views can be made. Needs what its index says of them alone.
 
     Args:
         image: of the set's index.
         axes: spatial ones that the network takes.
         in_channels: that it takes.
+        rgb: whether it takes three channels for red, green and blue.
 
     Raises:
         RequestError: with what was found and what is allowed.
@@ -210,11 +223,11 @@ def check_viewable(image: ImageInfo, axes: int, in_channels: int) -> None:
             f"samples with {image.axes} spatial axes, and the model takes {axes}: choose another model.name, or a set "
             f"of {'images' if axes == 2 else 'volumes or cubes'}"
         )
-    if image.mode in ("volume", "planes") and image.channels == 3:
-        raise RequestError(
-            "arrays of 3 channels: views take 3 channels for RGB, whose hue is turned and whose luma is restored, and "
-            "these are none; store one sequence (1 channel), or 2 or 4 and more"
-        )
+    if axes == 2 and image.channels == in_channels == 3 and rgb != (image.mode == "RGB"):
+        kind, taken = ("three sequences", "red, green and blue") if rgb else ("colour images", "three sequences")
+        raise RequestError(f"{kind}, and the model takes {taken}: set model.rgb to {str(not rgb).lower()}")
+    if image.mode != "RGB" and (image.channels, in_channels) == (3, 1):
+        raise RequestError("three sequences, and the model takes one grey image: set model.in_channels to 3")
     assert image.dtype is not None, "see check_set"
     _check(getattr(torch, image.dtype), image.channels, in_channels)
 

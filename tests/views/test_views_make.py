@@ -190,7 +190,7 @@ def test_every_kind_of_image_gives_finite_views_between_0_and_1(
     space = (16,) * (len(shape) - 1)
     assert views.target is not None
     assert views.view_1.shape == views.view_2.shape == (6, in_channels, *space)
-    assert views.target.shape == (6, 1, *space)
+    assert views.target.shape == (6, 1 if len(space) == 2 else in_channels, *space)
     values = everything(views)
     assert values.dtype == torch.float32
     assert ((values >= 0) & (values <= 1)).all()  # false for NaN
@@ -227,6 +227,24 @@ def test_without_target_the_views_are_the_same_and_the_target_is_not_made() -> N
     assert lean.target is None
     assert torch.equal(lean.view_1, views.view_1)
     assert torch.equal(lean.view_2, views.view_2)
+
+
+def test_grey_is_repeated_for_three_sequences_and_each_is_restored() -> None:
+    images = random_images(4, 1, 40, 36)
+    three, one = make(images, in_channels=3, rgb=False), make(images, in_channels=1)
+    assert three.target is not None and one.target is not None
+    assert torch.equal(three.target, one.target.expand(-1, 3, -1, -1))
+    assert torch.equal(three.view_1, one.view_1.expand(-1, 3, -1, -1))
+
+
+def test_colour_is_refused_where_three_sequences_are_taken() -> None:
+    some = PixelRange(min=8, median=8, max=8)
+    planes = ImageInfo(
+        mode="planes", encoding="npy", height_px=some, width_px=some, array_type="uint8", array_channels=3
+    )
+    check_viewable(planes, 2, 3, rgb=False)
+    with pytest.raises(RequestError, match=r"colour images.*takes three sequences: set model\.rgb to true"):
+        check_viewable(planes.model_copy(update={"mode": "RGB"}), 2, 3, rgb=False)
 
 
 def test_grey_is_repeated_for_three_channels() -> None:
@@ -407,12 +425,15 @@ def test_a_size_for_another_number_of_axes_is_refused() -> None:
         make(random_images(2, 1, 40, 40), image_size=[32, 32, 32])
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("target", ["crop", "view"])
 @pytest.mark.parametrize("canvas", [(40, 36), (14, 20, 18)])
-def test_each_sequence_of_a_sample_is_changed_as_grey_is(canvas: tuple[int, ...]) -> None:
-    sequences = random_images(5, 4, *canvas)
-    together = make(sequences, in_channels=4)
-    assert together.target is not None and together.target.shape[1] == 4 and together.view_1.shape[1] == 4
-    singly = [make(sequences[:, [k]]) for k in range(4)]
+def test_each_sequence_of_a_sample_is_changed_as_grey_is(canvas: tuple[int, ...], target: str, channels: int) -> None:
+    sequences, config = random_images(5, channels, *canvas), ViewsConfig(target=target)
+    together = make(sequences, config, in_channels=channels, rgb=False)
+    assert together.target is not None
+    assert together.target.shape[1] == together.view_1.shape[1] == channels
+    singly = [make(sequences[:, [k]], config) for k in range(channels)]
     for view in ("view_1", "view_2"):
         assert torch.equal(getattr(together, view), torch.cat([getattr(each, view) for each in singly], 1))
     assert torch.equal(together.target, torch.cat([each.target for each in singly if each.target is not None], 1))
@@ -425,10 +446,24 @@ def test_each_sequence_of_a_sample_is_changed_as_grey_is(canvas: tuple[int, ...]
         ({"mode": "L"}, 3, 1, "2 spatial axes, and the model takes 3"),
         ({"mode": "volume", "array_type": "int16"}, 3, 1, "int16.*uint8 or uint16"),
         ({"mode": "planes", "array_type": "uint8", "array_channels": 4}, 2, 3, "4 channels, and the model takes 3"),
-        ({"mode": "planes", "array_type": "uint8", "array_channels": 3}, 2, 3, "arrays of 3 channels: views take 3"),
+        (
+            {"mode": "planes", "array_type": "uint8", "array_channels": 3},
+            2,
+            3,
+            "three sequences.*takes red.*set model.rgb to false",
+        ),
+        (
+            {"mode": "planes", "array_type": "uint8", "array_channels": 3},
+            2,
+            1,
+            "three sequences.*model.in_channels to 3",
+        ),
         ({"mode": "planes", "array_type": "uint8", "array_channels": 4}, 2, 4, ""),
         ({"mode": "volume", "array_type": "uint8"}, 3, 4, ""),
+        ({"mode": "volume", "array_type": "uint8", "array_channels": 3}, 3, 3, ""),
+        ({"mode": "volume", "array_type": "uint8", "array_channels": 3}, 3, 1, "three sequences"),
         ({"mode": "RGB"}, 2, 1, ""),
+        ({"mode": "RGB"}, 2, 3, ""),
     ],
 )
 def test_a_set_of_which_no_views_can_be_made_is_known_by_its_index(

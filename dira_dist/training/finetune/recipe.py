@@ -290,7 +290,7 @@ class FinetuneRecipe(Recipe):
         assert self.model is not None, "settled before anything is read"
         for name, index in sets.items():
             try:
-                check_viewable(index.image, self.model.dims, self.model.in_channels)
+                check_viewable(index.image, self.model.dims, self.model.in_channels, rgb=self.model.is_rgb)
             except RequestError as error:
                 raise RequestError(f"the {name} set has {error}") from None
 

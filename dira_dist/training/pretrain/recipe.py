@@ -123,7 +123,7 @@ class PretrainRecipe(Recipe):
         """
         for name, index in sets.items():
             try:
-                check_viewable(index.image, self.model.dims, self.model.in_channels)
+                check_viewable(index.image, self.model.dims, self.model.in_channels, rgb=self.model.is_rgb)
             except RequestError as error:
                 raise RequestError(f"the {name} set has {error}") from None
         for key in ("train", "val") if self.probe is not None else ():

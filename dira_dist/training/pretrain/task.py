@@ -77,6 +77,7 @@ class PretrainTask:
             seed=recipe.seed,
             image_size=recipe.data.image_size,
             in_channels=recipe.model.in_channels,
+            rgb=recipe.model.is_rgb,
             config=recipe.views,
             with_target=parts.restores,
             with_second="second_view" in needs,
