@@ -20,7 +20,8 @@ from dira_dist.data.ingest.names import printable
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.picture import Picture, RasterRules
 from dira_dist.data.ingest.pixels import PictureMode, mode_of
-from dira_dist.data.ingest.plan import Plan, make_plan
+from dira_dist.data.ingest.plan import Plan
+from dira_dist.data.ingest.planning import make_plan
 from dira_dist.data.ingest.readers import quiet_decoders
 from dira_dist.data.ingest.slices import slices_of
 from dira_dist.data.ingest.survey import raster_rules, survey

@@ -16,13 +16,13 @@ from dira_dist.data.ingest.cubes import Source, cubes_of, is_too_small
 from dira_dist.data.ingest.greys import read_dicom
 from dira_dist.data.ingest.intensity import Mapping as Greying
 from dira_dist.data.ingest.intensity import parse_intensity
+from dira_dist.data.ingest.items import VOLUME_KINDS, Item
 from dira_dist.data.ingest.itk import read_itk
 from dira_dist.data.ingest.label_maps import LossyMaskError, coded_mask
 from dira_dist.data.ingest.listing import one_file_of
 from dira_dist.data.ingest.nifti import read_nifti
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.pixels import PictureMode, Pixels
-from dira_dist.data.ingest.plan import VOLUME_KINDS, Item
 from dira_dist.data.ingest.readers import Picture, RasterRules, UnreadableError, read_pictures
 from dira_dist.data.ingest.slices import slices_of, upright
 from dira_dist.data.ingest.tables import Box, scale_boxes

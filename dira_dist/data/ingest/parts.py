@@ -15,8 +15,9 @@ from importlib.metadata import version
 from typing import Any
 
 from dira_dist.config import RequestError, Section
+from dira_dist.data.ingest.items import Item
 from dira_dist.data.ingest.pixels import PictureMode
-from dira_dist.data.ingest.plan import Item, Plan
+from dira_dist.data.ingest.plan import Plan
 from dira_dist.data.shards import INDEX_NAME, PublishedShard, ShardSetIndex, publish_index, read_index, shard_name
 from dira_dist.data.store import open_store
 

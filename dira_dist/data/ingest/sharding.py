@@ -15,7 +15,8 @@ from dira_dist.config import RequestError, Section
 from dira_dist.data.ingest.names import by_keys, printable
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.parts import Part
-from dira_dist.data.ingest.plan import WHOLE, Plan, make_plan
+from dira_dist.data.ingest.plan import WHOLE, Plan
+from dira_dist.data.ingest.planning import make_plan
 from dira_dist.data.ingest.work import Progress, make_parts
 from dira_dist.data.shards import INDEX_NAME
 from dira_dist.data.store import StoreError, check_reachable, open_store
