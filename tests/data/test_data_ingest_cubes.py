@@ -428,7 +428,7 @@ def test_a_process_holds_one_volume(tmp_path: Path) -> None:
         content="cubes", cube=(32, 32, 16), cubes_per_volume=40, intensity=CT_RANGE, spacing=(1.5, 1.5, 1.5)
     )
     tracemalloc.start()
-    source = Source.of(volume, (voxels > 0).astype(np.uint8), options)
+    source = Source.of([volume], (voxels > 0).astype(np.uint8), options)
     made = sum(1 for _ in cubes_of("ab", source, options, None, {"labels": {}}, lambda text: None))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -621,7 +621,7 @@ def uneven(body: np.ndarray) -> list[Any]:
 def test_masks_that_hold_no_labels_are_refused(tmp_path: Path) -> None:
     volume = Volume(np.arange(512, dtype=np.int16).reshape(8, 8, 8), (1.0, 1.0, 1.0), np.eye(4))
     options = ShardOptions(content="cubes", cube=(8, 8, 8), intensity=CT_RANGE)
-    source = Source.of(volume, volume.voxels.astype(np.float32), options)
+    source = Source.of([volume], volume.voxels.astype(np.float32), options)
     with pytest.raises(UnreadableError, match="other values than labels from 0 to 32767"):
         next(cubes_of("ab", source, options, None, {"labels": {}}, lambda text: None))
 

@@ -14,7 +14,7 @@ from deadly import DeadlyConverter
 from PIL import Image
 
 from dira_dist.config import RequestError
-from dira_dist.data.ingest import ShardOptions, ShardReport, plan, shard, work
+from dira_dist.data.ingest import ShardOptions, ShardReport, planning, shard, work
 from dira_dist.data.ingest.kinds import why_ignored
 from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.store import StoreError, open_store
@@ -239,7 +239,7 @@ def test_refusals_name_no_file_either(archive: Path, trouble: str) -> None:
     assert "DOE" not in str(caught.value)
 
 
-@pytest.mark.parametrize("where", [(work, "survey"), (plan, "list_source"), (plan, "read_headers")])
+@pytest.mark.parametrize("where", [(work, "survey"), (planning, "list_source"), (planning, "read_headers")])
 def test_trouble_with_storage_names_no_object_either(
     archive: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
 ) -> None:

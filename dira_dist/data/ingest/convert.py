@@ -24,12 +24,13 @@ from dira_dist.data.ingest.nifti import read_nifti
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.pixels import PictureMode, Pixels
 from dira_dist.data.ingest.readers import Picture, RasterRules, UnreadableError, read_pictures
-from dira_dist.data.ingest.slices import slices_of, upright
+from dira_dist.data.ingest.slices import slices_of_channels, upright
 from dira_dist.data.ingest.tables import Box, scale_boxes
 from dira_dist.data.ingest.volumes import (
     Volume,
     differs_in_an_unset_origin,
     mask_problem,
+    place_problem,
     resampled_mask,
     says_nothing,
 )
@@ -99,7 +100,7 @@ class Converter:
             UnreadableError: one of them has gone, or may not be read.
             RequestError, StoreError: trouble with the store is not the file's fault, and is raised as it is.
         """
-        files = [] if task.item.kind == "series" else [self._read(file) for file in task.item.files]
+        files = [self._read(file) for each in _each_of(task.item) if each.kind != "series" for file in each.files]
         if task.mask is not None:
             assert self._masks is not None
             with one_file_of(self._masks):
@@ -135,7 +136,7 @@ class Converter:
             )
         for number, picture in enumerate(chain(head, pictures)):
             record = {**task.record(), "frame": number}
-            yield self._picture_sample(self._heard(picture, findings), f"{task.item.key}-{number:04d}", record)
+            yield self._picture_sample([self._heard(picture, findings)], f"{task.item.key}-{number:04d}", record)
 
     def pictures(self, task: Task, data: bytes) -> Iterator[Picture]:
         """The images of a flat file, read but not brought to the set's mode and size yet."""
@@ -162,7 +163,7 @@ class Converter:
                 labels = coded_mask(mask, picture, size, self._rules)
             except LossyMaskError as error:
                 findings.note(f"its mask {error}: it is left out")  # the set keeps its notes: no name may stand in them
-        return self._picture_sample(picture, task.item.key, {**task.record(), "boxes": boxes}, labels)
+        return self._picture_sample([picture], task.item.key, {**task.record(), "boxes": boxes}, labels)
 
     def _size_of(self, picture: Picture) -> tuple[int, int]:
         return px.fitted_size(*picture.original_px, self._options.image_size, self._options.side)
@@ -172,14 +173,19 @@ class Converter:
         assert self._mode is not None
         return px.resize(px.to_mode(picture.pixels, self._mode), *self._size_of(picture))
 
-    def _picture_sample(self, picture: Picture, key: str, record: dict[str, Any], mask: bytes | None = None) -> Sample:
-        pixels = self.fitted(picture)
-        height, width = pixels.shape[:2]
-        coding = self._options.coding
+    def _picture_sample(
+        self, pictures: Sequence[Picture], key: str, record: dict[str, Any], mask: bytes | None = None
+    ) -> Sample:
+        """A picture, or the channels of one, which no picture format holds."""
+        fitted, picture, coding = [self.fitted(each) for each in pictures], pictures[0], self._options.coding
+        height, width = fitted[0].shape[:2]
+        alone = len(fitted) == 1
         return Sample(
             key=key,
-            image=px.encode(pixels, coding, self._options.jpeg_quality),
-            encoding=coding,
+            image=px.encode(fitted[0], coding, self._options.jpeg_quality)
+            if alone
+            else px.encode_array(np.stack(fitted)),
+            encoding=coding if alone else "npy",
             height_px=height,
             width_px=width,
             record={**record, "original_px": list(picture.original_px), **_scaled_tags(picture, (height, width))},
@@ -189,22 +195,35 @@ class Converter:
     def _volume_samples(
         self, task: Task, files: list[bytes], mask: bytes | None, findings: ItemFindings
     ) -> Iterator[Sample]:
-        volume = self.volume(task.item, files)
-        files.clear()
-        findings.note(*volume.notes)
+        volumes = self._channels(task.item, files)
+        findings.note(*(note for volume in volumes for note in volume.notes))
         labels = (
-            self._volume_mask(mask, PurePosixPath(task.mask).name, volume, findings) if mask and task.mask else None
+            self._volume_mask(mask, PurePosixPath(task.mask).name, volumes[0], findings) if mask and task.mask else None
         )
         if self._mode is not None:
-            yield from self._slice_samples(task, volume, labels, findings)
+            yield from self._slice_samples(task, volumes, labels, findings)
             return
-        source = Source.of(volume, labels, self._options)
+        source = Source.of(volumes, labels, self._options)
         if self._options.content != "cubes":
             yield source.part(task.item.key, (0, 0, 0), source.grid.sides, task.record())
             return
         if is_too_small(source, self._options):
             self._pad(source, findings)
         yield from cubes_of(task.item.key, source, self._options, task.centres, task.record(), findings.note)
+
+    def _channels(self, item: Item, files: list[bytes]) -> list[Volume]:
+        """The volume of an item, or its channels, which lie on each other; the files are let go one by one.
+
+        Raises:
+            UnreadableError: they do not.
+        """
+        volumes: list[Volume] = []
+        for number, each in enumerate(_each_of(item), 1):
+            own = [] if each.kind == "series" else [files.pop(0) for _ in each.files]
+            volumes.append(self.volume(each, own))
+            if problem := place_problem(volumes[-1], volumes[0], f"its channel {number}"):
+                raise UnreadableError(f"its channels are not registered to each other: {problem}")
+        return volumes
 
     def _pad(self, source: Source, findings: ItemFindings) -> None:
         has, wanted = (" x ".join(map(str, sides or ())) for sides in (source.grid.sides[::-1], self._options.cube))
@@ -252,11 +271,10 @@ class Converter:
         return None
 
     def _slice_samples(
-        self, task: Task, volume: Volume, labels: Pixels | None, findings: ItemFindings
+        self, task: Task, volumes: Sequence[Volume], labels: Pixels | None, findings: ItemFindings
     ) -> Iterator[Sample]:
-        options = self._options
-        found = 0
-        for number, picture in slices_of(volume, options.axis, options.every, parse_intensity(options.intensity)):
+        options, found, rule = self._options, 0, parse_intensity(self._options.intensity)
+        for number, pictures in slices_of_channels(volumes, options.axis, options.every, rule):
             found += 1
             mask = None
             if labels is not None:
@@ -264,11 +282,17 @@ class Converter:
                 if flat.min() < 0 or flat.max() > 255:
                     raise UnreadableError("its mask holds values beyond 0 to 255, which a picture has no room for")
                 flat = np.ascontiguousarray(flat).astype(np.uint8)
-                mask = px.encode(px.resize_labels(flat, *self._size_of(picture)), "png")
-            key = f"{task.item.key}-{number:04d}"
-            yield self._picture_sample(self._heard(picture, findings), key, task.record(), mask)
+                flat = px.resize_labels(flat, *self._size_of(pictures[0]))
+                mask = px.encode(flat, "png") if len(pictures) == 1 else px.encode_array(flat)
+            heard = [self._heard(picture, findings) for picture in pictures]
+            yield self._picture_sample(heard, f"{task.item.key}-{number:04d}", task.record(), mask)
         if not found:
             raise UnreadableError("each of its slices holds one value only")
+
+
+def _each_of(item: Item) -> tuple[Item, ...]:
+    """The volumes of an item: its channels, or itself."""
+    return item.channels or (item,)
 
 
 def _scaled_tags(picture: Picture, size_px: tuple[int, int]) -> dict[str, Any]:

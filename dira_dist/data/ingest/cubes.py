@@ -34,34 +34,40 @@ Keeps = Callable[[Start], bool]
 
 @dataclass(frozen=True)
 class Source:
-    """A volume that parts are taken of.
+    """A volume that parts are taken of, or several on the same voxels, its channels.
 
     Attributes:
-        volume: it; ``labels`` its label map, if it has one.
-        grid: at which it is read.
-        scale: which values become black and white on 16 bits; none keeps values as they are.
+        volumes: the channels; ``labels`` their label map, if there is one.
+        grid: at which they are read.
+        scales: of each channel, which values become black and white on 16 bits; none keeps values as they are.
     """
 
-    volume: Volume
+    volumes: tuple[Volume, ...]
     labels: NDArray[Any] | None
     grid: Grid
-    scale: Scale | None
+    scales: tuple[Scale | None, ...]
 
     @classmethod
-    def of(cls, volume: Volume, labels: NDArray[Any] | None, options: ShardOptions) -> "Source":
-        """A volume with its grid and its scale.
+    def of(cls, volumes: Sequence[Volume], labels: NDArray[Any] | None, options: ShardOptions) -> "Source":
+        """Volumes with their grid and scales.
 
         Raises:
-            UnreadableError: a spacing was asked for, and its own is not known.
+            UnreadableError: a spacing was asked for, and their own is not known.
         """
         rule = parse_intensity(options.intensity)
-        scale = None if options.intensity == NOT_SAID else scale_of_volume(volume.voxels, rule)
-        return cls(volume, labels, grid_of(volume, options.spacing and options.spacing[::-1]), scale)
+        scales = [None if options.intensity == NOT_SAID else scale_of_volume(each.voxels, rule) for each in volumes]
+        grid = grid_of(volumes[0], options.spacing and options.spacing[::-1])
+        return cls(tuple(volumes), labels, grid, tuple(scales))
+
+    @property
+    def volume(self) -> Volume:
+        """The first channel, which tells where all of them lie."""
+        return self.volumes[0]
 
     @cached_property
-    def lowest(self) -> float:
-        """What stands beyond the volume."""
-        return float(self.volume.voxels.min())
+    def lowest(self) -> tuple[float, ...]:
+        """What stands beyond each channel."""
+        return tuple(float(each.voxels.min()) for each in self.volumes)
 
     def part(self, key: str, start: Start, sides: Sides, record: dict[str, Any]) -> Sample:
         """A part, or all, of the volume as it goes into a shard.
@@ -72,20 +78,30 @@ class Source:
             sides: (D, H, W).
             record: what the sample's metadata say beside geometry and scale.
         """
-        grid, scale = self.grid, self.scale
-        values = grid.read(self.volume.voxels, start, sides, fill=self.lowest)
-        part = Volume(values if scale is None else _on_16_bits(values, scale), grid.spacing_mm, grid.affine_from(start))
-        known = part.geometry() | self.volume.tags | ({} if scale is None else {"intensity": scale.metadata()})
+        grid = self.grid
+        channels = [self._channel(number, start, sides) for number in range(len(self.volumes))]
+        part = Volume(channels[0], grid.spacing_mm, grid.affine_from(start))
+        known = part.geometry() | self.volume.tags | self._intensity()
         mask = None if self.labels is None else grid.read(self.labels, start, sides, fill=0, labels=True)
         return Sample(
             key=key,
-            image=px.encode_array(part.voxels),
+            image=px.encode_array(channels[0] if len(channels) == 1 else np.stack(channels)),
             encoding="npy",
             height_px=sides[1],
             width_px=sides[2],
             record=record | known,
             mask=None if mask is None else px.encode_array(mask),
         )
+
+    def _channel(self, number: int, start: Start, sides: Sides) -> NDArray[Any]:
+        values = self.grid.read(self.volumes[number].voxels, start, sides, fill=self.lowest[number])
+        scale = self.scales[number]
+        return values if scale is None else _on_16_bits(values, scale)
+
+    def _intensity(self) -> dict[str, Any]:
+        """For a sample's metadata: of its one channel, or a list with one for each."""
+        known = [scale.metadata() for scale in self.scales if scale is not None]
+        return {"intensity": known if len(known) > 1 else known[0]} if known else {}
 
 
 def _on_16_bits(values: NDArray[Any], scale: Scale) -> NDArray[np.uint16]:
@@ -145,8 +161,10 @@ def is_too_small(source: Source, options: ShardOptions) -> bool:
 
 
 def _check(source: Source) -> None:
-    if source.lowest == float(source.volume.voxels.max()):
-        raise UnreadableError("each of its voxels holds one value")
+    for number, (lowest, volume) in enumerate(zip(source.lowest, source.volumes, strict=True), 1):
+        if lowest == float(volume.voxels.max()):
+            where = f" of channel {number}" if len(source.volumes) > 1 else ""
+            raise UnreadableError(f"each of its voxels{where} holds one value")
     labels = source.labels
     if labels is not None and (labels.dtype.kind not in "bui" or labels.min() < 0 or labels.max() > _MOST_LABEL):
         raise UnreadableError(f"its mask holds other values than labels from 0 to {_MOST_LABEL}")
@@ -218,11 +236,11 @@ def random_starts(
 
 
 def _filter_of(source: Source, sides: Sides, options: ShardOptions) -> Keeps:
-    """What keeps a place, by the values of its cube in the volume's own unit."""
+    """What keeps a place, by the values of its cube in the volume's own unit; of several channels the first's."""
     if options.content_filter is None:
         return lambda start: True
     rule = parse_filter(options.content_filter)
-    voxels, lowest, grid = source.volume.voxels, source.lowest, source.grid
+    voxels, lowest, grid = source.volume.voxels, source.lowest[0], source.grid
     if rule is not None:
         mean = float(voxels.mean(dtype=np.float64))
         return lambda start: rule.keeps(grid.read(voxels, start, sides, fill=lowest), mean)

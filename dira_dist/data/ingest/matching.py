@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
 
 from dira_dist.config import RequestError
 from dira_dist.data.ingest.items import Item
@@ -12,13 +11,12 @@ from dira_dist.data.ingest.tables import Table, names_of
 
 
 def named_in(table: Table, item: Item) -> str:
-    """The name by which a table knows an item: for a series its folder, else that of its files which is known best."""
+    """The name by which a table knows an item: its folder or case, else that of its files which is known best."""
     files = item.files
-    if item.kind == "series":
-        folder = str(PurePosixPath(files[0]).parent)
-        if table.name_for(folder) is not None:
-            return folder
-        files = (folder, *files)
+    if item.called:
+        if table.name_for(item.called) is not None:
+            return item.called
+        files = (item.called, *files)
     if len(files) == 1:
         return files[0]
     # a path says more than a name, and that more than a stem, which the two files of a pair share
@@ -56,8 +54,8 @@ def unmatched_rows(called: Naming, table: Table, items: Sequence[Item]) -> list[
     Raises:
         RequestError: none of them belongs to any.
     """
-    # a series has a row for each slice; of two rows for the files of a pair one is not read
-    slices = (file for item in items if item.kind == "series" for file in item.files)
+    # a series has a row for each slice, a case one for each channel; of two rows for a pair's files one is not read
+    slices = (file for item in items if item.called for file in item.files)
     names = (table.name_for(file) for file in (*(named_in(table, item) for item in items), *slices))
     used = {name for name in names if name is not None}
     unused = [name for name in table.rows if name not in used]

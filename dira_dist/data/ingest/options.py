@@ -76,6 +76,13 @@ class ShardOptions(Section):
             "unit, or percentiles:LOW,HIGH; of volumes: to 16 bits, where it is said"
         ),
     ] = NOT_SAID
+    channels: Annotated[
+        tuple[str, ...],
+        Field(
+            description="registered volumes of a case as channels of one sample, in this order: words of the files' "
+            "names (t1,t2,flair), or a CSV file with a column case and one for each channel"
+        ),
+    ] = ()
     axis: Annotated[Axis, Field(description="along which slices of volumes follow each other")] = "axial"
     every: Annotated[int, Field(ge=1, description="takes every so many slices of a volume")] = 1
     include: Annotated[
@@ -188,6 +195,10 @@ def check_content(options: ShardOptions) -> None:
     Raises:
         RequestError: with the remedy.
     """
+    if options.channels and options.content not in ("slices", "volumes", "cubes"):
+        raise RequestError(
+            "channels: they are registered volumes; say --content slices, --content volumes or --content cubes."
+        )
     if options.content == "cubes":
         if options.cube is None:
             raise RequestError("content cubes: of which size? Say --cube X,Y,Z in voxels, for example --cube 64,64,32.")

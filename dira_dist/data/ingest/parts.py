@@ -181,8 +181,8 @@ class Part:
         self.index = publish_index(
             self._store,
             records,
-            mode=mode or "volume",
-            encoding=self._plan.options.coding if mode else "npy",
+            mode="volume" if mode is None else "planes" if self._plan.channels else mode,
+            encoding="npy" if mode is None or self._plan.channels else self._plan.options.coding,
             labels=self._plan.label_names(),
             classes=self._plan.classes(),
             made_by=self._made_by(outcomes, skipped),

@@ -34,6 +34,7 @@ class Plan:
         content: images, slices, volumes or cubes.
         parts: items by part, each in the order of the keys, which is random and always the same.
         groups: salted hash of the group of each item's key; empty where nothing groups.
+        channels: names of a sample's channels; none where it has one. ``channel_table`` says which files they are.
         labels, columns, boxes, centres: tables; ``masks`` the mask's file by the item's key.
         depths: what the first bytes of flat images tell of their pixels, by path.
         copies: files that hold the same bytes, together.
@@ -55,6 +56,8 @@ class Plan:
     content: Content = "images"
     parts: dict[str, list[Item]] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    channel_table: Table | None = None
     labels: Labels | None = None
     columns: KeptColumns | None = None
     boxes: Table | None = None
@@ -140,11 +143,16 @@ class Plan:
             "boxes": self._digest_of(self.boxes),
             "masks": bool(self.options.masks),
             **({"centres": self._digest_of(self.centres.table)} if self.centres else {}),
+            **(
+                {"channels": self.channels, "channel_table": self._digest_of(self.channel_table)}
+                if self.channels
+                else {}
+            ),
         }
 
     def _not_said(self) -> set[str]:
         """Options that sets of 0.2.0 did not have, where they decide nothing: those sets are still asked for."""
-        newer = {"keep_columns", "spacing"} | (set() if self.content == "cubes" else _OF_CUBES)
+        newer = {"keep_columns", "spacing", "channels"} | (set() if self.content == "cubes" else _OF_CUBES)
         return {name for name in newer if getattr(self.options, name) == ShardOptions.model_fields[name].default}
 
     def _digest_of(self, table: Table | None) -> str | None:

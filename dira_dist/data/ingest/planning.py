@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from dira_dist.config import RequestError
 from dira_dist.data.ingest.assembly import tilt_deg
 from dira_dist.data.ingest.centres import read_centres
+from dira_dist.data.ingest.channels import join
 from dira_dist.data.ingest.columns import KeptColumns, read_columns
 from dira_dist.data.ingest.dicom import pixel_digest
 from dira_dist.data.ingest.grouping import assign_parts
@@ -197,7 +198,18 @@ def _items_of(files: Mapping[str, FileKind], headers: Mapping[str, Header], plan
             plan.skipped.append((file, f"it is a flat image in a set of {plan.content}"))
         else:
             items.append(Item(key, kind, (file,)))
-    return items if plan.content == "images" else items + _series_items(headers, plan)
+    if plan.content != "images":
+        items += _series_items(headers, plan)
+    return _joined(items, plan) if plan.options.channels else items
+
+
+def _joined(items: Sequence[Item], plan: Plan) -> list[Item]:
+    """Registered volumes as channels of one item; those that are in none are skipped by name."""
+    joined = join(items, plan.options.channels, plan.salt)
+    plan.channels, plan.channel_table = joined.names, joined.table
+    for file, reason in joined.left:
+        _skip_unreadable(plan, file, reason)
+    return joined.items
 
 
 def _nifti_item(file: str, files: Mapping[str, FileKind], key: str, plan: Plan) -> list[Item]:
@@ -254,7 +266,8 @@ def _series_items(headers: Mapping[str, Header], plan: Plan) -> list[Item]:
             continue
         if stack.tilted:
             plan.notes.append((files[0], f"{_tilt_reason(stack)}: its slices are moved upright"))
-        items.append(Item(plan.salt.digest("sample", name), "series", files, stack))
+        folder = str(PurePosixPath(files[0]).parent)
+        items.append(Item(plan.salt.digest("sample", name), "series", files, stack, folder))
     return items
 
 
@@ -304,7 +317,7 @@ def _pair_masks(plan: Plan, items: Sequence[Item], masks: MaskFiles) -> None:
 
 
 def _mask_names(item: Item) -> MaskNames:
-    """What a mask may call an item; a series is called by its folder, too."""
+    """What a mask may call an item: its first file, before that its folder or case."""
     file = PurePosixPath(item.files[0])
     own = without_suffix(item.files[0])
-    return ((str(file.parent), own) if item.kind == "series" else (own,)), file.suffix
+    return ((item.called, own) if item.called else (own,)), file.suffix

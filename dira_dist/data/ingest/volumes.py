@@ -191,15 +191,20 @@ def says_nothing(mask: Volume) -> bool:
 
 def mask_problem(mask: Volume, volume: Volume) -> str:
     """Why a label map does not lie on its volume voxel by voxel; empty where it does."""
+    return place_problem(mask, volume, "its mask")
+
+
+def place_problem(mask: Volume, volume: Volume, called: str) -> str:
+    """The same of anything that has to lie on a volume, such as another channel, which is ``called`` so."""
     if mask.voxels.shape != volume.voxels.shape:
-        return f"its mask is of shape {mask.voxels.shape}, it of {volume.voxels.shape}"
+        return f"{called} is of shape {mask.voxels.shape}, it of {volume.voxels.shape}"
     if mask.affine is None or volume.affine is None:
         return ""  # nothing says where one of the two lies: the shape is all there is
     smallest = min(lengths_of(volume.affine))
     away = _farthest_mm(mask.affine, volume.affine, volume.voxels.shape)
     if away <= _SAME_PLACE * smallest:
         return ""
-    return f"its mask lies elsewhere by up to {away:.4g} mm, by the headers of both (a voxel is {smallest:.4g} mm)"
+    return f"{called} lies elsewhere by up to {away:.4g} mm, by the headers of both (a voxel is {smallest:.4g} mm)"
 
 
 def differs_in_an_unset_origin(mask: Volume, volume: Volume) -> bool:
