@@ -241,10 +241,19 @@ def evaluate(
 
 
 @app.command()
-def check(job: Job, overrides: Overrides = None) -> None:
+def check(
+    job: Job,
+    overrides: Overrides = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="take a few steps here, and say how long a run is")
+    ] = False,
+    images_per_second: Annotated[
+        float | None, typer.Option(help="of all workers, where you know it: says how long a run is")
+    ] = None,
+) -> None:
     """Validate a job, print it resolved and what it will do; touches nothing."""
     loaded = dira_dist.load_job(job, overrides or [])
-    facts = dira_dist.check(loaded)
+    facts = dira_dist.check(loaded, "measured" if measure else images_per_second)
     _out.print(dump_yaml(loaded.public), markup=False)
     for line in facts.lines():
         _out.print(line, markup=False)

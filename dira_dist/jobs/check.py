@@ -1,21 +1,38 @@
 """``dira-dist check``: what can be known of a loaded job, from where it would be started."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
+from dira_dist.config import RequestError
+from dira_dist.jobs.bill import bill_at, measured_bill
 from dira_dist.jobs.compare_plan import ComparisonPlan, plan_comparison
 from dira_dist.jobs.load import AnyLoaded, Driver, LoadedJob
 from dira_dist.jobs.preflight import Preflight, preflight
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 
 
-def check(loaded: AnyLoaded) -> Preflight | SearchPlan | ComparisonPlan:
+def check(
+    loaded: AnyLoaded, images_per_second: float | Literal["measured"] | None = None
+) -> Preflight | SearchPlan | ComparisonPlan:
     """Check everything that a job names, and lay out what it will do; touches nothing.
+
+    Args:
+        loaded: the job.
+        images_per_second: of all workers, where you know it, or ``measured`` by a few steps on this machine: adds the
+            time that a run takes.
 
     Raises:
         RequestError: for what cannot run as asked.
     """
-    return _CHECKS[loaded.driver](loaded)
+    facts = _CHECKS[loaded.driver](loaded)
+    if images_per_second is None:
+        return facts
+    if not isinstance(facts, Preflight):
+        raise RequestError("the time of a search or comparison is that of its runs: check one of them for it")
+    return replace(
+        facts, bill=measured_bill(facts) if images_per_second == "measured" else bill_at(facts, images_per_second)
+    )
 
 
 def _check_job(loaded: LoadedJob) -> Preflight:

@@ -9,6 +9,7 @@ from dira_dist.data.lanes import check_set
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
 from dira_dist.jobs.base import TrainingJob
+from dira_dist.jobs.bill import Bill
 from dira_dist.training.stages import Plan
 from dira_dist.training.task import Start, TrainingSamples
 
@@ -28,6 +29,7 @@ class Preflight:
         bytes_per_step: bytes read from storage for one global batch of the first stage.
         memory: estimated device memory of one worker, in bytes, by purpose.
         warnings: what is allowed and likely to go wrong, each with its remedy.
+        bill: what it will take, where that was asked for.
     """
 
     job: TrainingJob
@@ -39,6 +41,7 @@ class Preflight:
     bytes_per_step: int
     memory: dict[str, int]
     warnings: tuple[str, ...]
+    bill: Bill | None = None
 
     def lines(self) -> Iterator[str]:
         """The plan as a person reads it."""
@@ -54,6 +57,7 @@ class Preflight:
             yield f"stage    {span.name:8} {steps}, {epochs:.3g} epochs{span.config.described()}"
         yield f"total    {self.plan.steps:,} steps, {self.plan.samples:,} images"
         yield f"reading  {_mib(self.bytes_per_step)} per step from storage"
+        yield from self.bill.lines() if self.bill else ()
         parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())
         yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
         yield from (f"warning  {text}" for text in self.warnings)
