@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from dira_dist.config import RequestError, per_axis
 from dira_dist.models import unet3d_network
 from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta
+from dira_dist.models.bf16_on_cpus import avoid_faulty_bf16
 from dira_dist.models.checkpointing import recompute
 from dira_dist.models.export import Exported, Format
 from dira_dist.models.precision import at_least_float32
-from dira_dist.models.unet3d_network import UNet3d, last_layer
+from dira_dist.models.unet3d_network import Join, UNet3d, last_layer
 
 AXES = "X, Y, Z"
 CODE = (Path(unet3d_network.__file__),)
@@ -98,12 +99,20 @@ class UNet3dBackbone(Backbone):
         self.encoder, self.decoder = network.encoder, network.decoder
         self.segmentation_head = network.segmentation_head
         self.channels = network.encoder.channels[-1]
-        for conv in (*network.encoder.modules(), *network.decoder.modules()):
-            _initialize(conv)
+        for module in (*network.encoder.modules(), *network.decoder.modules()):
+            _initialize(module)
+            if isinstance(module, nn.Conv3d | Join):
+                avoid_faulty_bf16(module)
         if config.gradient_checkpointing:
-            halves = [half for block in network.decoder.blocks for half in block.children()]
-            for segment in (*network.encoder.blocks, *halves):
-                recompute(segment)
+            self._recompute_halves()
+
+    def _recompute_halves(self) -> None:
+        """Of a join the enlarged map, the largest of all, comes back only after norm and ReLU have been undone."""
+        for block in self.decoder.blocks:
+            recompute(block.join, "convolved")
+        halves = [half for block in self.decoder.blocks for half in block.children()]
+        for segment in (*self.encoder.blocks, *halves):
+            recompute(segment)
 
     def decode(self, maps: list[Tensor]) -> Tensor:
         """The restoration; its sigmoid is in float32."""
