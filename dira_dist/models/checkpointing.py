@@ -41,14 +41,13 @@ def segments(network: nn.Module, run: Callable[[], object]) -> list[str]:
     return chosen if 2 * covered > elements[""] else [""]
 
 
-def recompute(module: nn.Module, method: str = "forward") -> None:
-    """Makes ``module`` recompute its activations in the backward pass, in place; or those of one of its methods.
+def recompute(module: nn.Module) -> None:
+    """Makes ``module`` recompute its activations in the backward pass, in place.
 
-    Of a module and of a method inside it the inner activations are not there yet while the outer ones are used.
     Only its class changes, to a subclass: names in the state dict, ``isinstance`` and ``copy.deepcopy`` stay as they
     were, which a wrapper or a replaced bound method would break.
     """
-    module.__class__ = _recomputing(type(module), method)
+    module.__class__ = _recomputing(type(module))
 
 
 @contextmanager
@@ -70,16 +69,16 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
-def _recomputing(kind: type[nn.Module], method: str) -> type[nn.Module]:
-    def recomputed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        plain = partial(getattr(kind, method), self)
+def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        plain = partial(kind.forward, self)
         if not torch.is_grad_enabled():
             return plain(*args, **kwargs)
         if torch.compiler.is_compiling():  # the compiler's recomputation never replays a buffer's update
             return checkpoint(plain, *args, use_reentrant=False, **kwargs)
         return checkpoint(plain, *args, use_reentrant=False, context_fn=partial(_contexts, self), **kwargs)
 
-    return cast(type[nn.Module], type(kind.__name__, (kind,), {method: recomputed, "__module__": kind.__module__}))
+    return cast(type[nn.Module], type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__}))
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
