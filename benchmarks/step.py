@@ -31,6 +31,7 @@ from dira_dist.models.backbone import BackboneSection
 from dira_dist.models.unet import UNetConfig
 from dira_dist.models.unet3d import UNet3dConfig
 from dira_dist.objectives.moco_v2 import MoCoV2Config
+from dira_dist.objectives.parts import Objective, active_parts
 from dira_dist.training.execution import ExecutionConfig
 from dira_dist.training.memory import LiveTensors
 from dira_dist.training.precision import Precision
@@ -74,9 +75,11 @@ def build(variant: str, setting: Setting) -> Step:
     if variant == "published":
         published = PublishedStep(setting.encoder, setting.in_channels, setting.device)
         return lambda views, step_in_stage: published(views.view_1, _drawn(views.view_2), _drawn(views.target))
+    objective: Objective = "dira" if setting.dims == 2 else "dir"
+    model, parts = model_of(setting, variant == "checkpointing"), active_parts(objective)
     return pretrain_step(
-        build_networks(model_of(setting, variant == "checkpointing"), MoCoV2Config(), seed=0),
-        "dira" if setting.dims == 2 else "dir",
+        build_networks(model, MoCoV2Config(), parts=parts, seed=0),
+        objective,
         execution=ExecutionConfig(compile=setting.compile),
         precision=setting.precision,
         device=setting.device,

@@ -58,6 +58,10 @@ class BackboneSection(Section):
         """Names of parameters that get no gradient from a forward pass, so that nothing waits for them."""
         raise NotImplementedError
 
+    def own_names(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A file's weights, those that have the names of one of its libraries under this network's own."""
+        return weights
+
     def export(self, state: Mapping[str, Tensor], library: "Format", in_channels: int) -> "Exported":
         """Weights of this network under the names of one of its libraries.
 
@@ -80,6 +84,11 @@ class BackboneSection(Section):
     def restored_channels(self) -> int:
         """Colour is restored as grey, as published; of several sequences each is restored."""
         return 1 if self.is_rgb else self.in_channels
+
+    @property
+    def stored_names(self) -> str:
+        """Whose names the weights have that a run keeps."""
+        return self.libraries[-1]
 
     @property
     def label(self) -> str:
@@ -139,6 +148,12 @@ class Backbone(nn.Module):
     def pooled(self, maps: list[Tensor]) -> Tensor:
         """The deepest feature map, averaged over its positions."""
         return average_over_positions(maps[-1])
+
+
+def fitting_sides(sides: Sequence[int], steps: Sequence[int]) -> list[int]:
+    """The nearest sides that are multiples of a step along each axis, with two of them along one axis at least."""
+    fitting = [max(step, round(side / step) * step) for side, step in zip(sides, steps, strict=True)]
+    return [2 * step for step in steps] if fitting == list(steps) else fitting
 
 
 def input_size(network: BackboneSection, image_size: int | tuple[int, ...]) -> int | tuple[int, ...]:

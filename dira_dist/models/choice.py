@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Discriminator, Tag, TypeAdapter
 
 from dira_dist.models.backbone import BackboneSection
+from dira_dist.models.monai_networks import BasicUNetConfig, DynUNetConfig, SegResNetConfig
 from dira_dist.models.unet import UNetConfig
 from dira_dist.models.unet3d import UNet3dConfig
 
 MODELS: dict[str, type[BackboneSection]] = {
-    section.model_fields["name"].default: section for section in (UNetConfig, UNet3dConfig)
+    section.model_fields["name"].default: section
+    for section in (UNetConfig, UNet3dConfig, SegResNetConfig, BasicUNetConfig, DynUNetConfig)
 }
 
 

@@ -23,7 +23,7 @@ from dira_dist.files import write_with_checksum
 from dira_dist.models.backbone import BackboneSection, Size
 from dira_dist.models.precision import average_over_positions
 
-Format = Literal["torchvision", "timm", "smp", "torch"]
+Format = Literal["torchvision", "timm", "smp", "torch", "monai"]
 StateDict = dict[str, Tensor]
 
 TIMM_PREFIX = "tu-"
@@ -112,9 +112,9 @@ def export(unet_state: Mapping[str, Tensor], encoder: str, library: Format, in_c
     Raises:
         RequestError: if the library has no such model; says which formats there are for this encoder.
     """
-    if library == "torch":
+    if library in ("torch", "monai"):
         raise RequestError(
-            f"format 'torch': of 3D networks alone; possible for encoder {encoder!r}: smp, and torchvision or timm "
+            f"format {library!r}: of 3D networks alone; possible for encoder {encoder!r}: smp, and torchvision or timm "
             "where they have it"
         )
     state = with_channels(unet_state, encoder, in_channels)

@@ -1,6 +1,7 @@
 """The folder that a registered classifier or segmenter is: network, program, weights for other libraries, report."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -227,15 +228,14 @@ def exported_network(network: Classifier | Segmenter) -> tuple[Format, Exported]
 
 def _encoder_and_head(state: Mapping[str, Tensor], head: nn.Linear, encoder: Exported) -> Exported:
     """A classifier that no library has as one: its own library's encoder, and a layer beside it."""
-    imports, made = encoder.construction
-    lines = (
-        imports,
-        "import torch",
-        made.replace("model = ", "encoder = ", 1),
-        f"model = torch.nn.ModuleDict({{'encoder': encoder, 'head': torch.nn.{head!r}}})",
+    lines = ("import torch", *(line for line in encoder.construction if line != "import torch"))
+    joined = f"model = torch.nn.ModuleDict({{'encoder': model, 'head': torch.nn.{head!r}}})"
+    weights = {f"encoder.{name}": tensor for name, tensor in encoder.state.items()}
+    weights |= {name: tensor for name, tensor in state.items() if name.startswith("head.")}
+    features = re.sub(r"\bmodel\b", "model['encoder']", encoder.features)
+    return replace(
+        encoder, state=weights, construction=(*lines, joined), features=f"model['head']({features})  # logits"
     )
-    features = encoder.features.replace("model(x)", "model['encoder'](x)")
-    return replace(encoder, state=dict(state), construction=lines, features=f"model['head']({features})  # logits")
 
 
 class _Named(nn.Module):

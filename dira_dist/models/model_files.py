@@ -173,7 +173,7 @@ def write_model_folder(
     network = facts.section
     library, exported = _best_known_names(unet_state, network)
     save_weights(exported.state, folder / "encoder.safetensors", {"names": library, "encoder": facts.encoder})
-    save_weights(unet_state, folder / UNET, {"names": network.libraries[-1], "encoder": facts.encoder})
+    save_weights(unet_state, folder / UNET, {"names": network.stored_names, "encoder": facts.encoder})
     for code in exported.code:
         shutil.copyfile(code, folder / code.name)
     if discriminator_state:

@@ -101,7 +101,7 @@ def import_weights(network: Backbone, path: Path | str) -> ImportReport:
     """
     # Published checkpoints keep their command line's settings, an argparse.Namespace of plain values.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        weights = read_weights(path)
+        weights = network.config.own_names(read_weights(path))
     renamed, left_behind = translate(weights, network.state_dict())
     if not renamed:
         raise RequestError(

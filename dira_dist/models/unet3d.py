@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dira_dist.config import RequestError, per_axis
 from dira_dist.models import unet3d_network
-from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta
+from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta, fitting_sides
+from dira_dist.models.bf16_on_cpus import avoid_faulty_bf16
 from dira_dist.models.checkpointing import recompute
 from dira_dist.models.export import Exported, Format
 from dira_dist.models.precision import at_least_float32
-from dira_dist.models.unet3d_network import UNet3d, last_layer
+from dira_dist.models.torch_internals import convolution_backward
+from dira_dist.models.unet3d_network import Join, UNet3d, last_layer
 
 AXES = "X, Y, Z"
 CODE = (Path(unet3d_network.__file__),)
@@ -39,9 +43,7 @@ class UNet3dConfig(BackboneSection):
     def check_image_size(self, image_size: Size) -> None:
         """Sides that the levels halve without a rest, and more than one voxel of them left at the deepest."""
         sides, step = per_axis(image_size, self.dims), 2 ** (self.levels - 1)
-        fitting = [max(step, round(side / step) * step) for side in sides]
-        if max(fitting) == step:
-            fitting = [2 * step] * self.dims
+        fitting = fitting_sides(sides, [step] * self.dims)
         if list(sides) != fitting:
             raise RequestError(
                 f"a unet3d of {self.levels} levels takes sides that are multiples of {step}, of {2 * step} px or more "
@@ -98,12 +100,19 @@ class UNet3dBackbone(Backbone):
         self.encoder, self.decoder = network.encoder, network.decoder
         self.segmentation_head = network.segmentation_head
         self.channels = network.encoder.channels[-1]
-        for conv in (*network.encoder.modules(), *network.decoder.modules()):
-            _initialize(conv)
         if config.gradient_checkpointing:
-            halves = [half for block in network.decoder.blocks for half in block.children()]
-            for segment in (*network.encoder.blocks, *halves):
-                recompute(segment)
+            self._recompute_levels()
+        for module in (*network.encoder.modules(), *network.decoder.modules()):
+            _initialize(module)
+            if isinstance(module, nn.Conv3d | Join):
+                avoid_faulty_bf16(module)
+
+    def _recompute_levels(self) -> None:
+        """Levels as a whole; of the decoder's last, whose maps are the largest, each half by itself."""
+        *deeper, last = self.decoder.blocks
+        last.join.__class__ = SparingJoin
+        for segment in (*self.encoder.blocks, *deeper, *last.children()):
+            recompute(segment)
 
     def decode(self, maps: list[Tensor]) -> Tensor:
         """The restoration; its sigmoid is in float32."""
@@ -112,6 +121,52 @@ class UNet3dBackbone(Backbone):
 
     def last_layer(self, outputs: int) -> nn.Module:
         return last_layer(self.config.width, outputs)
+
+
+class SparingJoin(Join):
+    """The same numbers, with less memory for the enlarged map, which is the largest of all."""
+
+    def convolved(self, deep: Tensor, skip: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # the compiler plans the memory itself
+            return super().convolved(deep, skip)
+        of_deep, of_skip = self.conv.weight.split([deep.shape[1], skip.shape[1]], 1)
+        joined: Tensor = _ConvolvedEnlarged.apply(deep, self.enlarge.weight, self.enlarge.bias, of_deep)
+        return joined.add_(functional.conv3d(skip, of_skip, self.conv.bias, padding=1))
+
+
+class _ConvolvedEnlarged(torch.autograd.Function):
+    """A map enlarged by a transposed convolution, and convolved.
+
+    The enlarged map is not kept, and when it is made again for the gradient of the kernel, it is gone before its own
+    gradient is there, which is as large.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, deep: Tensor, up: Tensor, up_bias: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(deep, up, up_bias, kernel)
+        return functional.conv3d(functional.conv_transpose3d(deep, up, up_bias, stride=2), kernel, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        (gradient,) = gradients
+        given = ctx.saved_tensors
+        deep, up, up_bias, kernel = (each.to(gradient.dtype) for each in given)  # as autocast did on the way forth
+        enlarged = functional.conv_transpose3d(deep, up, up_bias, stride=2)
+        _, of_kernel, _ = _of_convolution(gradient, enlarged, kernel, (False, True, False))
+        placeholder = enlarged.new_empty(1).expand(enlarged.shape)  # only its shape matters from here on
+        del enlarged
+        of_enlarged, _, _ = _of_convolution(gradient, placeholder, kernel, (True, False, False))
+        transposed = ([2] * 3, [0] * 3, [1] * 3, True, [0] * 3, 1, (True, True, True))
+        found = convolution_backward(of_enlarged, deep, up, [up_bias.numel()], *transposed)
+        return tuple(each.to(own.dtype) for each, own in zip((*found, of_kernel), given, strict=True))
+
+
+def _of_convolution(gradient: Tensor, values: Tensor, kernel: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor, ...]:
+    """Those gradients of a 3 x 3 x 3 convolution that are wanted: of the values, of the kernel, of a bias."""
+    found: tuple[Tensor, ...] = convolution_backward(
+        gradient, values, kernel, None, [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1, wanted
+    )
+    return found
 
 
 def _initialize(module: nn.Module) -> None:

@@ -88,11 +88,14 @@ class Join(nn.Module):
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """(B, channels, *S / 2) and (B, skip, *S) to (B, skip, *S)."""
+        activated: Tensor = self.act(self.norm(self.convolved(deep, skip)))
+        return activated
+
+    def convolved(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """The same before norm and ReLU. Nothing of what it makes on the way is as large as the map enlarged."""
         of_deep, of_skip = self.conv.weight.split([deep.shape[1], skip.shape[1]], 1)
         joined = functional.conv3d(skip, of_skip, self.conv.bias, padding=1)
-        joined = joined.add_(functional.conv3d(self.enlarge(deep), of_deep, padding=1))  # the last is undone first
-        activated: Tensor = self.act(self.norm(joined))
-        return activated
+        return joined.add_(functional.conv3d(self.enlarge(deep), of_deep, padding=1))  # the last is undone first
 
 
 class DecoderBlock(nn.Module):

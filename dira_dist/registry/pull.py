@@ -69,7 +69,8 @@ def pull(
             checkpoint, or of a run, whose newest checkpoint is meant.
         dest: folder; the file in it is named after encoder and format.
         format: ``torchvision`` or ``timm`` (the encoder), or ``smp`` (encoder and decoder); of 3D networks ``torch``
-            (encoder and, where it was trained, decoder), with the file that makes the network beside it; of what was
+            (encoder and, where it was trained, decoder), with the file that makes the network beside it, or ``monai``
+            of one of MONAI's; of what was
             fine-tuned, the whole network, the one whose names its weights have; or ``onnx``, a file that onnxruntime
             runs.
         in_channels: 1 or 3 where the model has one of them; the model's own if none.
@@ -163,8 +164,8 @@ def _whole_network(model: str, folder: Path, chosen: Format, channels: int | Non
     _check_keeps_channels(model, facts, channels)
     construction = tuple(facts.construction)
     exported = Exported(load_file(folder / WEIGHTS), construction, facts.features)
-    if chosen == "torch":
-        exported = replace(exported, axes=unet3d.AXES, code=unet3d.CODE)
+    if chosen in ("torch", "monai"):
+        exported = replace(exported, axes=unet3d.AXES, code=unet3d.CODE if chosen == "torch" else ())
     return facts.encoder, exported
 
 

@@ -159,6 +159,24 @@ def test_bf16_restores_in_float32_near_fp32() -> None:
     torch.testing.assert_close(coarse, exact, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("part", ["encoder.blocks.1", "decoder.blocks.1.join"])
+def test_bf16_gradients_of_small_maps_are_those_of_fp32(part: str) -> None:
+    """Maps of 2 voxels along the first side, where PyTorch's own gradients on CPUs are of memory that nobody wrote."""
+    drawn = torch.Generator().manual_seed(0)
+    shapes = [(4, 16, 4, 8, 8)] if part.startswith("encoder") else [(4, 32, 1, 8, 8), (4, 16, 2, 16, 16)]
+    maps = [torch.rand(shape, generator=drawn) for shape in shapes]
+    gradients = []
+    for autocast in (False, True):
+        block = small(norm="group", width=16).get_submodule(part)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = block(*maps)
+        found.float().square().sum().backward()
+        gradients.append({name: weight.grad for name, weight in block.named_parameters() if weight.ndim == 5})
+    exact, coarse = gradients
+    for name, gradient in exact.items():
+        torch.testing.assert_close(coarse[name], gradient, rtol=0, atol=0.1 * float(gradient.abs().max()), msg=name)
+
+
 def test_channels_last_changes_the_layout_alone() -> None:
     class One(Networks):
         def __init__(self, network: nn.Module) -> None:

@@ -269,7 +269,7 @@ def test_what_cannot_be_pulled_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     address = stored(checkpoint_of(networks_of(job), job, "", 7), tmp_path / "w", {})
     cases: dict[str, dict[str, Any]] = {
         "possible for this encoder: timm, smp": {},
-        "--format 'keras': allowed are torchvision, timm, smp, torch, onnx": {"format": "keras"},
+        "--format 'keras': allowed are torchvision, timm, smp, torch, monai, onnx": {"format": "keras"},
         "--in-channels 0: allowed are numbers from 1": {"in_channels": 0},
         "input channels: found 4, of a network that takes 1; allowed: 1 (grey) and 3": {"in_channels": 4},
         "--file-format 'bin': allowed are safetensors, pt": {"file_format": "bin"},

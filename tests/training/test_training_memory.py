@@ -77,21 +77,32 @@ def test_the_estimate_follows_the_job() -> None:
 
 
 def test_the_estimate_is_of_a_micro_batch() -> None:
-    """Beside a step that is taken, whose features and views are the whole batch's."""
+    """Beside a step that is taken, whose features and views are the whole batch's.
+
+    What is tried out on the meta device while a step is built would count as if it took memory, so it stays outside.
+    """
     micro_batch = {"micro_batch": 4}
     job = _job(execution=micro_batch, method={"name": "moco_v2", "queue_size": 64})
+    networks = build_networks(job.model, job.method, job.adversarial, seed=0)
+    step = pretrain_step(
+        networks, "dira", optimizer=job.optimizer, execution=ExecutionConfig(micro_batch=4), total_steps=3
+    )
     with LiveTensors() as live:
-        networks = build_networks(job.model, job.method, job.adversarial, seed=0)
-        step = pretrain_step(
-            networks, "dira", optimizer=job.optimizer, execution=ExecutionConfig(micro_batch=4), total_steps=3
-        )
         views = Views(*(torch.rand(32, 1, 64, 64) for _ in range(3)), torch.arange(32))
         for number in range(2):
             step(views, number)
     estimate = estimate_memory(job)
-    assert sum(estimate.values()) == pytest.approx(live.peak_bytes, rel=0.15)
+    assert sum(estimate.values()) == pytest.approx(live.peak_bytes, rel=0.1)
     whole = estimate_memory(_job(method={"name": "moco_v2", "queue_size": 64}))
     assert estimate["activations and gradients"] < 0.6 * whole["activations and gradients"]
+
+
+def test_half_precision_halves_no_gradients() -> None:
+    """They wait in float32 for the optimiser's step, however small what passes at once."""
+    job = _job(batch=2, execution={"micro_batch": 1}, method={"name": "simsiam"}, precision="bf16")
+    networks = build_networks(job.model, job.method, job.adversarial, seed=0)
+    gradients = sum(weight.nbytes for weight in networks.parameters() if weight.requires_grad)
+    assert estimate_memory(job)["activations and gradients"] == gradients
 
 
 @pytest.mark.parametrize("precision", [None, "auto"])

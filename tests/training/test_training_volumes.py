@@ -194,6 +194,17 @@ def test_checkpointing_spares_the_u_nets_activations() -> None:
     assert estimate_memory(spared)[passing] < 0.6 * estimate_memory(usual)[passing]
 
 
+def test_checkpointing_halves_what_a_step_takes_at_the_published_depth() -> None:
+    usual = job(
+        data={"train": "/x", "image_size": [64, 64, 32], "global_batch": 8},
+        model={"name": "unet3d", "width": 16},
+        stages=[{"objective": "dir", "steps": 2}],
+    )
+    spared = usual.model_copy(update={"model": usual.model.model_copy(update={"gradient_checkpointing": True})})
+    passing = "activations and gradients"
+    assert estimate_memory(spared)[passing] < 0.5 * estimate_memory(usual)[passing]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -23,8 +23,9 @@ def estimate_memory(recipe: PretrainRecipe, workers: int, gpus: bool) -> dict[st
     """Bytes of one worker's device memory by purpose, for the stage that needs most.
 
     Counted on a step of the largest local batch, gradient checkpointing and micro-batches included. Under bf16 what
-    passes is halved, which is a little too much; the allocator's slack comes on top. Other workers are not spoken to,
-    so one of them may ask by itself.
+    passes is halved, which is a little too much, but never below the gradients: they stay in float32 until the
+    optimiser's step, which micro-batches do not make smaller. The allocator's slack comes on top. Other workers are not
+    spoken to, so one of them may ask by itself.
 
     Args:
         recipe: of the job.
@@ -114,11 +115,12 @@ def _stage_memory(
         for name, part in networks.named_children()
     }
     halved = recipe.precision == "bf16" or (recipe.precision in (None, "auto") and gpus)
+    gradients = sum(learned.values())
     adam = 2 * learned.pop("discriminator", 0)
     weights = {id(each) for each in beside}
     return {
         "weights": sum(each.nbytes for each in networks.parameters() if id(each) not in weights),
         "optimisers": adam + (2 if stage.optimizer.name == "adamw" else 1) * sum(learned.values()),
         "key encoder and queue": sum(each.nbytes for each in beside),
-        "activations and gradients": passing // 2 if halved else passing,
+        "activations and gradients": max(passing // 2, gradients) if halved else passing,
     }

@@ -110,7 +110,7 @@ def build_networks(
         torch.default_generator.manual_seed(seed)
         unet = model.build()
         if weights is None and model.init is not None:
-            weights = read_weights(model.init)
+            weights = model.own_names(read_weights(model.init))
         if weights is not None:
             load_weights(unet, weights)
         built = method.build(unet.encoder, unet.channels)
