@@ -141,7 +141,8 @@ def _open_reporter(
     first, measures = context.get_world_rank() == 0, setup.tracking.system_metrics_every_s > 0
     run: Run = NullRun()
     if setup.run_id and (first or (measures and context.get_local_rank() == 0)):  # each node's first measures it
-        run = TrackingRun.attach(setup.tracking, setup.run_id, pending if first else [])
+        pending, folder = pending if first else [], setup.loaded.job.run_folder
+        run = TrackingRun.attach(setup.tracking, setup.run_id, pending, folder=folder)
     if not first:
         return NullReporter(setup.loaded, run)
     run.set_tags({"dira.precision": precision})

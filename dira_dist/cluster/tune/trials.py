@@ -220,11 +220,13 @@ class TrialController(Generic[PlanT]):
     def _close_run(self, trial: Trial, reason: str) -> None:
         """End the MLflow run of a trial whose process is gone, with the reason why."""
         location = self.plan.loaded.job.resolve_paths().checkpoint.storage.rstrip("/")
+        folder = f"{location}/{trial.name}"
         try:
-            state = read_run(open_store(f"{location}/{trial.name}"))
+            state = read_run(open_store(folder))
             if state is None or not state.run_id:
                 return
-            TrackingRun.attach(self._tracking, state.run_id).finish("KILLED", reason, CLOSE_S)
+            run = TrackingRun.attach(self._tracking, state.run_id, folder=folder, drives=True)
+            run.finish("KILLED", reason, CLOSE_S)
             self._change(trial.name, run_id=state.run_id)
         except (StoreError, RequestError) as error:
             self._console.print(
