@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -154,21 +154,29 @@ def _new_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    experiment = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment, name, run_id, tags=dict(tags), model_type=package.model_type)
-    try:
+    model = _logged_model(client, name, run_id, package, tags)
+    if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory() as scratch:
             client.log_model_artifacts(model.model_id, str(_runnable(package, Path(scratch), run_id, model.model_id)))
-        client.finalize_logged_model(model.model_id, "READY")
-    except BaseException:
-        client.finalize_logged_model(model.model_id, "FAILED")
-        raise
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
     card = (package.folder / CARD).read_text() if (package.folder / CARD).is_file() else None
     place = model.artifact_location
     return client.create_model_version(
         name, place, run_id, dict(tags), description=card, await_creation_for=0, model_id=model.model_id
     )
+
+
+def _logged_model(
+    client: MlflowClient, name: str, run_id: str, package: Package, tags: Mapping[str, str]
+) -> LoggedModel:
+    """The run's logged model of these weights: the one that an attempt which was broken off has left, or a new one."""
+    experiment = client.get_run(run_id).info.experiment_id
+    of_run = f"source_run_id = '{run_id}' AND name = '{name}' AND tags.`{DIGEST_TAG}` = '{tags[DIGEST_TAG]}'"
+    found = client.search_logged_models([experiment], of_run)
+    if found:
+        return found[0]
+    return client.create_logged_model(experiment, name, run_id, tags=dict(tags), model_type=package.model_type)
 
 
 def _runnable(package: Package, scratch: Path, run_id: str, model_id: str) -> Path:

@@ -282,6 +282,27 @@ def test_a_registration_outlasts_an_outage_and_is_made_once(
     assert len(versions) == 1
 
 
+def test_a_registration_that_breaks_off_is_taken_up_and_leaves_one_logged_model(
+    server_config: TrackingConfig, run: TrackingRun, small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload, broken_off = MlflowClient.log_model_artifacts, [OSError("disk full"), OSError("disk full")]
+
+    def full_for_a_while(client: MlflowClient, model_id: str, folder: str) -> None:
+        if broken_off:
+            raise broken_off.pop()
+        upload(client, model_id, folder)
+
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", full_for_a_while)
+    with pytest.raises(RequestError, match="disk full"):
+        register_version(server_config, run.run_id, packaged(small_folder), timeout_s=0)
+    done = register_version(server_config, run.run_id, packaged(small_folder), timeout_s=60)
+    assert done.version == 1
+    client = MlflowClient(server_config.uri)
+    models = client.search_logged_models([client.get_run(run.run_id).info.experiment_id])
+    assert [model.status for model in models] == ["READY"]
+    assert [output.model_id for output in client.get_run(run.run_id).outputs.model_outputs] == [models[0].model_id]
+
+
 def test_a_damaged_folder_is_not_registered(server_config: TrackingConfig, small_folder: Path, tmp_path: Path) -> None:
     folder = another(small_folder, 5.0, tmp_path / "five")
     (folder / "model.json").write_text("{")
