@@ -350,6 +350,8 @@ def register(
         registered = dira_dist.register(source, name=name, tracking_uri=tracking_uri, progress=progress)
     best = "is" if registered.is_best else "is not"
     _out.print(f"{registered.address} {best} @best: {registered.why}", markup=False)
+    if registered.sha256:
+        _out.print(f"for who pulls it: dira-dist pull --sha256 {registered.sha256}", markup=False)
 
 
 @app.command()
@@ -366,6 +368,9 @@ def pull(
     input_type: Annotated[
         str, typer.Option(help="of the images an ONNX file takes: uint8, uint16, or float32 in [0, 1]")
     ] = "uint8",
+    sha256: Annotated[
+        str | None, typer.Option(help="of the model, as its maker told it: another one is refused, and not loaded")
+    ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; MLFLOW_TRACKING_URI where left out")] = None,
 ) -> None:
     """Weights as a plain state dict that loads strictly, or an ONNX file; and the lines of Python that load it."""
@@ -377,10 +382,14 @@ def pull(
             in_channels=in_channels,
             file_format=file_format,
             input_type=input_type,
+            sha256=sha256,
             tracking_uri=tracking_uri,
             progress=progress,
         )
     _out.print(pulled.loading_lines, markup=False)
+    _err.print(f"the model's files are whole; its sha256 is {pulled.model_sha256}", markup=False)
+    if sha256 is None:
+        _err.print("who made it no sum beside it can tell: compare with what its maker says (--sha256)", markup=False)
 
 
 @app.command()

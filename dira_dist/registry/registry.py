@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.retry import Backoff, retried
+from dira_dist.files import sha256_of
 from dira_dist.models.export import weights_digest
-from dira_dist.models.model_files import CARD, damaged_files
+from dira_dist.models.model_files import CARD, CHECKSUMS, damaged_files
 from dira_dist.registry.fetch import FOLDER_IN_VERSION
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.server import ask, connect, is_refusal
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 BEST = "best"
 METRIC_TAG, VALUE_TAG, DIGEST_TAG = "dira.metric", "dira.metric_value", "dira.digest"
+SUM_TAG = "dira.sha256"
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 _AT_ONCE_S = 600.0
 
@@ -59,12 +61,14 @@ class Registered:
         version: counted from 1.
         is_best: whether the alias ``best`` points to it now.
         why: one sentence on the alias ``best``.
+        sha256: of the list of its files' sums: what ``pull --sha256`` compares.
     """
 
     name: str
     version: int
     is_best: bool
     why: str
+    sha256: str = ""
 
     @property
     def address(self) -> str:
@@ -112,8 +116,9 @@ def register_version(
         ask(uri, lambda: client.get_run(run_id))
         version = _existing_version(client, name, run_id, digest)
         if version is None:
-            version = _new_version(client, name, run_id, package, _tags(metric, digest, tags))
-        return _point_best(client, name, version, metric)
+            known = {**(tags or {}), SUM_TAG: sha256_of(package.folder / CHECKSUMS)}
+            version = _new_version(client, name, run_id, package, _tags(metric, digest, known))
+        return replace(_point_best(client, name, version, metric), sha256=version.tags.get(SUM_TAG, ""))
 
     return _retried(attempt, timeout_s)
 
