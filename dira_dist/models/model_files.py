@@ -224,7 +224,7 @@ def check_plausible(encoder: str, in_channels: int, image_size: Size, place: str
     Raises:
         FormatError: it says something else.
     """
-    sides = (image_size,) if isinstance(image_size, int) else image_size
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     wrong = None
     if not _PLAIN_NAME.fullmatch(encoder):
         wrong = f"encoder: found {encoder[:80]!r}; a name has letters, digits and . _ + -"

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
-from dira_dist.config import RequestError, without_credentials
+from dira_dist.config import RequestError
 from dira_dist.data.store import check_reachable
 from dira_dist.files import sha256_of
 from dira_dist.models.model_files import CHECKSUMS, read_checksums
 from dira_dist.registry.download import Progress, StoreSource, download, download_unchecked, source_of
 from dira_dist.registry.lookup import find_version
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.server import connect
+from dira_dist.tracking.server import connect, told
 
 FOLDER_IN_VERSION = "data/model"  # where MLflow's pyfunc flavour keeps the folder it was given
 
@@ -51,7 +51,7 @@ def fetch(
         version = find_version(client, config.uri, address)
         place = client.get_model_version_download_uri(version.name, version.version)
     except MlflowException as error:  # such as a version that was deleted between two questions
-        raise RequestError(f"{address}: {without_credentials(str(error))[:300]}") from error
+        raise RequestError(f"{address}: {told(error)}") from error
     try:
         folder = f"{place.rstrip('/')}/{FOLDER_IN_VERSION}"
         source = source_of(folder, config.uri)

@@ -22,7 +22,7 @@ from dira_dist.tracking.config import TrackingConfig, tracking_at
 from dira_dist.tracking.history import newest_pictures
 from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.run import TrackingRun
-from dira_dist.tracking.server import ask, connect
+from dira_dist.tracking.server import ask, connect, told
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.task import About, Recipe, recipe_of
 
@@ -147,7 +147,7 @@ def _pictures(config: TrackingConfig, run_id: str) -> dict[str, Any]:
     try:
         return ask(config.uri, lambda: newest_pictures(client, run_id), timeout_s=REGISTRY_TIMEOUT_S)
     except (RequestError, MlflowException) as error:
-        log.warning("the model is registered without pictures: %s", without_credentials(str(error))[:300])
+        log.warning("the model is registered without pictures: %s", told(error))
         return {}
 
 

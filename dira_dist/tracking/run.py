@@ -21,7 +21,7 @@ from dira_dist.tracking.deliveries import Delivery, DeliveryFolder, Kept
 from dira_dist.tracking.outbox import Outbox, ReceiverGoneError, RefusedError
 from dira_dist.tracking.protocol import NullRun, Run, Status
 from dira_dist.tracking.provenance import source_tags
-from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal
+from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal, told
 from dira_dist.tracking.system import SystemMonitor
 from dira_dist.tracking.unclaimed import CLAIMED_TAG, delete_unclaimed, unclaimed
 
@@ -63,10 +63,14 @@ class TrackingRun:
         self._folder = DeliveryFolder(folder, run_id) if folder is not None else None
         self._unusable_values = 0
         self._metrics: Outbox[MetricRow] = Outbox(
-            "metrics", self._deliver_metrics, batch=METRICS_PER_BATCH, capacity=METRICS_KEPT, linger_s=1.0
+            "metrics", self._deliver_metrics, batch=METRICS_PER_BATCH, capacity=METRICS_KEPT, linger_s=1.0, told=told
         )
-        self._told: Outbox[Delivery] = Outbox("pictures and files to be kept", self._keep, batch=1, capacity=FILES_KEPT)
-        self._files: Outbox[Kept] = Outbox("pictures and files", self._deliver_files, batch=1, capacity=FILES_KEPT)
+        self._to_keep: Outbox[Delivery] = Outbox(
+            "pictures and files to be kept", self._keep, batch=1, capacity=FILES_KEPT
+        )
+        self._files: Outbox[Kept] = Outbox(
+            "pictures and files", self._deliver_files, batch=1, capacity=FILES_KEPT, told=told
+        )
         self._monitor = SystemMonitor(self.log_metrics, config.system_metrics_every_s)
 
     @classmethod
@@ -166,7 +170,7 @@ class TrackingRun:
     @property
     def lost(self) -> int:
         """Values, pictures and files that will never arrive: refused, or too many for an outage's queue."""
-        return self._metrics.lost + self._told.lost + self._files.lost + self._unusable_values
+        return self._metrics.lost + self._to_keep.lost + self._files.lost + self._unusable_values
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers at a step. The names of one axis keep their steps rising; a step seen before is left out."""
@@ -247,7 +251,7 @@ class TrackingRun:
         """Wait for everything recorded so far to arrive. False when something still waits after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         arrived = self._metrics.flush(timeout_s)
-        told = self._told.flush(max(0.0, deadline - time.monotonic()))
+        told = self._to_keep.flush(max(0.0, deadline - time.monotonic()))
         return self._files.flush(max(0.0, deadline - time.monotonic())) and told and arrived
 
     def take_up(self) -> None:
@@ -273,7 +277,7 @@ class TrackingRun:
         return self.flush(max(1.0, deadline - time.monotonic())) and arrived
 
     def _do(self, delivery: Delivery) -> None:
-        self._told.put(delivery)
+        self._to_keep.put(delivery)
 
     def _assert_known(self) -> None:
         assert self.config.uri is not None
@@ -367,4 +371,4 @@ def _param_text(value: Any) -> str:
 
 
 def _refused(config: TrackingConfig, error: Exception) -> str:
-    return f"tracking: {without_credentials(config.uri or '')} answers: {without_credentials(str(error))[:300]}"
+    return f"tracking: {without_credentials(config.uri or '')} answers: {told(error)}"

@@ -53,7 +53,7 @@ def test_what_cannot_be_saved_names_the_temporary_folder_and_is_not_trained_agai
     said: list[str] = []
     writer: Any = CheckpointWriter(CheckpointFolder(LocalStore(str(tmp_path))), keep=1, warn=said.append)
     writer.put(Checkpoint(Position(0, 1, 1, 8), {}))
-    with pytest.raises(UnsavedError, match="the temporary folder .* did not take it") as caught:
+    with pytest.raises(UnsavedError, match=r"the temporary folder .* did not take it") as caught:
         writer.drain(0.5)
     writer.close()
     assert isinstance(caught.value, LASTING_ERRORS)
