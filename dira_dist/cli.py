@@ -6,6 +6,7 @@ started or overwritten).
 
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -259,7 +260,8 @@ def init(
 ) -> None:
     """Write a commented job file for a shard set and this machine, or the cluster of RAY_ADDRESS."""
     file = dira_dist.init(shards, output or Path(f"{kind}.yaml"), kind, start=start)
-    _out.print(f"wrote {file}; next: dira-dist check {file}, then dira-dist run {file}", markup=False)
+    word = shlex.quote(str(file))
+    _out.print(f"wrote {file}; next: dira-dist check {word}, then dira-dist run {word}", markup=False)
 
 
 @app.command()

@@ -529,3 +529,5 @@ def test_the_command_that_opens_the_page_holds_no_password() -> None:
     assert page_command(TrackingConfig(uri="http://a:b@host:5000")) == "http://host:5000"
     command = page_command(TrackingConfig(uri="postgresql://a:b@host/mlflow"))
     assert command == "mlflow ui --backend-store-uri postgresql://host/mlflow"
+    command = page_command(TrackingConfig(uri="sqlite:////home/anna/my runs/mlflow.db"))
+    assert command == "mlflow ui --backend-store-uri 'sqlite:////home/anna/my runs/mlflow.db'"
