@@ -118,7 +118,9 @@ class TrialController(Generic[PlanT]):
                 self.ended(trial.name, status="failed", reason=f"{REFUSED}{error}")
             else:
                 self._handed_out.add(trial.name)
-                return self._change(trial.name, total_steps=self.plan.steps(job))
+                # what chooses among its checkpoints may end early, and was evaluated where it ended
+                steps = None if job.publishes_best else self.plan.steps(job)
+                return self._change(trial.name, total_steps=steps)
         return None
 
     def take_back(self, reason: str) -> None:
