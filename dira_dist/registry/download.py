@@ -15,7 +15,7 @@ from dira_dist.data.retry import Backoff, retried
 from dira_dist.data.store import RetryPolicy, StoreError, open_store
 from dira_dist.files import sha256_of
 from dira_dist.registry.mlflow_internals import HttpArtifactRepository, ask_artifact_server
-from dira_dist.tracking.server import credentials_advice, is_unauthorised, told
+from dira_dist.tracking.server import credentials_advice, in_one_sentence, is_unauthorised
 
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
 ATTEMPTS = 3
@@ -129,7 +129,7 @@ def _with_attempts(name: str, action: Callable[[], None]) -> None:
         if is_unauthorised(error):
             raise RequestError(f"{name}: {credentials_advice(error)}") from error
         raise RequestError(
-            f"{name} cannot be fetched: {told(error)}; the same command goes on where it broke off"
+            f"{name} cannot be fetched: {in_one_sentence(error)}; the same command goes on where it broke off"
         ) from error
 
 

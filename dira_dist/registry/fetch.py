@@ -12,7 +12,7 @@ from dira_dist.models.model_files import CHECKSUMS, read_checksums
 from dira_dist.registry.download import Progress, StoreSource, download, download_unchecked, source_of
 from dira_dist.registry.lookup import find_version
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.server import connect, told
+from dira_dist.tracking.server import connect, in_one_sentence
 
 FOLDER_IN_VERSION = "data/model"  # where MLflow's pyfunc flavour keeps the folder it was given
 
@@ -51,7 +51,7 @@ def fetch(
         version = find_version(client, config.uri, address)
         place = client.get_model_version_download_uri(version.name, version.version)
     except MlflowException as error:  # such as a version that was deleted between two questions
-        raise RequestError(f"{address}: {told(error)}") from error
+        raise RequestError(f"{address}: {in_one_sentence(error)}") from error
     try:
         folder = f"{place.rstrip('/')}/{FOLDER_IN_VERSION}"
         source = source_of(folder, config.uri)

@@ -22,7 +22,7 @@ from dira_dist.tracking.config import TrackingConfig, tracking_at
 from dira_dist.tracking.history import newest_pictures
 from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.run import TrackingRun
-from dira_dist.tracking.server import ask, connect, told
+from dira_dist.tracking.server import ask, connect, in_one_sentence
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.task import About, Recipe, recipe_of
 
@@ -147,7 +147,7 @@ def _pictures(config: TrackingConfig, run_id: str) -> dict[str, Any]:
     try:
         return ask(config.uri, lambda: newest_pictures(client, run_id), timeout_s=REGISTRY_TIMEOUT_S)
     except (RequestError, MlflowException) as error:
-        log.warning("the model is registered without pictures: %s", told(error))
+        log.warning("the model is registered without pictures: %s", in_one_sentence(error))
         return {}
 
 
@@ -187,7 +187,7 @@ def _deliver_late(config: TrackingConfig, found: FoundCheckpoint) -> None:
         run = TrackingRun.attach(unmeasured, checkpoint.run_id, checkpoint.pending_metrics, folder=folder or None)
     except RequestError:
         return  # whoever asks the run for its data says why
-    run.take_up()
+    run.deliver_left_behind()
     if not run.flush(REGISTRY_TIMEOUT_S):
         log.warning("not all of what the run had left to be delivered has arrived; the same command delivers the rest")
 

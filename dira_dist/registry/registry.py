@@ -25,7 +25,7 @@ from dira_dist.models.export import weights_digest
 from dira_dist.models.model_files import CARD, CHECKSUMS, damaged_files
 from dira_dist.registry.fetch import FOLDER_IN_VERSION
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.server import ask, connect, is_refusal, told
+from dira_dist.tracking.server import ask, connect, in_one_sentence, is_refusal
 from dira_dist.training.task import Package
 
 log = logging.getLogger(__name__)
@@ -129,13 +129,13 @@ def _retried(attempt: Callable[[], Registered], timeout_s: float) -> Registered:
     def is_final(error: Exception) -> bool:
         if is_refusal(error):
             return True
-        log.warning("the registry does not take the model yet: %s", told(error))
+        log.warning("the registry does not take the model yet: %s", in_one_sentence(error))
         return False
 
     try:
         return retried(attempt, is_final, Backoff(FIRST_WAIT_S, LONGEST_WAIT_S), timeout_s=timeout_s)
     except Exception as error:
-        raise RequestError(f"the model is not registered: {told(error, 400)}") from error
+        raise RequestError(f"the model is not registered: {in_one_sentence(error, 400)}") from error
 
 
 def _tags(metric: Metric | None, digest: str, tags: Mapping[str, str] | None) -> dict[str, str]:

@@ -51,7 +51,7 @@ class Run(Protocol):
     def claimed(self) -> None:
         """Record that ``run.json`` names this run, by which the next start finds it."""
 
-    def take_up(self) -> None:
+    def deliver_left_behind(self) -> None:
         """Deliver what other processes of this run were to deliver and left behind. For the run's driver."""
 
     def pending(self) -> list[list[Any]]:
@@ -89,7 +89,7 @@ class NullRun:
 
     def claimed(self) -> None: ...
 
-    def take_up(self) -> None: ...
+    def deliver_left_behind(self) -> None: ...
 
     def pending(self) -> list[list[Any]]:
         return []

@@ -21,7 +21,7 @@ from dira_dist.tracking.deliveries import Delivery, DeliveryFolder, Kept
 from dira_dist.tracking.outbox import Outbox, ReceiverGoneError, RefusedError
 from dira_dist.tracking.protocol import NullRun, Run, Status
 from dira_dist.tracking.provenance import source_tags
-from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal, told
+from dira_dist.tracking.server import ask, connect, experiment_id, in_one_sentence, is_missing, is_refusal
 from dira_dist.tracking.system import SystemMonitor
 from dira_dist.tracking.unclaimed import CLAIMED_TAG, delete_unclaimed, unclaimed
 
@@ -63,13 +63,18 @@ class TrackingRun:
         self._folder = DeliveryFolder(folder, run_id) if folder is not None else None
         self._unusable_values = 0
         self._metrics: Outbox[MetricRow] = Outbox(
-            "metrics", self._deliver_metrics, batch=METRICS_PER_BATCH, capacity=METRICS_KEPT, linger_s=1.0, told=told
+            "metrics",
+            self._deliver_metrics,
+            batch=METRICS_PER_BATCH,
+            capacity=METRICS_KEPT,
+            linger_s=1.0,
+            describe=in_one_sentence,
         )
         self._to_keep: Outbox[Delivery] = Outbox(
             "pictures and files to be kept", self._keep, batch=1, capacity=FILES_KEPT
         )
         self._files: Outbox[Kept] = Outbox(
-            "pictures and files", self._deliver_files, batch=1, capacity=FILES_KEPT, told=told
+            "pictures and files", self._deliver_files, batch=1, capacity=FILES_KEPT, describe=in_one_sentence
         )
         self._monitor = SystemMonitor(self.log_metrics, config.system_metrics_every_s)
 
@@ -154,7 +159,7 @@ class TrackingRun:
         for key, value, step, timestamp_ms in pending:
             run._metrics.put((str(key), float(value), int(step), int(timestamp_ms)))
         if drives:
-            run.take_up()
+            run.deliver_left_behind()
             run._do(Delivery("status", {"status": "RUNNING"}))
         run._monitor.start()
         return run
@@ -251,10 +256,10 @@ class TrackingRun:
         """Wait for everything recorded so far to arrive. False when something still waits after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         arrived = self._metrics.flush(timeout_s)
-        told = self._to_keep.flush(max(0.0, deadline - time.monotonic()))
-        return self._files.flush(max(0.0, deadline - time.monotonic())) and told and arrived
+        kept = self._to_keep.flush(max(0.0, deadline - time.monotonic()))
+        return self._files.flush(max(0.0, deadline - time.monotonic())) and kept and arrived
 
-    def take_up(self) -> None:
+    def deliver_left_behind(self) -> None:
         """Deliver what other processes of this run were to deliver and left behind. For the run's driver."""
         try:
             for kept in self._folder.left_behind() if self._folder else ():
@@ -371,4 +376,4 @@ def _param_text(value: Any) -> str:
 
 
 def _refused(config: TrackingConfig, error: Exception) -> str:
-    return f"tracking: {without_credentials(config.uri or '')} answers: {told(error)}"
+    return f"tracking: {without_credentials(config.uri or '')} answers: {in_one_sentence(error)}"

@@ -34,7 +34,7 @@ _PAGE = re.compile(r"\s*['\"]?\s*<(?:!doctype|html)\b.*", re.IGNORECASE | re.DOT
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 
-def told(error: Exception, characters: int = 300) -> str:
+def in_one_sentence(error: Exception, characters: int = 300) -> str:
     """An error of a server in one sentence, without passwords: who did not answer, or with what status.
 
     A proxy's page of HTML and the inside of urllib3 are no messages for people.
@@ -70,7 +70,7 @@ def is_unauthorised(error: Exception) -> bool:
 def credentials_advice(error: Exception) -> str:
     """The remedy, as a clause for a message."""
     return (
-        f"the server refuses the credentials ({told(error, 200)}); set MLFLOW_TRACKING_TOKEN, or "
+        f"the server refuses the credentials ({in_one_sentence(error, 200)}); set MLFLOW_TRACKING_TOKEN, or "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
     )
 
@@ -122,7 +122,7 @@ def ask(uri: str, question: Callable[[], ResultT], timeout_s: float = ANSWER_WIT
 
 
 def _unreachable(uri: str, error: Exception) -> str:
-    address, reason = without_credentials(uri), told(error)
+    address, reason = without_credentials(uri), in_one_sentence(error)
     if is_unauthorised(error):
         return f"tracking.uri: {address}: {credentials_advice(error)}"
     return (

@@ -202,7 +202,8 @@ def test_a_trial_that_may_stop_early_is_evaluated_where_it_ends(
     store, state = open_store(found.loaded.job.run_folder), SearchState(found.loaded.public, "digest")
     with controller_module.SearchController(found, store, state, Console(quiet=True)) as controller:
         controller.begin([Trial("s-000", 0, dict(found.published))])
-        assert (trial := controller.next_trial()) is not None
+        trial = controller.next_trial()
+        assert trial is not None
         ended = replace(trial, status="finished", history=[(3, {"val/rankme": 1.0})])
     assert ended.evaluated_at_end and not ended.not_evaluated_at_end
 

@@ -3,7 +3,7 @@
 import pytest
 from mlflow.exceptions import MlflowException
 
-from dira_dist.tracking.server import told
+from dira_dist.tracking.server import in_one_sentence
 
 _REFUSED = (
     "API request to http://ml:5000/api/2.0/mlflow/runs/get failed with exception HTTPConnectionPool(host='ml', "
@@ -34,5 +34,5 @@ _PAGE = (
     ],
 )
 def test_one_sentence_with_address_or_status(text: str, words: str) -> None:
-    assert told(MlflowException(text)) == words
-    assert len(told(MlflowException("x" * 999))) == 300
+    assert in_one_sentence(MlflowException(text)) == words
+    assert len(in_one_sentence(MlflowException("x" * 999))) == 300

@@ -57,7 +57,7 @@ def conclude(session: FitSession, run: Run) -> Outcome:
         late = TrackingRun.attach(session.tracking, run.run_id, checkpoint.pending_metrics)
         if not late.flush():
             raise session.undelivered()
-    run.take_up()
+    run.deliver_left_behind()
     log_late(run, session.store)
     evaluations = read_evaluations(session.store)
     best_one = job.best_evaluation(evaluations)
