@@ -6,6 +6,7 @@ started or overwritten).
 
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -268,7 +269,8 @@ def init(
 ) -> None:
     """Write a commented job file for a shard set and this machine, or the cluster of RAY_ADDRESS."""
     file = dira_dist.init(shards, output or Path(f"{kind}.yaml"), kind, start=start)
-    _out.print(f"wrote {file}; next: dira-dist check {file}, then dira-dist run {file}", markup=False)
+    word = shlex.quote(str(file))
+    _out.print(f"wrote {file}; next: dira-dist check {word}, then dira-dist run {word}", markup=False)
 
 
 @app.command()
@@ -359,6 +361,8 @@ def register(
         registered = dira_dist.register(source, name=name, tracking_uri=tracking_uri, progress=progress)
     best = "is" if registered.is_best else "is not"
     _out.print(f"{registered.address} {best} @best: {registered.why}", markup=False)
+    if registered.sha256:
+        _out.print(f"for who pulls it: dira-dist pull --sha256 {registered.sha256}", markup=False)
 
 
 @app.command()
@@ -375,6 +379,9 @@ def pull(
     input_type: Annotated[
         str, typer.Option(help="of the images an ONNX file takes: uint8, uint16, or float32 in [0, 1]")
     ] = "uint8",
+    sha256: Annotated[
+        str | None, typer.Option(help="of the model, as its maker told it: another one is refused, and not loaded")
+    ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; MLFLOW_TRACKING_URI where left out")] = None,
 ) -> None:
     """Weights as a plain state dict that loads strictly, or an ONNX file; and the lines of Python that load it."""
@@ -386,10 +393,14 @@ def pull(
             in_channels=in_channels,
             file_format=file_format,
             input_type=input_type,
+            sha256=sha256,
             tracking_uri=tracking_uri,
             progress=progress,
         )
     _out.print(pulled.loading_lines, markup=False)
+    _err.print(f"the model's files are whole; its sha256 is {pulled.model_sha256}", markup=False)
+    if sha256 is None:
+        _err.print("who made it no sum beside it can tell: compare with what its maker says (--sha256)", markup=False)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -38,6 +39,10 @@ _URL_QUERY = re.compile(r"""(?<=://)([^\s?#"]*)([?#](?:\\.|[^\s"\\])*?)(?=['),;:
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
 # user:password@, where the password may hold / or @ though it should not, and host:5000/path@x is none; or token@
 _URL_USERINFO = re.compile(r"(?<=://)(?:[^\s/:@]+:(?!\d+(?:/|$))\S*@|[^\s/]*@)")
+
+
+# Set on a cluster, names and patterns (AWS_*), separated by commas: what a job file may read of the environment.
+ALLOWED_VARIABLES = "DIRA_DIST_JOB_VARIABLES"
 
 
 class RequestError(ValueError):
@@ -200,7 +205,14 @@ def with_environment(values: Any) -> Any:
         return [with_environment(value) for value in values]
     if not isinstance(values, str):
         return values
-    return ENV_REFERENCE.sub(lambda found: os.environ.get(found[1], found[0]), values)
+    known = {name: value for name, value in os.environ.items() if _may_be_read(name)}
+    return ENV_REFERENCE.sub(lambda found: known.get(found[1], found[0]), values)
+
+
+def _may_be_read(name: str) -> bool:
+    """Whether a job file may name the environment variable: any, where nobody has said which."""
+    allowed = os.environ.get(ALLOWED_VARIABLES)
+    return allowed is None or any(fnmatchcase(name, pattern.strip()) for pattern in allowed.split(","))
 
 
 def without_credentials(text: str) -> str:
@@ -381,6 +393,11 @@ def _resolve_environment(values: Any, document: Document, path: KeyPath) -> Any:
 
     def look_up(match: re.Match[str]) -> str:
         name = match.group(1)
+        if not _may_be_read(name):
+            raise RequestError(
+                f"{document.place(path)}: the environment variable {name!r} is none of those that jobs may read here "
+                f"({os.environ[ALLOWED_VARIABLES]}, by {ALLOWED_VARIABLES}); whoever runs the cluster can add it"
+            )
         if name not in os.environ:
             raise RequestError(f"{document.place(path)}: the environment variable {name!r} is not set; export it first")
         return os.environ[name]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from dira_dist.config import (
+    ALLOWED_VARIABLES,
     Document,
     RequestError,
     Section,
@@ -18,6 +19,7 @@ from dira_dist.config import (
     public_values,
     read_document,
     validate,
+    with_environment,
     without_credentials,
 )
 from dira_dist.jobs.load import load_job
@@ -124,6 +126,20 @@ def test_environment_is_read_and_never_recorded(monkeypatch: pytest.MonkeyPatch)
     example = validate(Example, document)
     assert example.uri == "https://user:sesame@host/x"
     assert public_values(example, document)["uri"] == "${env:TRACKING}"
+
+
+def test_a_cluster_says_what_jobs_may_read_of_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKING", "https://host/x")
+    document = parse_document("title: a\nuri: '${env:TRACKING}'\n")
+    for allowed in ("TRACKING", "AWS_*, TRACK*"):
+        monkeypatch.setenv(ALLOWED_VARIABLES, allowed)
+        assert validate(Example, document).uri == "https://host/x"
+        assert with_environment("${env:TRACKING}") == "https://host/x"
+    for allowed in ("", "AWS_*", "tracking"):
+        monkeypatch.setenv(ALLOWED_VARIABLES, allowed)
+        with pytest.raises(RequestError, match="job:2: uri: the environment variable 'TRACKING' is none of those"):
+            validate(Example, document)
+        assert with_environment("${env:TRACKING}") == "${env:TRACKING}"
 
 
 def test_credentials_inside_addresses_are_not_recorded() -> None:

@@ -11,6 +11,7 @@ from dira_dist.data.store import open_store
 from dira_dist.formats import FileFormat, FormatError
 from dira_dist.models import model_files
 from dira_dist.runs import evaluations, folder, lease, run, search
+from dira_dist.tracking import deliveries
 from dira_dist.training import state
 from dira_dist.training.state import BrokenCheckpointError, read_manifest
 
@@ -22,6 +23,7 @@ FORMATS: dict[str, FileFormat[Any]] = {
     folder.DRIVER: lease.FORMAT,
     folder.MANIFEST: state.FORMAT,
     model_files.FACTS: model_files.FORMAT,
+    "delivery.json": deliveries.FORMAT,
 }
 
 

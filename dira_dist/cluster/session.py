@@ -6,6 +6,7 @@ Whether the cluster can ever hold the job is asked before anything starts: Ray i
 import logging
 import math
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import NamedTuple
 
 import ray
 
+from dira_dist.cluster.answering import check_answers
 from dira_dist.cluster.ray_internals import AUTHENTICATION_LOGGER
-from dira_dist.config import RequestError
+from dira_dist.config import JobFailedError, RequestError
+from dira_dist.environment import environment
 from dira_dist.jobs.base import ResourcesConfig
 from dira_dist.search.fitting import ResourceRequest, trials_that_fit
 
 OBJECT_STORE_BYTES = 128 * 2**20
+_GCS_PORT, _FOUND_BY_RAY = 6379, ("auto", "local")
 
 # Ray's own defaults wait for ever, or half an hour, where a training should report a failure.
 _RAY_SETTINGS = {
@@ -58,24 +62,74 @@ def embedded_ray(resources: ResourcesConfig) -> Iterator[None]:
 
     Raises:
         RequestError: if this machine lacks the GPUs, or the process is connected to a Ray already.
+        JobFailedError: if Ray does not start here.
     """
     if ray.is_initialized():
         raise RequestError("this process is connected to a Ray already; call ray.shutdown() first")
     logging.getLogger(AUTHENTICATION_LOGGER).setLevel(logging.ERROR)
     _settle_environment()
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(resources.min_workers * resources.cpus_per_worker)),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    with environment(**_token_for_a_home_that_takes_none()):
+        _start_embedded(max(os.cpu_count() or 1, math.ceil(resources.min_workers * resources.cpus_per_worker)))
+        try:
+            _check_gpus(resources)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_embedded(cpus: int) -> None:
     try:
-        _check_gpus(resources)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # Ray has no class for a node that comes too late
+        raise JobFailedError(
+            f"Ray did not start on this machine ({_first_line(error)}); nothing was begun: run the same job "
+            "again, with less beside it on this machine where it is busy"
+        ) from error
+
+
+def _token_for_a_home_that_takes_none() -> dict[str, str]:
+    """Ray keeps the token of its clusters in ``~/.ray``; where that cannot be written, one for this cluster alone."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return {}
+    folder = Path(os.path.expanduser("~/.ray"))  # noqa: PTH111  (Path's own raises where nobody knows a home)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = folder.is_absolute() and os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    return {} if writable else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextmanager
+def losses_explained(name: str) -> Iterator[None]:
+    """Of what Ray itself loses while a job runs, in one sentence, and how to go on.
+
+    Args:
+        name: of the job.
+
+    Raises:
+        JobFailedError: in the place of what Ray raised; not of what raised in a task of ours.
+    """
+    try:
         yield
-    finally:
-        ray.shutdown()
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise JobFailedError(
+            f"{name}: the cluster, or a part of Ray that ran this job, was lost ({type(error).__name__}: "
+            f"{_first_line(error)}); run the same job again, and it goes on from its newest checkpoint"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 @contextmanager
@@ -94,6 +148,8 @@ def cluster_at(address: str, said: str) -> Iterator[None]:
         return
     _settle_environment()
     try:
+        if address not in _FOUND_BY_RAY:
+            check_answers(address, _GCS_PORT)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RequestError(
@@ -187,7 +243,7 @@ def cluster_grows() -> bool:
     ``ray up`` leaves its configuration in the head's home.
     """
     by_kuberay = "--no-monitor" in os.environ.get("KUBERAY_GEN_RAY_START_CMD", "")
-    return by_kuberay or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+    return by_kuberay or Path(os.path.expanduser("~/ray_bootstrap_config.yaml")).exists()  # noqa: PTH111
 
 
 def _described(nodes: Sequence[tuple[float, int]]) -> str:

@@ -30,7 +30,9 @@ class BackboneSection(Section):
     """Whose names its weights may have in an export, the best known first; the last has all of its parts."""
 
     name: str
-    in_channels: int = Field(1, ge=1, description="channels of the input: 1 (grey), 3 (colour), or one per MR sequence")
+    in_channels: int = Field(
+        1, ge=1, le=1024, description="channels of the input: 1 (grey), 3 (colour), or one per MR sequence"
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="recompute activations in the backward pass: less memory, more time",

@@ -5,8 +5,9 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Discriminator, Tag, TypeAdapter
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
+from dira_dist.config import RequestError, dotted
 from dira_dist.models.backbone import BackboneSection
 from dira_dist.models.monai_networks import BasicUNetConfig, DynUNetConfig, SegResNetConfig
 from dira_dist.models.unet import UNetConfig
@@ -38,6 +39,14 @@ else:
 
 
 def read_model(values: Mapping[str, Any]) -> BackboneSection:
-    """The section of a network as it was recorded in a job or a model."""
-    section: BackboneSection = TypeAdapter(ModelConfig).validate_python(dict(values))
+    """The section of a network as it was recorded in a job or a model, held to what a job file may say.
+
+    Raises:
+        RequestError: it says something else.
+    """
+    try:
+        section: BackboneSection = TypeAdapter(ModelConfig).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise RequestError(f"the recorded network: {dotted(first['loc'])}: {first['msg']}") from None
     return section

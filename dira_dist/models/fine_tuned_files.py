@@ -21,7 +21,15 @@ from dira_dist.config import RequestError, per_axis
 from dira_dist.formats import FileFormat
 from dira_dist.models.backbone import Size, built_on_meta
 from dira_dist.models.export import Exported, Format, export_classifier, save_weights
-from dira_dist.models.model_files import CARD, FACTS, card_table, facts_content, tells_task, write_checksums
+from dira_dist.models.model_files import (
+    CARD,
+    FACTS,
+    card_table,
+    check_plausible,
+    facts_content,
+    tells_task,
+    write_checksums,
+)
 from dira_dist.models.supervised import Classifier, Segmenter
 from dira_dist.models.unet import UNetConfig
 
@@ -120,7 +128,9 @@ def read_fine_tuned(folder: Path) -> FineTunedFile:
             f"{folder}: holds no classifier or segmenter, by its {FACTS}: give a model of kind: finetune, or fetch it "
             "anew where it is one"
         )
-    return FORMAT.load(content, str(folder / FACTS))
+    facts = FORMAT.load(content, str(folder / FACTS))
+    check_plausible(facts.encoder, facts.in_channels, facts.image_size, str(folder / FACTS))
+    return facts
 
 
 def load_classifier(folder: Path) -> tuple[Classifier, FineTunedFile]:

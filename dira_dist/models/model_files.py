@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from dira_dist.config import RequestError, per_axis
 from dira_dist.files import sha256_of
-from dira_dist.formats import FileFormat
+from dira_dist.formats import FileFormat, FormatError
 from dira_dist.models.backbone import BackboneSection, Size
 from dira_dist.models.choice import read_model
 from dira_dist.models.export import Exported, Format, save_feature_program, save_weights
@@ -25,6 +27,9 @@ CHECKSUMS = "SHA256SUMS"
 FACTS = "model.json"
 CARD = "README.md"
 UNET = "unet.safetensors"
+# A model that was made here is far below; one that lies could ask for all memory, or write elsewhere.
+MOST_CHANNELS, MOST_PIXELS = 1024, 2**28
+_PLAIN_NAME = re.compile(r"[\w.+-]+")
 
 _NOTICE = """## Licence and patents
 The software that made this model is licensed under Apache-2.0. It is an independent implementation of DiRA
@@ -196,15 +201,39 @@ def read_facts(folder: Path) -> ModelFile:
 
     Raises:
         RequestError: if the folder is no model folder, or one of a classifier or segmenter.
-        FormatError: if the file is damaged, or of another version.
+        FormatError: if the file is damaged, of another version, or tells of a network that cannot be.
     """
-    content = facts_content(folder)
+    content, place = facts_content(folder), str(folder / FACTS)
     if tells_task(content):
         raise RequestError(
             f"{folder}: holds a classifier or segmenter, and what is wanted is a pretrained model: give the one that "
             "it was fine-tuned from"
         )
-    return FORMAT.load(content, str(folder / FACTS))
+    facts = FORMAT.load(content, place)
+    check_plausible(facts.encoder, facts.in_channels, facts.image_size, place)
+    try:
+        network_of(facts.network, facts.encoder, facts.in_channels)
+    except RequestError as error:
+        raise FormatError(f"{place}: {error}") from None
+    return facts
+
+
+def check_plausible(encoder: str, in_channels: int, image_size: Size, place: str) -> None:
+    """Holds what a model says of itself to what a job may say, before files are named after it or memory is taken.
+
+    Raises:
+        FormatError: it says something else.
+    """
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    wrong = None
+    if not _PLAIN_NAME.fullmatch(encoder):
+        wrong = f"encoder: found {encoder[:80]!r}; a name has letters, digits and . _ + -"
+    elif not 1 <= in_channels <= MOST_CHANNELS:
+        wrong = f"in_channels: found {in_channels}; allowed are 1 to {MOST_CHANNELS}"
+    elif not 1 <= len(sides) <= 3 or min(sides) < 1 or math.prod(sides) > MOST_PIXELS:
+        wrong = f"image_size: found {image_size}; allowed are 1 to 3 sides from 1 px, {MOST_PIXELS:,} px in all"
+    if wrong:
+        raise FormatError(f"{place}: {wrong}; do not use this model, or have its maker register it again")
 
 
 def facts_content(folder: Path) -> bytes:

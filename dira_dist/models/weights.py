@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dira_dist.config import RequestError
+from dira_dist.files import check_not_compressed
 from dira_dist.models.backbone import Backbone
 
 CLASSIFIER_PREFIXES = ("fc.", "_fc.", "classifier.", "head.", "head_fc.", "last_linear.")
@@ -39,8 +40,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return load_file(file)
     try:
+        check_not_compressed(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise RequestError(
             f"{file} is no plain file of weights: save a state dict, with torch.save(model.state_dict(), ...)"
         ) from error

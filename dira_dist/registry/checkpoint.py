@@ -6,6 +6,7 @@ from pathlib import Path
 from dira_dist.config import RequestError
 from dira_dist.data.store import StoreError, asking, open_store
 from dira_dist.registry.download import Progress, StoreSource, download, download_unchecked
+from dira_dist.registry.fetch import check_sum
 from dira_dist.registry.lookup import ADDRESS_FORMS
 from dira_dist.runs.evaluations import read_evaluations
 from dira_dist.runs.folder import MANIFEST
@@ -27,21 +28,25 @@ class FoundCheckpoint:
     quality: dict[str, float]
 
 
-def download_checkpoint(address: str, folder: Path, progress: Progress | None = None) -> FoundCheckpoint:
+def download_checkpoint(
+    address: str, folder: Path, progress: Progress | None = None, sha256: str | None = None
+) -> FoundCheckpoint:
     """Fetch a checkpoint, or the newest of a run's folder; a call that was broken off is gone on with.
 
     Args:
         address: folder or prefix of a checkpoint, or of a run with checkpoints below it.
         folder: on this disk.
         progress: called with the bytes that are here and the bytes in all.
+        sha256: of its manifest, where it is known from elsewhere.
 
     Raises:
-        RequestError: there is no checkpoint, it is damaged, or its storage does not answer.
+        RequestError: there is no checkpoint, it is damaged or another one, or its storage does not answer.
     """
     place = _place(address.rstrip("/"))
     try:
         source = StoreSource(place)
-        manifest = read_manifest(download_unchecked(source, MANIFEST, folder).read_bytes(), place)
+        check_sum(file := download_unchecked(source, MANIFEST, folder), sha256)
+        manifest = read_manifest(file.read_bytes(), place)
         download(source, {name: facts.sha256 for name, facts in manifest.files.items()}, folder, progress)
         return FoundCheckpoint(place, read_checkpoint(folder, place), _quality(place))
     except (StoreError, BrokenCheckpointError, ValueError) as error:

@@ -9,13 +9,13 @@ from typing import Any, BinaryIO, Protocol
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from dira_dist.config import RequestError, without_credentials
+from dira_dist.config import RequestError
 from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.retry import Backoff, retried
 from dira_dist.data.store import RetryPolicy, StoreError, open_store
 from dira_dist.files import sha256_of
 from dira_dist.registry.mlflow_internals import HttpArtifactRepository, ask_artifact_server
-from dira_dist.tracking.server import credentials_advice, is_unauthorised
+from dira_dist.tracking.server import credentials_advice, in_one_sentence, is_unauthorised
 
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
 ATTEMPTS = 3
@@ -129,8 +129,7 @@ def _with_attempts(name: str, action: Callable[[], None]) -> None:
         if is_unauthorised(error):
             raise RequestError(f"{name}: {credentials_advice(error)}") from error
         raise RequestError(
-            f"{name} cannot be fetched: {without_credentials(str(error))[:300]}; "
-            "the same command goes on where it broke off"
+            f"{name} cannot be fetched: {in_one_sentence(error)}; the same command goes on where it broke off"
         ) from error
 
 

@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from dira_dist.config import RequestError, without_credentials
-from dira_dist.tracking.server import ask, is_missing
+from dira_dist.config import RequestError
+from dira_dist.tracking.server import ask, in_one_sentence, is_missing
 
 LATEST = "latest"
 ADDRESS_FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
@@ -33,7 +33,7 @@ def find_version(client: MlflowClient, uri: str, address: str) -> ModelVersion:
         model = ask(uri, lambda: client.get_registered_model(name))
     except MlflowException as error:
         if not is_missing(error):
-            raise RequestError(f"{address}: {without_credentials(str(error))[:300]}") from error
+            raise RequestError(f"{address}: {in_one_sentence(error)}") from error
         known = [model.name for model in client.search_registered_models(max_results=1000)]
         raise RequestError(f"{address}: there is no model {name!r}; {_nearest(name, known)}") from None
     aliases = {alias: str(version) for alias, version in model.aliases.items()}

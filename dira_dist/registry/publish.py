@@ -22,7 +22,7 @@ from dira_dist.tracking.config import TrackingConfig, tracking_at
 from dira_dist.tracking.history import newest_pictures
 from dira_dist.tracking.logged_models import checkpoints_of
 from dira_dist.tracking.run import TrackingRun
-from dira_dist.tracking.server import ask, connect
+from dira_dist.tracking.server import ask, connect, in_one_sentence
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.task import About, Recipe, recipe_of
 
@@ -114,6 +114,8 @@ def register(
     if register_as is None:
         raise RequestError(f"{source}: its job has no tracking.register_as; say under which name with --name")
     config = config.model_copy(update={"register_as": register_as, "experiment": job["tracking"]["experiment"]})
+    if found.checkpoint.run_id:
+        _deliver_late(config, found)
     run_id = found.checkpoint.run_id or _run_afterwards(config, found)
     data = {"address": job["data"]["train"]} | _recorded_data(client, uri, run_id)
     return publish(config, run_id, found.checkpoint, found.quality, data, report=report, timeout_s=0)
@@ -145,7 +147,7 @@ def _pictures(config: TrackingConfig, run_id: str) -> dict[str, Any]:
     try:
         return ask(config.uri, lambda: newest_pictures(client, run_id), timeout_s=REGISTRY_TIMEOUT_S)
     except (RequestError, MlflowException) as error:
-        log.warning("the model is registered without pictures: %s", without_credentials(str(error))[:300])
+        log.warning("the model is registered without pictures: %s", in_one_sentence(error))
         return {}
 
 
@@ -174,6 +176,20 @@ def _run_afterwards(config: TrackingConfig, found: FoundCheckpoint) -> str:
     run.log_checkpoint(found.address, found.checkpoint.position.step)
     run.finish("FINISHED")
     return run.run_id
+
+
+def _deliver_late(config: TrackingConfig, found: FoundCheckpoint) -> None:
+    """What the run's processes had measured and written down, and did not deliver before they ended."""
+    folder, _, _ = found.address.rpartition("/")
+    unmeasured = config.model_copy(update={"system_metrics_every_s": 0.0})
+    checkpoint = found.checkpoint
+    try:
+        run = TrackingRun.attach(unmeasured, checkpoint.run_id, checkpoint.pending_metrics, folder=folder or None)
+    except RequestError:
+        return  # whoever asks the run for its data says why
+    run.deliver_left_behind()
+    if not run.flush(REGISTRY_TIMEOUT_S):
+        log.warning("not all of what the run had left to be delivered has arrived; the same command delivers the rest")
 
 
 def _recorded_data(client: MlflowClient, uri: str, run_id: str) -> dict[str, Any]:

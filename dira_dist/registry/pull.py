@@ -25,7 +25,7 @@ from dira_dist.models.onnx_files import (
     save_onnx,
 )
 from dira_dist.registry.download import Progress
-from dira_dist.registry.model_folder import fetch_model_folder
+from dira_dist.registry.model_folder import content_sum, fetch_model_folder
 from dira_dist.tracking.config import tracking_at
 
 FILE_FORMATS = ("safetensors", "pt")
@@ -42,11 +42,13 @@ class Pulled:
         path: the file of weights.
         sha256: its digest.
         loading_lines: Python that loads it strictly.
+        model_sha256: what names all of the model that they are from; to be compared with what its maker says.
     """
 
     path: Path
     sha256: str
     loading_lines: str
+    model_sha256: str = ""
 
 
 def pull(
@@ -57,6 +59,7 @@ def pull(
     in_channels: int | None = None,
     file_format: str = "safetensors",
     input_type: str = "uint8",
+    sha256: str | None = None,
     tracking_uri: str | None = None,
     progress: Progress | None = None,
 ) -> Pulled:
@@ -76,6 +79,8 @@ def pull(
         in_channels: 1 or 3 where the model has one of them; the model's own if none.
         file_format: ``safetensors``, or ``pt`` for ``torch.load(..., weights_only=True)``; ONNX has its own.
         input_type: of the images that an ONNX file takes: ``uint8``, ``uint16``, or ``float32`` in [0, 1].
+        sha256: of the model, as ``register`` or an earlier ``pull`` has told it: another one is refused before anything
+            of it is loaded.
         tracking_uri: MLflow; ``MLFLOW_TRACKING_URI`` if none.
         progress: called with the bytes that are here and the bytes in all.
 
@@ -92,11 +97,14 @@ def pull(
         raise RequestError(f"{dest}: is a file; give a folder")
     work = dest / f".pulling-{hashlib.sha256(model.encode()).hexdigest()[:12]}"
     wanted = _program_of if format == ONNX else _weights_of
-    folder = fetch_model_folder(model, work, tracking_at(tracking_uri), wanted, progress)
+    folder = fetch_model_folder(model, work, tracking_at(tracking_uri), wanted, progress, sha256=sha256)
     try:
+        known = content_sum(folder, work)
         if format == ONNX:
-            return _pull_onnx(model, folder, dest, in_channels, image_type)
-        return _pull_weights(model, folder, dest, _library(format), in_channels, file_format)
+            pulled = _pull_onnx(model, folder, dest, in_channels, image_type)
+        else:
+            pulled = _pull_weights(model, folder, dest, _library(format), in_channels, file_format)
+        return replace(pulled, model_sha256=known)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -20,17 +20,19 @@ from safetensors.torch import load_file
 
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.retry import Backoff, retried
+from dira_dist.files import sha256_of
 from dira_dist.models.export import weights_digest
-from dira_dist.models.model_files import CARD, damaged_files
+from dira_dist.models.model_files import CARD, CHECKSUMS, damaged_files
 from dira_dist.registry.fetch import FOLDER_IN_VERSION
 from dira_dist.tracking.config import TrackingConfig
-from dira_dist.tracking.server import ask, connect, is_refusal
+from dira_dist.tracking.server import ask, connect, in_one_sentence, is_refusal
 from dira_dist.training.task import Package
 
 log = logging.getLogger(__name__)
 
 BEST = "best"
 METRIC_TAG, VALUE_TAG, DIGEST_TAG = "dira.metric", "dira.metric_value", "dira.digest"
+SUM_TAG = "dira.sha256"
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 _AT_ONCE_S = 600.0
 
@@ -59,12 +61,14 @@ class Registered:
         version: counted from 1.
         is_best: whether the alias ``best`` points to it now.
         why: one sentence on the alias ``best``.
+        sha256: of the list of its files' sums: what ``pull --sha256`` compares.
     """
 
     name: str
     version: int
     is_best: bool
     why: str
+    sha256: str = ""
 
     @property
     def address(self) -> str:
@@ -112,8 +116,9 @@ def register_version(
         ask(uri, lambda: client.get_run(run_id))
         version = _existing_version(client, name, run_id, digest)
         if version is None:
-            version = _new_version(client, name, run_id, package, _tags(metric, digest, tags))
-        return _point_best(client, name, version, metric)
+            known = {**(tags or {}), SUM_TAG: sha256_of(package.folder / CHECKSUMS)}
+            version = _new_version(client, name, run_id, package, _tags(metric, digest, known))
+        return replace(_point_best(client, name, version, metric), sha256=version.tags.get(SUM_TAG, ""))
 
     return _retried(attempt, timeout_s)
 
@@ -124,13 +129,13 @@ def _retried(attempt: Callable[[], Registered], timeout_s: float) -> Registered:
     def is_final(error: Exception) -> bool:
         if is_refusal(error):
             return True
-        log.warning("the registry does not take the model yet: %s", without_credentials(str(error))[:300])
+        log.warning("the registry does not take the model yet: %s", in_one_sentence(error))
         return False
 
     try:
         return retried(attempt, is_final, Backoff(FIRST_WAIT_S, LONGEST_WAIT_S), timeout_s=timeout_s)
     except Exception as error:
-        raise RequestError(f"the model is not registered: {without_credentials(str(error))[:400]}") from error
+        raise RequestError(f"the model is not registered: {in_one_sentence(error, 400)}") from error
 
 
 def _tags(metric: Metric | None, digest: str, tags: Mapping[str, str] | None) -> dict[str, str]:
@@ -154,21 +159,29 @@ def _new_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    experiment = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment, name, run_id, tags=dict(tags), model_type=package.model_type)
-    try:
+    model = _logged_model(client, name, run_id, package, tags)
+    if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory() as scratch:
             client.log_model_artifacts(model.model_id, str(_runnable(package, Path(scratch), run_id, model.model_id)))
-        client.finalize_logged_model(model.model_id, "READY")
-    except BaseException:
-        client.finalize_logged_model(model.model_id, "FAILED")
-        raise
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
     card = (package.folder / CARD).read_text() if (package.folder / CARD).is_file() else None
     place = model.artifact_location
     return client.create_model_version(
         name, place, run_id, dict(tags), description=card, await_creation_for=0, model_id=model.model_id
     )
+
+
+def _logged_model(
+    client: MlflowClient, name: str, run_id: str, package: Package, tags: Mapping[str, str]
+) -> LoggedModel:
+    """The run's logged model of these weights: the one that an attempt which was broken off has left, or a new one."""
+    experiment = client.get_run(run_id).info.experiment_id
+    of_run = f"source_run_id = '{run_id}' AND name = '{name}' AND tags.`{DIGEST_TAG}` = '{tags[DIGEST_TAG]}'"
+    found = client.search_logged_models([experiment], of_run)
+    if found:
+        return found[0]
+    return client.create_logged_model(experiment, name, run_id, tags=dict(tags), model_type=package.model_type)
 
 
 def _runnable(package: Package, scratch: Path, run_id: str, model_id: str) -> Path:

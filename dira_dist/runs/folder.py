@@ -12,6 +12,7 @@ search.md            the table of trials
 comparison.md        table and sentences, comparison.json the same as data   (a comparison)
 learning-curves.png  every start's figure by the amount of labels
 driver.json          which process drives the run or the search; gone when it ends
+outbox/              what its MLflow run has not taken yet; gone when it has
 """
 
 from typing import TypeVar
@@ -27,6 +28,7 @@ REPORT = "report"
 SEARCH, WINNER, TABLE = "search.json", "best.yaml", "search.md"
 COMPARISON, COMPARISON_DATA, CURVES = "comparison.md", "comparison.json", "learning-curves.png"
 DRIVER = "driver.json"
+OUTBOX = "outbox"
 
 
 def read_file(store: Store, name: str, form: FileFormat[FileT]) -> FileT | None:

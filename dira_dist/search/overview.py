@@ -24,7 +24,7 @@ def describe(trials: Sequence[Trial], planned: int, goal: Goal, left_s: float | 
     metric = goal.metrics[0]
     if best := ranked(trials, goal):
         line += f"; best {metric} {best[0].metrics[metric]:.4g} (trial {best[0].number})"
-    elif evaluated := [trial for trial in of_search(trials) if goal.scores(trial.metrics)]:
+    elif evaluated := [each for each in of_search(trials) if each.status != "failed" and goal.scores(each.metrics)]:
         sofar = max(evaluated, key=lambda trial: goal.scores(trial.metrics) or ())
         line += f"; best so far {metric} {sofar.metrics[metric]:.4g} (trial {sofar.number}, step {sofar.step})"
     return line + (f"; {timedelta(seconds=int(left_s))} left" if left_s is not None else "")

@@ -1,6 +1,7 @@
 """The job file's ``tracking`` section. It stands alone so that a job can be read and checked without MLflow."""
 
 import os
+import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -82,4 +83,4 @@ def page_command(config: TrackingConfig) -> str:
         return "(tracking is off: give tracking.uri)"
     if uri.startswith(SERVER_SCHEMES):
         return without_credentials(uri)
-    return f"mlflow ui --backend-store-uri {without_credentials(uri)}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_credentials(uri))}"

@@ -34,6 +34,7 @@ class Outbox(Generic[ItemT]):
         batch: most items in one delivery.
         capacity: most items kept while the receiver is away; beyond it the oldest are lost, and counted.
         linger_s: how long the first item of a batch waits for company.
+        describe: an error in words for a log.
     """
 
     def __init__(
@@ -44,6 +45,9 @@ class Outbox(Generic[ItemT]):
         batch: int,
         capacity: int,
         linger_s: float = 0.0,
+        describe: Callable[[Exception], str] = lambda error: without_credentials(f"{type(error).__name__}: {error}")[
+            :300
+        ],
     ) -> None:
         assert capacity > batch, "the oldest item that is lost must not be one in delivery"
         self.name = name
@@ -52,6 +56,7 @@ class Outbox(Generic[ItemT]):
         self._batch = batch
         self._capacity = capacity
         self._linger_s = linger_s
+        self._describe = describe
         self._items: deque[ItemT] = deque()
         self._changed = threading.Condition()
         self._in_delivery = 0
@@ -135,7 +140,7 @@ class Outbox(Generic[ItemT]):
     def _leave_out(self, count: int, refusal: RefusedError) -> None:
         self.lost += count
         if not self._warned_of_refusal:
-            log.warning("%s: refused, left out from now on: %s", self.name, without_credentials(str(refusal))[:300])
+            log.warning("%s: refused, left out from now on: %s", self.name, self._describe(refusal))
         self._warned_of_refusal = isinstance(refusal, ReceiverGoneError)
 
     def _delivered(self, count: int) -> None:
@@ -152,8 +157,7 @@ class Outbox(Generic[ItemT]):
     def _wait_after(self, error: Exception) -> None:
         self._failures += 1
         if self._failures == 1:
-            reason = without_credentials(f"{type(error).__name__}: {error}")
-            log.warning("%s: not delivered, kept for later (%s)", self.name, reason[:300])
+            log.warning("%s: not delivered, kept for later (%s)", self.name, self._describe(error))
         with self._changed:  # a new flush is worth another attempt at once
             flushes = self._flushes
             self._changed.wait_for(lambda: self._flushes != flushes, self._backoff.delay_s())

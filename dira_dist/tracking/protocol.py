@@ -51,6 +51,9 @@ class Run(Protocol):
     def claimed(self) -> None:
         """Record that ``run.json`` names this run, by which the next start finds it."""
 
+    def deliver_left_behind(self) -> None:
+        """Deliver what other processes of this run were to deliver and left behind. For the run's driver."""
+
     def pending(self) -> list[list[Any]]:
         """The metrics that were not delivered yet, to be kept in a checkpoint."""
 
@@ -85,6 +88,8 @@ class NullRun:
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
 
     def claimed(self) -> None: ...
+
+    def deliver_left_behind(self) -> None: ...
 
     def pending(self) -> list[list[Any]]:
         return []

@@ -3,26 +3,25 @@
 import json
 import logging
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from dira_dist.config import RequestError, flatten, without_credentials
+from dira_dist.data.store import StoreError
 from dira_dist.tracking.config import SERVER_SCHEMES, TrackingConfig, page_command
-from dira_dist.tracking.logged_models import LoggedCheckpoint, record_checkpoint, record_removal
+from dira_dist.tracking.deliverer import REASON_TAG, Deliverer
+from dira_dist.tracking.deliveries import Delivery, DeliveryFolder, Kept
 from dira_dist.tracking.outbox import Outbox, ReceiverGoneError, RefusedError
-from dira_dist.tracking.picture_files import encodings, picture_files, picture_stem
 from dira_dist.tracking.protocol import NullRun, Run, Status
 from dira_dist.tracking.provenance import source_tags
-from dira_dist.tracking.server import ask, connect, experiment_id, is_missing, is_refusal
+from dira_dist.tracking.server import ask, connect, experiment_id, in_one_sentence, is_missing, is_refusal
 from dira_dist.tracking.system import SystemMonitor
 from dira_dist.tracking.unclaimed import CLAIMED_TAG, delete_unclaimed, unclaimed
 
@@ -36,15 +35,7 @@ PARAM_CHARACTERS = 6000
 DIGEST_CHARACTERS = 36
 METRICS_KEPT = 1_000_000
 FILES_KEPT = 500
-REASON_TAG = "dira.status_reason"
 _FORBIDDEN_IN_NAME = re.compile(r"[^\w\-./ ]", re.ASCII)
-
-
-class _Delivery(NamedTuple):
-    """One thing to do on the server; doing it twice must leave what doing it once leaves."""
-
-    what: str
-    act: Callable[[], object]
 
 
 class TrackingRun:
@@ -52,28 +43,39 @@ class TrackingRun:
 
     Everything but :meth:`create` and :meth:`attach` returns at once and raises nothing: metrics and files wait in two
     queues, each with a thread, until the server takes them. While it is away they are kept, and delivered in order
-    afterwards. A metric carries the time at which it was measured; the server stores an equal (key, step, time, value)
-    once, so that a delivery whose answer was lost may be repeated.
+    afterwards: files also after this process' death, for they are written down in the run's folder first (metrics
+    travel in its checkpoints). A metric carries the time at which it was measured; the server stores an equal (key,
+    step, time, value) once, so that a delivery whose answer was lost may be repeated.
 
     While it is open, the machine it is open on is measured every ``config.system_metrics_every_s`` seconds: attach to
     the run so once on every node, and elsewhere with 0.
     """
 
-    def __init__(self, config: TrackingConfig, run_id: str, *, resumed: bool) -> None:
+    def __init__(self, config: TrackingConfig, run_id: str, *, resumed: bool, folder: str | None = None) -> None:
         """Use :meth:`create` or :meth:`attach`."""
         assert config.uri is not None
         self.config = config
         self.run_id = run_id
         self._client = connect(config.uri)
         self._experiment_id: str | None = None
-        self._resumed = resumed
         self._last_steps: dict[str, int] | None = None if resumed else {}
-        self._pictures: set[tuple[str, int]] | None = None if resumed else set()
+        self._deliverer = Deliverer(self._client, run_id, resumed=resumed)
+        self._folder = DeliveryFolder(folder, run_id) if folder is not None else None
         self._unusable_values = 0
         self._metrics: Outbox[MetricRow] = Outbox(
-            "metrics", self._deliver_metrics, batch=METRICS_PER_BATCH, capacity=METRICS_KEPT, linger_s=1.0
+            "metrics",
+            self._deliver_metrics,
+            batch=METRICS_PER_BATCH,
+            capacity=METRICS_KEPT,
+            linger_s=1.0,
+            describe=in_one_sentence,
         )
-        self._files: Outbox[_Delivery] = Outbox("pictures and files", self._deliver_files, batch=1, capacity=FILES_KEPT)
+        self._to_keep: Outbox[Delivery] = Outbox(
+            "pictures and files to be kept", self._keep, batch=1, capacity=FILES_KEPT
+        )
+        self._files: Outbox[Kept] = Outbox(
+            "pictures and files", self._deliver_files, batch=1, capacity=FILES_KEPT, describe=in_one_sentence
+        )
         self._monitor = SystemMonitor(self.log_metrics, config.system_metrics_every_s)
 
     @classmethod
@@ -94,7 +96,8 @@ class TrackingRun:
                 Flattened into parameters; kept whole in the artifact ``parameters.json``.
             tags: strings to find the run by, beside those of the source: git commit and versions.
             folder: address of the folder whose ``run.json`` is going to name the run; call :meth:`claimed` then.
-                A run that an earlier driver created for it and did not come to claim is deleted.
+                A run that an earlier driver created for it and did not come to claim is deleted. What the server has
+                not taken yet lies in it, too, and outlasts this process.
 
         Raises:
             RequestError: if the server is away, refuses the credentials or the experiment is deleted. In seconds.
@@ -113,14 +116,22 @@ class TrackingRun:
             _log_params(client, created.info.run_id, params)
         except MlflowException as error:
             raise RequestError(_refused(config, error)) from error
-        run = cls(config, created.info.run_id, resumed=False)
+        run = cls(config, created.info.run_id, resumed=False, folder=folder)
         run._experiment_id = experiment
         run.log_text(without_credentials(json.dumps(params, indent=2, default=str)), "parameters.json")
         run._monitor.start()
         return run
 
     @classmethod
-    def attach(cls, config: TrackingConfig, run_id: str, pending: Iterable[Sequence[Any]] = ()) -> "TrackingRun":
+    def attach(
+        cls,
+        config: TrackingConfig,
+        run_id: str,
+        pending: Iterable[Sequence[Any]] = (),
+        *,
+        folder: str | None = None,
+        drives: bool = False,
+    ) -> "TrackingRun":
         """Go on with a run after a restart.
 
         Metrics and pictures up to the last step that the run holds already (of each name) are left out, so that the
@@ -131,6 +142,10 @@ class TrackingRun:
             run_id: the run to go on with.
             pending: what :meth:`pending` gave when the checkpoint was written: values that were measured before it but
                 not delivered then. They go first.
+            folder: address of the run's folder; what the server has not taken yet lies there, too, and outlasts this
+                process.
+            drives: whether the run is to go on by this process: it is ``RUNNING`` again, after what earlier processes
+                had left to be delivered.
 
         Raises:
             RequestError: if the server knows no such run. A server that is away raises nothing: a training that
@@ -139,11 +154,13 @@ class TrackingRun:
         config = config.resolve_paths()
         if config.uri is None:
             raise RequestError(f"tracking.uri: missing, but the job is recorded in the run {run_id}; give its address")
-        run = cls(config, run_id, resumed=True)
+        run = cls(config, run_id, resumed=True, folder=folder)
         run._assert_known()
         for key, value, step, timestamp_ms in pending:
             run._metrics.put((str(key), float(value), int(step), int(timestamp_ms)))
-        run._do("status RUNNING", run._set_running)
+        if drives:
+            run.deliver_left_behind()
+            run._do(Delivery("status", {"status": "RUNNING"}))
         run._monitor.start()
         return run
 
@@ -158,7 +175,7 @@ class TrackingRun:
     @property
     def lost(self) -> int:
         """Values, pictures and files that will never arrive: refused, or too many for an outage's queue."""
-        return self._metrics.lost + self._files.lost + self._unusable_values
+        return self._metrics.lost + self._to_keep.lost + self._files.lost + self._unusable_values
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers at a step. The names of one axis keep their steps rising; a step seen before is left out."""
@@ -179,12 +196,13 @@ class TrackingRun:
             image: ``(H, W)`` or ``(H, W, 3)`` uint8. Encoded later, on the delivering thread.
             step: the picture's place on the slider.
         """
-        safe, picture, timestamp_ms = _FORBIDDEN_IN_NAME.sub("_", name), np.array(image), time.time_ns() // 1_000_000
-        self._do(f"picture {safe}", lambda: self._send_picture(safe, picture, int(step), timestamp_ms))
+        values = {"name": _FORBIDDEN_IN_NAME.sub("_", name), "step": int(step), "shape": list(image.shape)}
+        values["timestamp_ms"] = time.time_ns() // 1_000_000
+        self._do(Delivery.of_bytes("picture", values, np.asarray(image, np.uint8).tobytes()))
 
     def log_text(self, text: str, path: str) -> None:
         """Record a text as the artifact ``path``."""
-        self._do(f"file {path}", lambda: self._send_bytes(text.encode(), path))
+        self._do(Delivery.of_bytes("file", {"path": path}, text.encode()))
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
         """Record a table as the artifact ``path`` (``.json``), which MLflow's page shows as one.
@@ -195,7 +213,7 @@ class TrackingRun:
         """
         columns = list(rows[0]) if rows else []
         table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
-        self._do(f"table {path}", lambda: self._send_table(json.dumps(table, default=str), path))
+        self._do(Delivery.of_bytes("table", {"path": path}, json.dumps(table, default=str).encode()))
 
     def claimed(self) -> None:
         """Record that ``run.json`` names this run, by which the next start finds it."""
@@ -203,8 +221,7 @@ class TrackingRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
-        entries = [RunTag(key, without_credentials(str(value))) for key, value in tags.items()]
-        self._do("tags", lambda: self._client.log_batch(self.run_id, tags=entries))
+        self._do(Delivery("tags", {key: without_credentials(str(value)) for key, value in tags.items()}))
 
     def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
         """Record which data went in, from a shard set's index: its digest, address, and facts about it.
@@ -216,20 +233,20 @@ class TrackingRun:
             context: ``training``, ``validation``, ``probe``.
             profile: numbers and words about the set, as JSON.
         """
-        origin = json.dumps({"uri": without_credentials(source)})
-        dataset = Dataset(name, digest[:DIGEST_CHARACTERS], "uri", origin, None, json.dumps(dict(profile), default=str))
-        entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        self._do("dataset", lambda: self._client.log_inputs(self.run_id, [entry]))
+        values = {"name": name, "digest": digest[:DIGEST_CHARACTERS], "context": context}
+        values["source"] = json.dumps({"uri": without_credentials(source)})
+        values["profile"] = json.dumps(dict(profile), default=str)
+        self._do(Delivery("dataset", values))
 
     def log_checkpoint(self, address: str, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Record where a checkpoint lies and how good it is, as a logged model of the run. Nothing is uploaded."""
-        now_ms, values = time.time_ns() // 1_000_000, dict(metrics or {})
-        checkpoint = LoggedCheckpoint(without_credentials(address), int(step), values)
-        self._do("checkpoint", lambda: record_checkpoint(self._client, self.run_id, checkpoint, now_ms))
+        place, figures = without_credentials(address), {key: float(value) for key, value in (metrics or {}).items()}
+        values = {"address": place, "step": int(step), "metrics": figures, "timestamp_ms": time.time_ns() // 1_000_000}
+        self._do(Delivery("checkpoint", values))
 
     def log_removal(self, step: int) -> None:
         """Record that the checkpoint of a step is not kept any more."""
-        self._do("removed checkpoint", lambda: record_removal(self._client, self.run_id, int(step)))
+        self._do(Delivery("removal", {"step": int(step)}))
 
     def pending(self) -> list[list[Any]]:
         """The metrics not delivered yet, as plain lists, to be kept in a checkpoint and given to :meth:`attach`."""
@@ -239,7 +256,16 @@ class TrackingRun:
         """Wait for everything recorded so far to arrive. False when something still waits after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         arrived = self._metrics.flush(timeout_s)
-        return self._files.flush(max(0.0, deadline - time.monotonic())) and arrived
+        kept = self._to_keep.flush(max(0.0, deadline - time.monotonic()))
+        return self._files.flush(max(0.0, deadline - time.monotonic())) and kept and arrived
+
+    def deliver_left_behind(self) -> None:
+        """Deliver what other processes of this run were to deliver and left behind. For the run's driver."""
+        try:
+            for kept in self._folder.left_behind() if self._folder else ():
+                self._files.put(kept)
+        except StoreError as error:
+            log.warning("what was left to be delivered to MLflow is not taken up yet: %s", error)
 
     def finish(self, status: Status, reason: str = "", timeout_s: float = 60.0) -> bool:
         """Close the run with a status and, where it is not ``FINISHED``, the reason.
@@ -252,12 +278,11 @@ class TrackingRun:
         arrived = self.flush(timeout_s)
         tags = {REASON_TAG: reason[:5000]} if reason else {}
         self.set_tags(tags | ({"dira.lost": str(self.lost)} if self.lost else {}))
-        end_ms = time.time_ns() // 1_000_000
-        self._do(f"status {status}", lambda: self._client.set_terminated(self.run_id, status, end_ms))
+        self._do(Delivery("status", {"status": status, "end_ms": time.time_ns() // 1_000_000}))
         return self.flush(max(1.0, deadline - time.monotonic())) and arrived
 
-    def _do(self, what: str, act: Callable[[], object]) -> None:
-        self._files.put(_Delivery(what, act))
+    def _do(self, delivery: Delivery) -> None:
+        self._to_keep.put(delivery)
 
     def _assert_known(self) -> None:
         assert self.config.uri is not None
@@ -272,11 +297,6 @@ class TrackingRun:
         if info.lifecycle_stage != "active":
             raise RequestError(f"run {self.run_id} is deleted in MLflow; restore it (mlflow runs restore --run-id ...)")
 
-    def _set_running(self) -> None:
-        self._client.update_run(self.run_id, status="RUNNING")
-        if REASON_TAG in self._client.get_run(self.run_id).data.tags:
-            self._client.delete_tag(self.run_id, REASON_TAG)
-
     def _deliver_metrics(self, rows: Sequence[MetricRow]) -> None:
         if self._last_steps is None:
             run = self._sent(lambda: self._client.get_run(self.run_id))
@@ -290,9 +310,23 @@ class TrackingRun:
         if fresh:
             self._sent(lambda: self._client.log_batch(self.run_id, metrics=fresh))
 
-    def _deliver_files(self, deliveries: Sequence[_Delivery]) -> None:
+    def _keep(self, deliveries: Sequence[Delivery]) -> None:
+        """Write down what is to be delivered, and then have it delivered."""
         for delivery in deliveries:
-            self._sent(delivery.act)
+            self._files.put(self._folder.keep(delivery) if self._folder else Kept(delivery))
+
+    def _deliver_files(self, deliveries: Sequence[Kept]) -> None:
+        for kept in deliveries:
+            try:
+                self._sent(partial(self._deliverer.deliver, kept.delivery))
+            except RefusedError:
+                self._forget(kept)
+                raise
+            self._forget(kept)
+
+    def _forget(self, kept: Kept) -> None:
+        if self._folder:
+            self._folder.remove(kept)
 
     def _sent(self, call: Callable[[], Any]) -> Any:
         """The call's result; what can never succeed raises another error than what may succeed later."""
@@ -304,38 +338,6 @@ class TrackingRun:
             if is_missing(error) or self._client.get_run(self.run_id).info.lifecycle_stage != "active":
                 raise ReceiverGoneError(f"run {self.run_id} does not exist any more: {error}") from error
             raise RefusedError(str(error)) from error
-
-    def _send_bytes(self, content: bytes, path: str) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / PurePosixPath(path).name
-            file.write_bytes(content)
-            parent = str(PurePosixPath(path).parent)
-            self._client.log_artifact(self.run_id, str(file), None if parent == "." else parent)
-
-    def _send_table(self, content: str, path: str) -> None:
-        self._send_bytes(content.encode(), path)
-        tags = self._client.get_run(self.run_id).data.tags
-        known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-        entry = {"path": path, "type": "table"}
-        if entry not in known:
-            self._client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, entry]))
-
-    def _send_picture(self, name: str, image: npt.NDArray[np.uint8], step: int, timestamp_ms: int) -> None:
-        """Upload a picture, once, whole and small.
-
-        ``MlflowClient.log_image`` draws a new name for every attempt; here a repeated attempt overwrites the first.
-        """
-        if self._pictures is None:
-            stored = picture_files(self._client, self.run_id)
-            self._pictures = {(picture.name, picture.step) for picture in stored}
-        key = (name, step)
-        if key in self._pictures:
-            return
-        stem = picture_stem(self.run_id, name, step, timestamp_ms)
-        for ending, content in encodings(image):
-            self._send_bytes(content, f"{stem}{ending}")
-        self._client.set_tag(self.run_id, "mlflow.loggedImages", "True")
-        self._pictures.add(key)
 
 
 def open_run(
@@ -353,7 +355,7 @@ def open_run(
         RequestError: see :meth:`TrackingRun.create` and :meth:`TrackingRun.attach`.
     """
     if run_id:
-        return TrackingRun.attach(config, run_id)
+        return TrackingRun.attach(config, run_id, folder=folder, drives=True)
     if config.resolve_paths().uri is None:
         return NullRun()
     return TrackingRun.create(config, name, params, tags, folder)
@@ -374,4 +376,4 @@ def _param_text(value: Any) -> str:
 
 
 def _refused(config: TrackingConfig, error: Exception) -> str:
-    return f"tracking: {without_credentials(config.uri or '')} answers: {without_credentials(str(error))[:300]}"
+    return f"tracking: {without_credentials(config.uri or '')} answers: {in_one_sentence(error)}"

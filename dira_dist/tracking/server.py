@@ -1,6 +1,7 @@
 """The one door to MLflow: clients, reachability, and which of its errors mean what."""
 
 import logging
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,31 @@ _REFUSALS = (
 _UNAUTHORISED = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"})
 
 
+# How urllib3 and MLflow tell of a server: parts of it hold no more than that.
+_NO_ANSWER = re.compile(r"HTTPS?ConnectionPool\(host=['\"]([^'\"]+)['\"], port=(\d+)\)")
+_REASONS = [re.compile(each) for each in (r"\[Errno -?\d+\] ([^'\")]+)", r"(timed out)", r"(\w+Error)")]
+_STATUS = re.compile(r"(?:error code|status code|status|HTTP(?:/[\d.]+)?) (\d{3})|\b([45]\d\d) (?:Client|Server) Error")
+_PAGE = re.compile(r"\s*['\"]?\s*<(?:!doctype|html)\b.*", re.IGNORECASE | re.DOTALL)
+_TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+
+
+def in_one_sentence(error: Exception, characters: int = 300) -> str:
+    """An error of a server in one sentence, without passwords: who did not answer, or with what status.
+
+    A proxy's page of HTML and the inside of urllib3 are no messages for people.
+    """
+    text = without_credentials(str(error)) or type(error).__name__
+    if found := _NO_ANSWER.search(text):
+        reason = next((reason[1] for each in _REASONS if (reason := each.search(text, found.end()))), "no reason told")
+        return f"{found[1]}:{found[2]} does not answer: {reason.strip()}"
+    if page := _PAGE.search(text):
+        status, title = _STATUS.search(text[: page.start()]), _TITLE.search(text)
+        words = " ".join((title[1] if title else "a page of HTML").split())
+        code = f"{status[1] or status[2]}: " if status else ""
+        return f"the server, or a proxy before it, answered {code}{words}"[:characters]
+    return " ".join(text.split())[:characters]
+
+
 def is_refusal(error: Exception) -> bool:
     """Whether the server understood the request and will never accept it."""
     return isinstance(error, MlflowException) and error.error_code in _REFUSALS
@@ -44,7 +70,7 @@ def is_unauthorised(error: Exception) -> bool:
 def credentials_advice(error: Exception) -> str:
     """The remedy, as a clause for a message."""
     return (
-        f"the server refuses the credentials ({without_credentials(str(error))[:200]}); set MLFLOW_TRACKING_TOKEN, or "
+        f"the server refuses the credentials ({in_one_sentence(error, 200)}); set MLFLOW_TRACKING_TOKEN, or "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
     )
 
@@ -96,7 +122,7 @@ def ask(uri: str, question: Callable[[], ResultT], timeout_s: float = ANSWER_WIT
 
 
 def _unreachable(uri: str, error: Exception) -> str:
-    address, reason = without_credentials(uri), without_credentials(str(error))[:300]
+    address, reason = without_credentials(uri), in_one_sentence(error)
     if is_unauthorised(error):
         return f"tracking.uri: {address}: {credentials_advice(error)}"
     return (

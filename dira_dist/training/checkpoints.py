@@ -24,6 +24,7 @@ from torch import Tensor
 from dira_dist.data.retry import Backoff
 from dira_dist.data.store import MissingObjectError, Store
 from dira_dist.runs.folder import CHECKPOINT_PREFIX, MANIFEST
+from dira_dist.training.scratch import writing_into
 from dira_dist.training.state import (
     CHECKPOINT_FILES,
     BrokenCheckpointError,
@@ -35,6 +36,13 @@ from dira_dist.training.state import (
 )
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 30.0
+
+
+NONE_WHOLE = "no checkpoint of this run is whole"
+
+
+class UnsavedError(TimeoutError):
+    """The last checkpoint could not be written; to train again what cannot be saved would not help."""
 
 
 class Labelled(NamedTuple):
@@ -134,7 +142,12 @@ class CheckpointFolder:
                 self.remove(newer)
             return found
         if broken:
-            raise BrokenCheckpointError("no checkpoint of this run is whole:\n  " + "\n  ".join(broken.values()))
+            raise BrokenCheckpointError(
+                f"{NONE_WHOLE}:\n  "
+                + "\n  ".join(broken.values())
+                + f"\nbring one of them back from a copy; or remove them all ({self.address(CHECKPOINT_PREFIX)}*), and "
+                "the same command begins anew; or give the job another name"
+            )
         return None
 
     def upload(self, name: str, folder: Path) -> None:
@@ -223,11 +236,11 @@ class CheckpointWriter:
         """Wait until everything is committed.
 
         Raises:
-            TimeoutError: it is not, after so many seconds.
+            UnsavedError: it is not, after so many seconds.
         """
         with self._state:
             if not self._state.wait_for(lambda: not self._waiting and not self._working, timeout_s):
-                raise TimeoutError(
+                raise UnsavedError(
                     f"the storage did not take the last checkpoint within {timeout_s:g} s: "
                     f"{self._last_failure or 'slow'}"
                 )
@@ -264,10 +277,11 @@ class CheckpointWriter:
         while True:
             try:
                 with tempfile.TemporaryDirectory() as scratch:
-                    write_checkpoint(Path(scratch), checkpoint)
+                    with writing_into(Path(scratch)):
+                        write_checkpoint(Path(scratch), checkpoint)
                     self._folder.upload(name, Path(scratch))
                 break
-            except (OSError, RuntimeError) as error:  # torch.save tells of a full disk with the latter
+            except OSError as error:
                 self._report_failure(checkpoint, error)
             if self._given_up(checkpoint, backoff.delay_s()):
                 self._tell_gave_way(checkpoint)

@@ -17,7 +17,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from dira_dist.config import MAY_CHANGE, Section
-from dira_dist.files import sha256_of
+from dira_dist.files import check_not_compressed, sha256_of
 from dira_dist.formats import FileFormat, FormatError
 from dira_dist.runs.folder import MANIFEST, STATE
 from dira_dist.training.stages import Position
@@ -132,6 +132,7 @@ def read_checkpoint(folder: Path, address: str = "") -> Checkpoint:
     for name, expected in manifest.files.items():
         _check_file(folder / name, expected, f"{address}/{name}")
     try:
+        check_not_compressed(folder / STATE)
         tensors = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has many for a file that is none of its own
         raise BrokenCheckpointError(f"{address}/{STATE}: PyTorch does not read it: {error}") from error

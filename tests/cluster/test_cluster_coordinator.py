@@ -70,6 +70,21 @@ def test_a_stall_is_told_once_in_a_while(clock: list[float]) -> None:
     assert "no step for 70 s: worker 1 on b is waiting for data after step 3" in warnings[0]
 
 
+def test_data_that_all_wait_for_is_told_after_a_minute_and_once(clock: list[float]) -> None:
+    coordinator = Coordinator(stall_s=900)
+    for second in range(0, 300, 10):
+        clock[0] = 1000.0 + second
+        for rank in range(2):
+            coordinator.beat(rank, "a", "waiting for data", 3, second)
+    (warning,) = coordinator.read().warnings
+    assert warning.startswith("no step for 70 s: all workers are waiting for data after step 3. The storage of the")
+    clock[0] += 10
+    coordinator.beat(0, "a", "computing", 3, 1)
+    clock[0] += 100
+    coordinator.beat(0, "a", "computing", 3, 100)
+    assert coordinator.read().warnings == []
+
+
 def test_steps_done_again_are_those_after_the_checkpoint(clock: list[float]) -> None:
     coordinator = Coordinator(stall_s=60)
     assert coordinator.resumed(20, "a") == (0, 0), "what another session had done beyond it is not known"

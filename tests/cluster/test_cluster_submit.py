@@ -313,6 +313,7 @@ class Dashboard(http.server.BaseHTTPRequestHandler):
 
     packages: ClassVar[list[bytes]] = []
     status: ClassVar[str] = "RUNNING"
+    told: ClassVar[dict[str, object]] = {}
     limit_bytes: ClassVar[int] = 1 << 30
 
     def do_GET(self) -> None:
@@ -320,6 +321,7 @@ class Dashboard(http.server.BaseHTTPRequestHandler):
             self._answer(200, json.dumps({"version": "4", "ray_version": ray.__version__}).encode())
         elif self.path.startswith("/api/jobs/"):
             job = {"type": "SUBMISSION", "submission_id": "a", "status": self.status, "entrypoint": ""}
+            job |= self.told
             answers = {"/api/jobs/": [job], "/api/jobs/a": job, "/api/jobs/a/logs": {"logs": "one\n"}}
             self._answer(200, json.dumps(answers[self.path]).encode())
         else:
@@ -430,6 +432,34 @@ def test_a_log_that_is_followed_comes_while_the_job_runs(dashboard: tuple[str, t
         finally:
             taken.status = "SUCCEEDED"
         assert following.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "code"),
+    [
+        ("FAILED", {"driver_exit_code": 2}, 2),
+        ("FAILED", {"driver_exit_code": -9}, 1),
+        ("FAILED", {}, 1),
+        ("STOPPED", {"driver_exit_code": 143}, 1),
+        ("SUCCEEDED", {"driver_exit_code": 0}, 0),
+    ],
+)
+def test_who_follows_a_job_ends_as_it_does(
+    dashboard: tuple[str, type[Dashboard]], status: str, told: dict[str, object], code: int
+) -> None:
+    address, taken = dashboard
+    taken.status, taken.told = status, told
+    assert dira_dist.submission("a", address=address).follow(lambda text: None) == code
+
+
+def test_a_job_is_one_line(dashboard: tuple[str, type[Dashboard]]) -> None:
+    address, taken = dashboard
+    message = (
+        "Job entrypoint command failed with exit code 2, last available logs (truncated to 20,000 chars):\nsecond\n"
+    )
+    taken.status, taken.told = "FAILED", {"message": message}
+    (job,) = dira_dist.submissions(address=address)
+    assert dira_dist.describe(job) == "a  FAILED     -  -  Job entrypoint command failed with exit code 2"
 
 
 def test_invalid_jobs_and_lost_addresses_are_refused_here(monkeypatch: pytest.MonkeyPatch) -> None:

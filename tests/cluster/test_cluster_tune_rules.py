@@ -195,6 +195,19 @@ def found(tmp_path: Path) -> SearchPlan:
     return plan_search(loaded)
 
 
+def test_a_trial_that_may_stop_early_is_evaluated_where_it_ends(
+    found: SearchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(found.loaded.job), "publishes_best", True)  # as a fine-tuning does
+    store, state = open_store(found.loaded.job.run_folder), SearchState(found.loaded.public, "digest")
+    with controller_module.SearchController(found, store, state, Console(quiet=True)) as controller:
+        controller.begin([Trial("s-000", 0, dict(found.published))])
+        trial = controller.next_trial()
+        assert trial is not None
+        ended = replace(trial, status="finished", history=[(3, {"val/rankme": 1.0})])
+    assert ended.evaluated_at_end and not ended.not_evaluated_at_end
+
+
 def test_what_tune_had_begun_is_handed_out_again(found: SearchPlan) -> None:
     loaded, store = found.loaded, open_store(found.loaded.job.run_folder)
     with controller_module.SearchController(

@@ -348,6 +348,14 @@ def test_keys_hang_on_the_salt_and_tell_nothing(archive: Path) -> None:
     assert others == sorted(others), "samples lie in the order of their keys: shuffled, and always alike"
 
 
+def test_a_home_that_takes_no_salt_is_said_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for place in ("/proc/nobody", str(tmp_path / "file")):
+        monkeypatch.setenv("XDG_DATA_HOME", place)
+        with pytest.raises(RequestError, match=r"cannot be kept in the home folder .*--salt-file FILE"):
+            read_salt(None)
+
+
 def test_without_a_file_the_salt_is_made_once_and_kept_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     first = read_salt(None)

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from dira_dist.config import RequestError
 from dira_dist.evaluation.features import extract_features
+from dira_dist.files import sha256_of
+from dira_dist.formats import FormatError
 from dira_dist.models.model_files import ModelFacts, damaged_files, read_facts, write_checksums, write_model_folder
 from dira_dist.models.unet import UNet, UNetConfig
 from dira_dist.registry import registry
@@ -265,6 +267,46 @@ def test_a_fetch_goes_on_and_damage_is_seen(
     assert not (tmp_path / "again" / "unet.safetensors").exists()
 
 
+def test_a_model_is_what_its_maker_told_or_nothing_of_it_is_fetched(
+    server_config: TrackingConfig, run: TrackingRun, model_folder: Path, tmp_path: Path
+) -> None:
+    done = register_version(server_config, run.run_id, packaged(model_folder))
+    again = register_version(server_config, run.run_id, packaged(model_folder))
+    assert done.sha256 == again.sha256 == sha256_of(model_folder / "SHA256SUMS")
+    pulled = pull(done.address, tmp_path / "a", sha256=done.sha256.upper(), tracking_uri=server_config.uri)
+    assert pulled.model_sha256 == done.sha256
+    for model in (done.address, str(model_folder)):
+        with pytest.raises(RequestError, match="it is another model than the one you were told of"):
+            pull(model, tmp_path / "b", sha256="0" * 64, tracking_uri=server_config.uri)
+    assert not list(tmp_path.glob("b/**/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("lie", "found"),
+    [
+        ({"encoder": "tu-hf-hub:x/y"}, "encoder: found 'tu-hf-hub:x/y'"),
+        ({"encoder": "../../x"}, "encoder: found '../../x'"),
+        ({"encoder": "resnet19"}, "unknown encoder 'resnet19'"),
+        ({"in_channels": 10**9}, "in_channels: found 1000000000"),
+        ({"image_size": 10**6}, "image_size: found 1000000"),
+        ({"network": {"name": "unet", "encoder": "tu-hf-hub:x/y"}}, "unknown encoder 'tu-hf-hub:x/y'"),
+        ({"network": {"name": "unet", "in_channels": -1}}, "in_channels: Input should be greater than or equal to 1"),
+        ({"network": {"name": "../x"}}, "a name among unet, unet3d"),
+        ({"network": {"surplus": 1}}, "surplus: Extra inputs are not permitted"),
+    ],
+)
+def test_a_model_that_lies_about_its_network_is_refused_before_anything_is_built(
+    model_folder: Path, tmp_path: Path, lie: dict[str, Any], found: str
+) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "lying")
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**facts, **lie}))
+    write_checksums(folder)
+    with pytest.raises(FormatError, match=re.escape(found)):
+        pull(str(folder), tmp_path / "weights")
+    assert not (tmp_path / "weights").exists() or not list((tmp_path / "weights").rglob("*.safetensors"))
+
+
 def test_a_registration_outlasts_an_outage_and_is_made_once(
     server_config: TrackingConfig, run: TrackingRun, small_folder: Path, wire: Any, mlflow_server: Any
 ) -> None:
@@ -280,6 +322,27 @@ def test_a_registration_outlasts_an_outage_and_is_made_once(
         assert registering.result(60).version == 1
     versions = MlflowClient(mlflow_server.uri).search_model_versions(f"name = '{server_config.register_as}'")
     assert len(versions) == 1
+
+
+def test_a_registration_that_breaks_off_is_taken_up_and_leaves_one_logged_model(
+    server_config: TrackingConfig, run: TrackingRun, small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload, broken_off = MlflowClient.log_model_artifacts, [OSError("disk full"), OSError("disk full")]
+
+    def full_for_a_while(client: MlflowClient, model_id: str, folder: str) -> None:
+        if broken_off:
+            raise broken_off.pop()
+        upload(client, model_id, folder)
+
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", full_for_a_while)
+    with pytest.raises(RequestError, match="disk full"):
+        register_version(server_config, run.run_id, packaged(small_folder), timeout_s=0)
+    done = register_version(server_config, run.run_id, packaged(small_folder), timeout_s=60)
+    assert done.version == 1
+    client = MlflowClient(server_config.uri)
+    models = client.search_logged_models([client.get_run(run.run_id).info.experiment_id])
+    assert [model.status for model in models] == ["READY"]
+    assert [output.model_id for output in client.get_run(run.run_id).outputs.model_outputs] == [models[0].model_id]
 
 
 def test_a_damaged_folder_is_not_registered(server_config: TrackingConfig, small_folder: Path, tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def test_progress_is_told_in_one_line() -> None:
     ):
         assert words in line, line
     assert "best so far auroc 0.9 (trial 2, step 3)" in describe([running], 12, AUROC, None)
+    failed = replace(running, status="failed")
+    assert "best so far" not in describe([failed], 12, AUROC, None)
 
 
 def test_time_left_is_steps_left_at_the_pace_of_all_trials() -> None:

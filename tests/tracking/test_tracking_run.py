@@ -146,6 +146,64 @@ def test_what_an_outage_held_back_travels_in_the_checkpoint(
     assert stored[1] == pending[0][3]  # when it was measured, not when it was delivered
 
 
+_LOST_DRIVER = """
+import sys
+import numpy as np
+from dira_dist.tracking.config import TrackingConfig
+from dira_dist.tracking.run import TrackingRun
+uri, experiment, folder = sys.argv[1:]
+config = TrackingConfig(uri=uri, experiment=experiment, system_metrics_every_s=0)
+run = TrackingRun.create(config, "job", {}, folder=folder)
+assert run.flush(60)
+print(run.run_id, flush=True)
+input()
+run.log_text("name: job", "job.yaml")
+run.log_table([{"host": "a"}], "hosts/step-0.json")
+run.log_picture("grid", np.full((8, 6, 3), 7, np.uint8), 3)
+run.log_dataset("train", "ab" * 32, "s3://store/images", "training", {"samples": 3})
+run.log_checkpoint("s3://runs/a/step-5", 5, {"val/rankme": 2.0})
+run.finish("FAILED", "no disk", timeout_s=600)
+"""
+
+
+def _run_of_a_lost_driver(config: TrackingConfig, wire: Any, folder: Path) -> str:
+    """The MLflow run of a process that was killed while its server was away."""
+    command = [sys.executable, "-c", _LOST_DRIVER, wire.uri, config.experiment, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdin is not None and driver.stdout is not None
+        run_id = driver.stdout.readline().strip()
+        assert run_id and not list(folder.rglob("*.json"))
+        wire.connected = False
+        driver.stdin.write("\n")
+        driver.stdin.flush()
+        until = time.monotonic() + WAIT_S
+        while len(list(folder.rglob("*.json"))) < 5:
+            assert time.monotonic() < until and driver.poll() is None
+            time.sleep(0.05)
+        driver.kill()
+    return run_id
+
+
+def test_what_a_killed_driver_did_not_come_to_deliver_the_next_start_delivers(
+    server_config: TrackingConfig, client: MlflowClient, wire: Any, tmp_path: Path
+) -> None:
+    run_id = _run_of_a_lost_driver(server_config, wire, tmp_path)
+    beside = TrackingRun.attach(server_config, run_id, folder=str(tmp_path))  # a worker's: it takes up nothing
+    assert beside.flush(WAIT_S)
+    assert client.get_run(run_id).inputs.dataset_inputs == []
+    run = TrackingRun.attach(server_config, run_id, folder=str(tmp_path), drives=True)
+    assert run.flush(WAIT_S)
+    stored = client.get_run(run_id)
+    assert stored.inputs.dataset_inputs[0].dataset.digest == "ab" * 18
+    assert (stored.info.status, stored.data.tags.get("dira.status_reason")) == ("RUNNING", None)
+    assert {file.path for file in client.list_artifacts(run_id)} >= {"job.yaml", "hosts", "images"}
+    picture = next(file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith(".png"))
+    with Image.open(client.download_artifacts(run_id, picture), formats=("PNG",)) as image:
+        assert np.array_equal(np.asarray(image), np.full((8, 6, 3), 7))
+    assert [found.step for found in checkpoints_of(client, run_id)] == [5]
+    assert not (tmp_path / "outbox").exists()
+
+
 def test_a_training_resumes_while_the_server_is_away(
     server_config: TrackingConfig, client: MlflowClient, wire: Any
 ) -> None:
@@ -236,7 +294,11 @@ def test_the_status_says_how_it_ended_and_why(server_config: TrackingConfig, cli
     assert run.finish("FAILED", "worker 3 ran out of memory", timeout_s=WAIT_S)
     stored = client.get_run(run.run_id)
     assert (stored.info.status, stored.data.tags["dira.status_reason"]) == ("FAILED", "worker 3 ran out of memory")
-    again = TrackingRun.attach(server_config, run.run_id)
+    beside = TrackingRun.attach(server_config, run.run_id)  # by an evaluation, or a worker that is late
+    beside.log_text("late", "late.txt")
+    assert beside.flush(WAIT_S)
+    assert client.get_run(run.run_id).info.status == "FAILED"
+    again = TrackingRun.attach(server_config, run.run_id, drives=True)
     assert again.flush(WAIT_S)
     assert client.get_run(run.run_id).info.status == "RUNNING"
     assert again.finish("FINISHED", timeout_s=WAIT_S)
@@ -467,3 +529,5 @@ def test_the_command_that_opens_the_page_holds_no_password() -> None:
     assert page_command(TrackingConfig(uri="http://a:b@host:5000")) == "http://host:5000"
     command = page_command(TrackingConfig(uri="postgresql://a:b@host/mlflow"))
     assert command == "mlflow ui --backend-store-uri postgresql://host/mlflow"
+    command = page_command(TrackingConfig(uri="sqlite:////home/anna/my runs/mlflow.db"))
+    assert command == "mlflow ui --backend-store-uri 'sqlite:////home/anna/my runs/mlflow.db'"

@@ -61,8 +61,9 @@ def test_broken_ones_give_way_are_said_and_go(folder: CheckpointFolder, tmp_path
 def test_nothing_whole_is_an_error_and_nothing_at_all_is_none(folder: CheckpointFolder, tmp_path: Path) -> None:
     for state in (tmp_path / "run").glob("*/state.pt"):
         state.write_bytes(b"")
-    with pytest.raises(BrokenCheckpointError, match="no checkpoint of this run is whole"):
+    with pytest.raises(BrokenCheckpointError, match="no checkpoint of this run is whole") as caught:
         folder.newest_whole(lambda line: None)
+    assert f"remove them all ({tmp_path}/run/step-*), and the same command begins anew" in str(caught.value)
     assert len(folder.names()) == 3, "nothing is removed while nothing whole is there"
     assert CheckpointFolder(LocalStore(str(tmp_path / "new"))).newest_whole(lambda line: None) is None
 

@@ -16,6 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 SILENT_AFTER_S = 10.0
 CALL_TIMEOUT_S = 300.0
 _RETRY_EVERY_S = 0.5
+WAITING_FOR_DATA = "waiting for data"
+_DATA_SAID_AFTER_S = 60.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,6 +81,7 @@ class Coordinator:
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
         self._step, self._step_since_s = 0, time.monotonic()
+        self._data_said_at: int | None = None
         self._furthest = 0
         self._setbacks = Setbacks()
         self._without_workers_since_s: float | None = time.monotonic()
@@ -186,10 +189,23 @@ class Coordinator:
         if before is None or before.step != step:
             self._step_since_s = now_s
         self._workers[rank] = WorkerStatus(node, phase, step, phase_s, now_s)
-        if now_s - self._step_since_s > self._stall_s and (straggler := self.straggler()):
-            self._warnings.append(f"no step for {now_s - self._step_since_s:.0f} s: {straggler}")
-            self._step_since_s = now_s
+        self._tell_of_a_stall(step, now_s)
         return self._request
+
+    def _tell_of_a_stall(self, step: int, now_s: float) -> None:
+        """Once in a while; of data that all wait for sooner, but once."""
+        still_s, straggler = now_s - self._step_since_s, self.straggler()
+        no_data = all(each.phase == WAITING_FOR_DATA for each in self._workers.values())
+        if no_data and self._data_said_at != step and still_s > min(_DATA_SAID_AFTER_S, self._stall_s):
+            who = straggler or f"all workers are {WAITING_FOR_DATA} after step {step}"
+            self._warnings.append(
+                f"no step for {still_s:.0f} s: {who}. The storage of the images is slow or away, and is waited for "
+                "(data.storage_timeout_s)"
+            )
+            self._data_said_at, self._step_since_s = step, now_s
+        elif still_s > self._stall_s and straggler:
+            self._warnings.append(f"no step for {still_s:.0f} s: {straggler}")
+            self._step_since_s = now_s
 
     def any_alive(self) -> bool:
         """Whether a heartbeat of any worker came in the last 10 s."""

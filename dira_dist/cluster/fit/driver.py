@@ -12,7 +12,7 @@ from dira_dist.cluster.fit.session import FitSession
 from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
 from dira_dist.cluster.fit.trainer import train_on_ray
 from dira_dist.cluster.folders import check_shared
-from dira_dist.cluster.session import ray_session
+from dira_dist.cluster.session import losses_explained, ray_session
 from dira_dist.config import JobFailedError, mutable_keys
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import StoreError, check_reachable, open_store
@@ -64,7 +64,7 @@ def fit(
         return finished
     for warning in facts.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False)
-    with ray_session(job.resources), signals_interrupt(), sole_driver(store, console):
+    with losses_explained(job.name), ray_session(job.resources), signals_interrupt(), sole_driver(store, console):
         state = _claim(session)  # once more, for another driver may have ended only now
         try:
             return _finished(state) or _run(session, state, console)

@@ -75,7 +75,9 @@ def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> A
         evaluation = _evaluate(setup.job, request, checkpoint)
     except (RequestError, ValueError) as error:
         return Answer({}, f"{type(error).__name__}: {error}")
-    run: Run = TrackingRun.attach(setup.tracking, setup.run_id) if setup.run_id else NullRun()
+    run: Run = NullRun()
+    if setup.run_id:
+        run = TrackingRun.attach(setup.tracking, setup.run_id, folder=setup.job.run_folder)
     _log(run, setup.job, request, evaluation)
     logged = run.flush(setup.job.checkpoint.storage_timeout_s)
     return Answer(evaluation.metrics, logged=logged, warnings=evaluation.warnings)

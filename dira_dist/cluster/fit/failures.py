@@ -8,11 +8,19 @@ from dira_dist.data.batch import TooManyBadSamplesError
 from dira_dist.data.lanes import ShardError
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.preflight import MIB, estimate_memory
+from dira_dist.training.checkpoints import UnsavedError
 from dira_dist.training.loop import NonFiniteError
 from dira_dist.training.state import BrokenCheckpointError
 
 # What would only happen again: a restart from the last checkpoint cannot mend it.
-LASTING_ERRORS = (NonFiniteError, TooManyBadSamplesError, ShardError, BrokenCheckpointError, RequestError)
+LASTING_ERRORS = (
+    NonFiniteError,
+    TooManyBadSamplesError,
+    ShardError,
+    BrokenCheckpointError,
+    UnsavedError,
+    RequestError,
+)
 
 # What a worker meets whose peer has failed: not the failure itself.
 COLLATERAL_ERRORS = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 
 from dira_dist.background import Background
-from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, StopRequest
+from dira_dist.cluster.fit.coordinator import WAITING_FOR_DATA, Coordinator, CoordinatorClient, StopRequest
 from dira_dist.objectives.collectives import is_distributed
 
 EVERY_S = 1.0
@@ -54,7 +54,7 @@ class Heartbeat(Background):
 
     def _reported(self, batches: Iterator[T], step: int) -> Iterator[T]:
         while True:
-            self.at("waiting for data", step)
+            self.at(WAITING_FOR_DATA, step)
             batch = next(batches)
             self.at("computing", step)
             yield batch

@@ -1,5 +1,6 @@
 """How a training ends: the model registered, the best checkpoints kept, the outcome reported."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -43,7 +44,7 @@ class Outcome(JobOutcome):
         yield f"checkpoint  {self.checkpoint}"
         yield from self.run_lines()
         if self.model:
-            yield f"model       {self.model}  (dira-dist pull {self.model} weights/)"
+            yield f"model       {self.model}  (dira-dist pull {shlex.quote(self.model)} weights/)"
 
 
 def conclude(session: FitSession, run: Run) -> Outcome:
@@ -56,6 +57,7 @@ def conclude(session: FitSession, run: Run) -> Outcome:
         late = TrackingRun.attach(session.tracking, run.run_id, checkpoint.pending_metrics)
         if not late.flush():
             raise session.undelivered()
+    run.deliver_left_behind()
     log_late(run, session.store)
     evaluations = read_evaluations(session.store)
     best_one = job.best_evaluation(evaluations)

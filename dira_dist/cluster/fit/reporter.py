@@ -129,7 +129,7 @@ class Reporter:
         """Wait until the last checkpoint is in the storage.
 
         Raises:
-            TimeoutError: the storage is away for longer than ``checkpoint.storage_timeout_s``.
+            UnsavedError: the storage is away for longer than ``checkpoint.storage_timeout_s``.
         """
         self._writer.drain(self._job.checkpoint.storage_timeout_s)
 

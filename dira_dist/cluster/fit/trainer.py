@@ -23,7 +23,7 @@ from dira_dist.config import JobFailedError
 from dira_dist.jobs.base import ResourcesConfig, TrainingJob
 from dira_dist.runs.evaluations import read_evaluations
 from dira_dist.tracking.protocol import Run
-from dira_dist.training.checkpoints import CheckpointFolder
+from dira_dist.training.checkpoints import NONE_WHOLE, CheckpointFolder
 
 
 def train_on_ray(session: FitSession, run: Run, console: Console) -> None:
@@ -54,7 +54,8 @@ def train_on_ray(session: FitSession, run: Run, console: Console) -> None:
         except TimeoutError as error:
             stopped, cause = False, _no_room(job.resources, error)
         if cause:
-            raise JobFailedError(f"{job.name} failed: {cause}\n{session.how_to_go_on}")
+            way_on = "" if NONE_WHOLE in cause else f"\n{session.how_to_go_on}"  # which says its own
+            raise JobFailedError(f"{job.name} failed: {cause}{way_on}")
         newest = CheckpointFolder(session.store).newest_manifest()
         if stopped and (newest is None or newest.position.stage < len(plan.spans)):
             where = f"after step {newest.position.step} of {plan.steps}" if newest else "before its first step"

@@ -28,6 +28,7 @@ from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
 from dira_dist.training.precision import Precision, native_bf16, resolve, settle
+from dira_dist.training.scratch import check_room
 from dira_dist.training.stages import Position, StageSpan
 from dira_dist.training.state import Checkpoint
 from dira_dist.training.task import Task
@@ -96,6 +97,8 @@ def _train(
     resumed = _newest_checkpoint(setup, device)
     start = (setup.facts.start or task.starting_weights()) if resumed is None else None
     networks = task.build(start.weights if start else None).to(device)
+    if ray.train.get_context().get_world_rank() == 0:
+        check_room(networks)
     validator = task.validator(networks, device)
     reporter = _open_reporter(setup, resumed, device, precision)
     if start:
@@ -141,7 +144,8 @@ def _open_reporter(
     first, measures = context.get_world_rank() == 0, setup.tracking.system_metrics_every_s > 0
     run: Run = NullRun()
     if setup.run_id and (first or (measures and context.get_local_rank() == 0)):  # each node's first measures it
-        run = TrackingRun.attach(setup.tracking, setup.run_id, pending if first else [])
+        pending, folder = pending if first else [], setup.loaded.job.run_folder
+        run = TrackingRun.attach(setup.tracking, setup.run_id, pending, folder=folder)
     if not first:
         return NullReporter(setup.loaded, run)
     run.set_tags({"dira.precision": precision})

@@ -4,24 +4,23 @@ Nothing of the job file is needed here, so that asking takes a moment.
 """
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from dira_dist.cluster.answering import check_answers
 from dira_dist.config import JobFailedError, RequestError
 
-_CONNECT_S = 5.0
 _POLL_S = 1.0
 _POLL_MOST_S = 30.0
 _POLL_S_PER_BYTE = 1e-5  # the whole log comes each time, and that of a long run is megabytes
 _GIVE_UP_AFTER_S = 120.0
+_MESSAGE_CHARACTERS = 300
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -33,7 +32,7 @@ class Submission:
     job_id: str
 
     def follow(self, write: Callable[[str], object]) -> int:
-        """Pass the job's log on until it ends; the exit code is 0 where it succeeded, else 1.
+        """Pass the job's log on until it ends; its exit code, or 1 where it was ended from outside.
 
         Raises:
             JobFailedError: the cluster was silent for two minutes.
@@ -53,8 +52,17 @@ class Submission:
                 write(log[shown:])
                 shown, heard_at = len(log), time.monotonic()
                 if status.is_terminal():
-                    return 0 if status == JobStatus.SUCCEEDED else 1
+                    return 0 if status == JobStatus.SUCCEEDED else self._exit_code(status)
             time.sleep(min(_POLL_MOST_S, _POLL_S + _POLL_S_PER_BYTE * shown))
+
+    def _exit_code(self, status: JobStatus) -> int:
+        if status != JobStatus.FAILED:
+            return 1
+        try:
+            code = self.client.get_job_info(self.job_id).driver_exit_code
+        except (ConnectionError, RuntimeError):
+            return 1
+        return code if code is not None and 0 < code < 256 else 1
 
     def log(self) -> str:
         """What the job has written so far."""
@@ -98,7 +106,10 @@ def describe(details: JobDetails) -> str:
     times = [details.start_time, details.end_time]
     began, ended = (datetime.fromtimestamp(ms / 1000).isoformat(" ", "seconds") if ms else "-" for ms in times)
     line = f"{details.submission_id}  {details.status.value:9}  {began}  {ended}"
-    return f"{line}  {details.message}" if details.status == JobStatus.FAILED else line
+    if details.status != JobStatus.FAILED or not details.message:
+        return line
+    # Ray appends the end of the log
+    return f"{line}  {' '.join(details.message.partition(', last available logs')[0].split())[:_MESSAGE_CHARACTERS]}"
 
 
 @contextmanager
@@ -107,7 +118,7 @@ def talking_to(address: str | None) -> Iterator[JobSubmissionClient]:
     place = address or next(filter(None, map(os.environ.get, _ADDRESS_VARIABLES)), None) or "the default address"
     try:
         if address is not None:
-            _check_answers(address)
+            _check_dashboard(address)
         with _without_variables(_ADDRESS_VARIABLES if address is not None else ()):  # Ray prefers them
             client = JobSubmissionClient(address)
         with _answering(place):
@@ -134,13 +145,10 @@ def _answering(place: str) -> Iterator[None]:
         raise RequestError(f"the Ray cluster at {place} is there, but does not do what was asked: {error}") from error
 
 
-def _check_answers(address: str) -> None:
-    """Fail in seconds where Ray would wait for minutes: at an address where nothing answers."""
+def _check_dashboard(address: str) -> None:
     try:
-        location = urlsplit(address if "://" in address else f"http://{address}")
-        port = location.port or {"http": 80, "https": 443, "ray": 10001}.get(location.scheme, 8265)
-        socket.create_connection((location.hostname or "", port), timeout=_CONNECT_S).close()
-    except (OSError, ValueError) as error:
+        check_answers(address, 8265)
+    except ConnectionError as error:
         raise ConnectionError(f"{error}; the dashboard's address looks like http://host:8265") from error
 
 

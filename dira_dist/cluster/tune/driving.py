@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
 from dira_dist.cluster.outcome import JobOutcome
-from dira_dist.cluster.session import ray_session
+from dira_dist.cluster.session import losses_explained, ray_session
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import Store, StoreError, check_reachable, open_store
@@ -57,7 +57,7 @@ def drive(
     for warning in warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False)
     way_on = f"what it found is in {store.address}, and the same command goes on"
-    with ray_session(resolved.resources), signals_interrupt():
+    with losses_explained(job.name), ray_session(resolved.resources), signals_interrupt():
         found = room()
         with sole_driver(store, console):
             try:

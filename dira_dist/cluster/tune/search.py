@@ -1,5 +1,6 @@
 """``kind: tune``: Ray Tune over a pretraining job, each trial a Ray Train run with workers of its own."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -58,7 +59,7 @@ class SearchOutcome(JobOutcome):
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         yield self.headline(f": {counts}")
         yield f"verdict     {self.verdict}"
-        here = self.best if "://" not in self.best else f"{WINNER}, once it is fetched"
+        here = shlex.quote(self.best) if "://" not in self.best else f"{WINNER}, once it is fetched"
         yield f"winner      {self.best}  (dira-dist run {here})"
         yield from self.run_lines()
 

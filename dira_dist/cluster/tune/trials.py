@@ -118,7 +118,9 @@ class TrialController(Generic[PlanT]):
                 self.ended(trial.name, status="failed", reason=f"{REFUSED}{error}")
             else:
                 self._handed_out.add(trial.name)
-                return self._change(trial.name, total_steps=self.plan.steps(job))
+                # what chooses among its checkpoints may end early, and was evaluated where it ended
+                steps = None if job.publishes_best else self.plan.steps(job)
+                return self._change(trial.name, total_steps=steps)
         return None
 
     def take_back(self, reason: str) -> None:
@@ -220,11 +222,13 @@ class TrialController(Generic[PlanT]):
     def _close_run(self, trial: Trial, reason: str) -> None:
         """End the MLflow run of a trial whose process is gone, with the reason why."""
         location = self.plan.loaded.job.resolve_paths().checkpoint.storage.rstrip("/")
+        folder = f"{location}/{trial.name}"
         try:
-            state = read_run(open_store(f"{location}/{trial.name}"))
+            state = read_run(open_store(folder))
             if state is None or not state.run_id:
                 return
-            TrackingRun.attach(self._tracking, state.run_id).finish("KILLED", reason, CLOSE_S)
+            run = TrackingRun.attach(self._tracking, state.run_id, folder=folder, drives=True)
+            run.finish("KILLED", reason, CLOSE_S)
             self._change(trial.name, run_id=state.run_id)
         except (StoreError, RequestError) as error:
             self._console.print(

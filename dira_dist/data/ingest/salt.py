@@ -38,14 +38,10 @@ def read_salt(path: str | None) -> Salt:
     """The salt of a file; without one this user's own, made on first use.
 
     Raises:
-        RequestError: the named file is missing or holds hardly anything.
+        RequestError: the named file is missing or holds hardly anything, or this user's own cannot be made.
     """
     if path is None:
-        home = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
-        file = home / "dira_dist" / "shard-salt"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _write_secret(file, secrets.token_hex(32))
+        file = _own_file()
     else:
         file = Path(path).expanduser()
         if not file.is_file():
@@ -56,6 +52,27 @@ def read_salt(path: str | None) -> Salt:
     if len(text) < 8:
         raise RequestError(f"salt_file {file}: {len(text)} characters are no secret; use `openssl rand -hex 32`.")
     return Salt(hashlib.sha256(text.encode()).digest())
+
+
+def _own_file() -> Path:
+    """The file of this user's salt, made where it is not there.
+
+    Raises:
+        RequestError: the home folder is missing or takes no files.
+    """
+    try:
+        home = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+        file = home / "dira_dist" / "shard-salt"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write_secret(file, secrets.token_hex(32))
+    except (OSError, RuntimeError) as error:  # the latter where nobody knows a home
+        raise RequestError(
+            f"the salt of this user's shards cannot be kept in the home folder ({error}); make one that stays with you "
+            "(`openssl rand -hex 32 > FILE`) and give it as --salt-file FILE, or set XDG_DATA_HOME to a folder that "
+            "takes files"
+        ) from error
+    return file
 
 
 def _write_secret(file: Path, text: str) -> None:
