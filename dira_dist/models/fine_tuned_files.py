@@ -56,7 +56,7 @@ class FineTunedFile:
         encoder: name in segmentation_models_pytorch.
         in_channels: of the network.
         image_size: pixels of its input, a side or one for each axis.
-        fit: how an image is brought there: ``crop``, its centre; ``fit``, the whole of it.
+        fit: how an image is brought there: ``crop``, its centre; ``fit``, the whole of it; ``slide``, window by window.
         weights_names: library whose names ``weights.safetensors`` has.
         construction: Python lines that make the model there, without weights.
         features: the expression for its answer.
@@ -66,6 +66,7 @@ class FineTunedFile:
         localization: how a classifier's report located lesions: ``settings``, and ``thresholds`` by class where its
             sets have boxes.
         fed: how the images that it learned from were made: options of ``dira-dist shard``, and their mode.
+        sliding: ``overlap`` and ``blend`` of the windows, where ``fit`` is ``slide``.
     """
 
     task: Literal["classify", "segment"]
@@ -74,7 +75,7 @@ class FineTunedFile:
     encoder: str
     in_channels: int
     image_size: int | tuple[int, ...]
-    fit: Literal["crop", "fit"]
+    fit: Literal["crop", "fit", "slide"]
     weights_names: str
     construction: list[str]
     features: str
@@ -87,14 +88,20 @@ class FineTunedFile:
     data: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     fed: dict[str, Any] = field(default_factory=dict)
+    sliding: dict[str, Any] = field(default_factory=dict)
 
 
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     """Nothing was said then of how the images were made."""
-    return {"fed": {}, **values}
+    return _from_2({"fed": {}, **values})
 
 
-FORMAT = FileFormat(FineTunedFile, version=2, upgrades={1: _from_1})
+def _from_2(values: dict[str, Any]) -> dict[str, Any]:
+    """No model slid over volumes then."""
+    return {"sliding": {}, **values}
+
+
+FORMAT = FileFormat(FineTunedFile, version=3, upgrades={1: _from_1, 2: _from_2})
 
 
 def is_fine_tuned(folder: Path) -> bool:
@@ -157,7 +164,7 @@ class FineTunedFacts:
     encoder: str
     in_channels: int
     image_size: Size
-    fit: Literal["crop", "fit"]
+    fit: Literal["crop", "fit", "slide"]
     calibration: Mapping[str, list[float]]
     thresholds: tuple[float, ...]
     label: tuple[str, ...]
@@ -167,6 +174,7 @@ class FineTunedFacts:
     origin: Mapping[str, Any]
     localization: Mapping[str, Any] = field(default_factory=dict)
     fed: Mapping[str, Any] = field(default_factory=dict)
+    sliding: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str]] | None = None
 
 
@@ -286,6 +294,7 @@ def _file(facts: FineTunedFacts, library: str, exported: Exported) -> FineTunedF
         data=dict(facts.data),
         origin=dict(facts.origin),
         fed=dict(facts.fed),
+        sliding=dict(facts.sliding),
     )
 
 

@@ -1,0 +1,52 @@
+"""A network that was trained on patches, over whole images or volumes: window by window, blended where they overlap.
+
+This file imports torch, and MONAI where it is called. A copy of it travels with every registered segmenter of volumes,
+so that what the model does to volumes elsewhere is what was done to them here.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, Literal
+
+from torch import Tensor
+
+Blend = Literal["gaussian", "constant"]
+
+
+def slide(
+    network: Callable[[Tensor], Any],
+    images: Tensor,
+    image_size: Sequence[int],
+    *,
+    overlap: float,
+    blend: Blend,
+    windows_at_once: int = 4,
+) -> Tensor:
+    """What a network says of every position, by windows of the size that it was trained on.
+
+    Where windows overlap their answers are averaged, with ``gaussian`` by their nearness to the window's centre
+    (Isensee et al., *Nature Methods* 18, 2021). An image smaller than the window is padded with black on both sides.
+
+    Args:
+        network: windows (N, C, *image_size) to (N, K, *image_size).
+        images: (B, C, *S) of any size.
+        image_size: of the windows, along each axis.
+        overlap: of neighbouring windows, a share of their sides.
+        blend: how they are averaged.
+        windows_at_once: N at most.
+
+    Returns:
+        (B, K, *S) float32.
+    """
+    inferers: Any = import_module("monai.inferers")  # seconds and hundreds of megabytes
+    found: Tensor = inferers.sliding_window_inference(
+        images,
+        tuple(image_size),
+        windows_at_once,
+        lambda windows: network(windows).float(),
+        overlap=overlap,
+        mode=blend,
+        padding_mode="constant",
+        cval=0.0,
+    )
+    return found
