@@ -4,11 +4,13 @@ This file imports torch, and MONAI where it is called. A copy of it travels with
 so that what the model does to volumes elsewhere is what was done to them here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from itertools import product
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.nn import functional
 
 Blend = Literal["gaussian", "constant"]
 
@@ -50,3 +52,19 @@ def slide(
         cval=0.0,
     )
     return found
+
+
+def pad_to_window(images: Tensor, image_size: Sequence[int]) -> Tensor:
+    """Images (B, C, *S) that are smaller than a window with black on both sides, as :func:`slide` has them."""
+    missing = [max(0, side - length) for side, length in zip(image_size, images.shape[2:], strict=True)]
+    return functional.pad(images, [each for gap in reversed(missing) for each in (gap // 2, gap - gap // 2)])
+
+
+def tiles(size_px: Sequence[int], image_size: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """As few windows as cover an image that is no smaller than one, evenly spaced from end to end."""
+    starts = []
+    for length, side in zip(size_px, image_size, strict=True):
+        count = -(-length // side)
+        starts.append([round(number * (length - side) / max(1, count - 1)) for number in range(count)])
+    for corner in product(*starts):
+        yield tuple(slice(first, first + side) for first, side in zip(corner, image_size, strict=True))
