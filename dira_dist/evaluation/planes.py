@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dira_dist.evaluation.boxes import BoundingBox
+
 Bools = npt.NDArray[np.bool_]
 Picture = npt.NDArray[Any]
 
@@ -48,6 +50,28 @@ def three_planes(volume: Picture, place: Sequence[int], spacing_mm: Sequence[flo
         picture[: each.shape[0], left : left + each.shape[1]] = each
         left += each.shape[1] + _GAP_PX
     return picture
+
+
+def boxes_in_planes(boxes: Sequence[BoundingBox], place: Sequence[int], sides_px: Sequence[int]) -> list[BoundingBox]:
+    """Where boxes of a volume (x, y, z) are cut by the slices of :func:`three_planes`, in its pixels (rows, columns).
+
+    Args:
+        boxes: in voxels.
+        place: index along each axis at which the volume is cut.
+        sides_px: of the volume; its voxels are a pixel each.
+    """
+    x, y, z = sides_px
+    left = 0
+    found = []
+    for cut, down, across in ((2, 1, 0), (1, 2, 0), (0, 2, 1)):
+        for box in boxes:
+            if box.low[cut] <= place[cut] + 0.5 < box.high[cut]:
+                rows = (box.low[down], box.high[down])
+                if down == 2:  # the head up
+                    rows = (z - rows[1], z - rows[0])
+                found.append(BoundingBox((rows[0], left + box.low[across]), (rows[1], left + box.high[across])))
+        left += (x, y)[across] + _GAP_PX
+    return found
 
 
 def _stretched(picture: Picture, down: float, across: float) -> Picture:

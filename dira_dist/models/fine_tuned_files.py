@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError, per_axis
+from dira_dist.config import RequestError, parse_document, per_axis
 from dira_dist.formats import FileFormat
-from dira_dist.models.backbone import Size, built_on_meta
+from dira_dist.models.backbone import BackboneSection, Size, built_on_meta
+from dira_dist.models.choice import read_model
 from dira_dist.models.export import Exported, Format, export_classifier, save_weights
 from dira_dist.models.model_files import CARD, FACTS, card_table, facts_content, tells_task, write_checksums
 from dira_dist.models.supervised import Classifier, Segmenter
@@ -26,7 +27,7 @@ from dira_dist.models.unet import UNetConfig
 
 NETWORK, PROGRAM = "network.safetensors", "network.pt2"
 WEIGHTS = "weights.safetensors"
-GROUPS = "groups.json"
+GROUPS, JOB = "groups.json", "job.yaml"
 
 _NOTICE = """## Licence and patents
 The software that made this model is licensed under Apache-2.0. It is an independent implementation of DiRA
@@ -139,7 +140,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, FineTunedFile]:
     facts = read_fine_tuned(folder)
     if facts.task != "classify":
         raise RequestError(f"{folder}: holds a segmenter; give a classifier, a model of task: {{name: classify}}")
-    config = UNetConfig(encoder=facts.encoder, in_channels=facts.in_channels)
+    config = _network_of(folder, facts)
     network = built_on_meta(partial(Classifier, config, len(facts.classes)))
     try:
         network.load_state_dict(load_file(folder / NETWORK), assign=True)
@@ -148,6 +149,16 @@ def load_classifier(folder: Path) -> tuple[Classifier, FineTunedFile]:
             f"{folder / NETWORK}: cannot be loaded ({str(error).splitlines()[0]}): fetch the model anew"
         ) from error
     return network.eval(), facts
+
+
+def _network_of(folder: Path, facts: FineTunedFile) -> BackboneSection:
+    """The section of its network: as its job has it, else, of a folder without one, the 2D U-Net of its encoder."""
+    file = folder / JOB
+    text = file.read_text() if file.is_file() else ""
+    section = parse_document(text, str(file)).values.get("model") if text.strip() else None
+    if isinstance(section, dict):
+        return read_model(section)
+    return UNetConfig(encoder=facts.encoder, in_channels=facts.in_channels)
 
 
 @dataclass(frozen=True)
@@ -211,7 +222,7 @@ def write_fine_tuned_folder(
     for name, picture in pictures.items():
         (folder / "pictures").mkdir(exist_ok=True)
         Image.fromarray(picture).save(folder / "pictures" / f"{name.replace('/', '-')}.png")
-    (folder / "job.yaml").write_text(job)
+    (folder / JOB).write_text(job)
     if facts.groups is not None:
         (folder / GROUPS).write_text(json.dumps(facts.groups))
     (folder / FACTS).write_bytes(FORMAT.dump(_file(facts, library, exported)))

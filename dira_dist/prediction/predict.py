@@ -208,8 +208,6 @@ class _Job:
             return FeatureAnswers()
         assert isinstance(model, FineTuned)
         if model.facts.task == "classify":
-            if options.heatmaps and model.dims == 3:
-                raise RequestError(f"heatmaps: are of images so far, and {model.address} takes cubes: leave them out")
             if options.overlays:
                 raise RequestError(f"overlays: are of masks, and {model.address} is a classifier: leave them out")
             return (HeatMapAnswers if options.heatmaps else ClassAnswers).of(model.facts, options.flips)
