@@ -33,7 +33,8 @@ class SegmentationCase:
         group: whom it is of.
         columns: what else is known of it.
         figures: (K,) lists by name; see :func:`case_figures`.
-        image, predicted, truth: (H, W) uint8 and (K, H, W) bool of its frame, to look at; none where not kept.
+        image, predicted, truth: (H, W) uint8 and (K, H, W) bool of its frame, to look at; of a volume three slices of
+            it, see :func:`dira_dist.evaluation.planes.three_planes`; none where not kept.
     """
 
     key: str

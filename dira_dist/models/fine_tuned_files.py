@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError, per_axis
+from dira_dist.config import RequestError, parse_document, per_axis
 from dira_dist.formats import FileFormat
-from dira_dist.models.backbone import Size, built_on_meta
+from dira_dist.models.backbone import BackboneSection, Size, built_on_meta
+from dira_dist.models.choice import read_model
 from dira_dist.models.export import Exported, Format, export_classifier, save_weights
 from dira_dist.models.model_files import (
     CARD,
@@ -35,7 +36,7 @@ from dira_dist.models.unet import UNetConfig
 
 NETWORK, PROGRAM = "network.safetensors", "network.pt2"
 WEIGHTS = "weights.safetensors"
-GROUPS = "groups.json"
+GROUPS, JOB = "groups.json", "job.yaml"
 
 _NOTICE = """## Licence and patents
 The software that made this model is licensed under Apache-2.0. It is an independent implementation of DiRA
@@ -65,7 +66,7 @@ class FineTunedFile:
         encoder: name in segmentation_models_pytorch.
         in_channels: of the network.
         image_size: pixels of its input, a side or one for each axis.
-        fit: how an image is brought there: ``crop``, its centre; ``fit``, the whole of it.
+        fit: how an image is brought there: ``crop``, its centre; ``fit``, the whole of it; ``slide``, window by window.
         weights_names: library whose names ``weights.safetensors`` has.
         construction: Python lines that make the model there, without weights.
         features: the expression for its answer.
@@ -75,6 +76,7 @@ class FineTunedFile:
         localization: how a classifier's report located lesions: ``settings``, and ``thresholds`` by class where its
             sets have boxes.
         fed: how the images that it learned from were made: options of ``dira-dist shard``, and their mode.
+        sliding: ``overlap`` and ``blend`` of the windows, where ``fit`` is ``slide``.
     """
 
     task: Literal["classify", "segment"]
@@ -83,7 +85,7 @@ class FineTunedFile:
     encoder: str
     in_channels: int
     image_size: int | tuple[int, ...]
-    fit: Literal["crop", "fit"]
+    fit: Literal["crop", "fit", "slide"]
     weights_names: str
     construction: list[str]
     features: str
@@ -96,14 +98,20 @@ class FineTunedFile:
     data: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     fed: dict[str, Any] = field(default_factory=dict)
+    sliding: dict[str, Any] = field(default_factory=dict)
 
 
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     """Nothing was said then of how the images were made."""
-    return {"fed": {}, **values}
+    return _from_2({"fed": {}, **values})
 
 
-FORMAT = FileFormat(FineTunedFile, version=2, upgrades={1: _from_1})
+def _from_2(values: dict[str, Any]) -> dict[str, Any]:
+    """No model slid over volumes then."""
+    return {"sliding": {}, **values}
+
+
+FORMAT = FileFormat(FineTunedFile, version=3, upgrades={1: _from_1, 2: _from_2})
 
 
 def is_fine_tuned(folder: Path) -> bool:
@@ -143,7 +151,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, FineTunedFile]:
     facts = read_fine_tuned(folder)
     if facts.task != "classify":
         raise RequestError(f"{folder}: holds a segmenter; give a classifier, a model of task: {{name: classify}}")
-    config = UNetConfig(encoder=facts.encoder, in_channels=facts.in_channels)
+    config = _network_of(folder, facts)
     network = built_on_meta(partial(Classifier, config, len(facts.classes)))
     try:
         network.load_state_dict(load_file(folder / NETWORK), assign=True)
@@ -152,6 +160,16 @@ def load_classifier(folder: Path) -> tuple[Classifier, FineTunedFile]:
             f"{folder / NETWORK}: cannot be loaded ({str(error).splitlines()[0]}): fetch the model anew"
         ) from error
     return network.eval(), facts
+
+
+def _network_of(folder: Path, facts: FineTunedFile) -> BackboneSection:
+    """The section of its network: as its job has it, else, of a folder without one, the 2D U-Net of its encoder."""
+    file = folder / JOB
+    text = file.read_text() if file.is_file() else ""
+    section = parse_document(text, str(file)).values.get("model") if text.strip() else None
+    if isinstance(section, dict):
+        return read_model(section)
+    return UNetConfig(encoder=facts.encoder, in_channels=facts.in_channels)
 
 
 @dataclass(frozen=True)
@@ -168,7 +186,7 @@ class FineTunedFacts:
     encoder: str
     in_channels: int
     image_size: Size
-    fit: Literal["crop", "fit"]
+    fit: Literal["crop", "fit", "slide"]
     calibration: Mapping[str, list[float]]
     thresholds: tuple[float, ...]
     label: tuple[str, ...]
@@ -178,6 +196,7 @@ class FineTunedFacts:
     origin: Mapping[str, Any]
     localization: Mapping[str, Any] = field(default_factory=dict)
     fed: Mapping[str, Any] = field(default_factory=dict)
+    sliding: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str]] | None = None
 
 
@@ -214,7 +233,7 @@ def write_fine_tuned_folder(
     for name, picture in pictures.items():
         (folder / "pictures").mkdir(exist_ok=True)
         Image.fromarray(picture).save(folder / "pictures" / f"{name.replace('/', '-')}.png")
-    (folder / "job.yaml").write_text(job)
+    (folder / JOB).write_text(job)
     if facts.groups is not None:
         (folder / GROUPS).write_text(json.dumps(facts.groups))
     (folder / FACTS).write_bytes(FORMAT.dump(_file(facts, library, exported)))
@@ -296,6 +315,7 @@ def _file(facts: FineTunedFacts, library: str, exported: Exported) -> FineTunedF
         data=dict(facts.data),
         origin=dict(facts.origin),
         fed=dict(facts.fed),
+        sliding=dict(facts.sliding),
     )
 
 

@@ -1,8 +1,8 @@
 """A fine-tuned model as MLflow runs it: images in, probabilities or masks out, with torch and without dira_dist.
 
 A copy of this file travels with every registered classifier and segmenter, beside ``center_view.py``,
-``frame_view.py`` and ``sent_images.py``; MLflow calls :func:`_load_pyfunc` where the model is used. It must not import
-anything of dira_dist.
+``frame_view.py`` and ``sent_images.py``, and of a segmenter of volumes ``sliding_window.py``, which wants MONAI; MLflow
+calls :func:`_load_pyfunc` where the model is used. It must not import anything of dira_dist.
 """
 
 import importlib
@@ -44,7 +44,8 @@ class Predictor:
 
         Args:
             model_input: ``(N, 1 or 3, H, W)`` uint8, uint16, or floating point in [0, 1]; or for each image the base64
-                of a PNG or JPEG file, as a request to a server holds it.
+                of a PNG or JPEG file, as a request to a server holds it. Of a network of volumes ``(N, C, x, y, z)``,
+                towards left, back and head; masks and probabilities have their spatial axes in that order, too.
             params: ``output``: of a classifier ``probabilities`` (N, K) float32, calibrated, ``decisions`` (N, K) bool
                 by the thresholds, or ``logits``; of a segmenter ``masks``, (N, H, W) uint8 values of classes that
                 exclude each other, or (N, K, H, W) bool, or ``probabilities`` (N, K, H, W) float32.
@@ -82,7 +83,7 @@ class Predictor:
     def _masks(self, images: torch.Tensor, output: str) -> npt.NDArray[Any]:
         size = tuple(images.shape[2:])
         whole = self._center_view(images, size, self.facts["in_channels"])  # channels and range; the size stays
-        logits = self.graph(self._frame.fit_view(whole, self.facts["image_size"])).float()
+        logits = self._slid(whole) if self.facts["fit"] == "slide" else self._framed(whole)
         exclusive = self.facts["kind"] == "multiclass"
         chances = self._frame.unfit(logits.softmax(1) if exclusive else logits.sigmoid(), size)
         if output == "probabilities":
@@ -90,6 +91,18 @@ class Predictor:
         if exclusive:
             return np.asarray(chances.argmax(1).byte().numpy())
         return np.asarray((chances > 0.5).numpy())
+
+    def _framed(self, whole: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.graph(self._frame.fit_view(whole, self.facts["image_size"])).float()
+        return logits
+
+    def _slid(self, whole: torch.Tensor) -> torch.Tensor:
+        side = self.facts["image_size"]
+        window = (side,) * (whole.ndim - 2) if isinstance(side, int) else side
+        logits: torch.Tensor = importlib.import_module("sliding_window").slide(
+            self.graph, whole, window, **self.facts["sliding"]
+        )
+        return logits
 
 
 def _batches(model_input: Any) -> Iterator[torch.Tensor]:

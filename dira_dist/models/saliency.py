@@ -16,6 +16,7 @@ from dira_dist.config import RequestError
 from dira_dist.models.supervised import Classifier
 from dira_dist.views.center_view import uncrop
 from dira_dist.views.frame_view import unfit
+from dira_dist.views.labelled import Fit
 
 Stages = Literal["last", "before_last", "both"]
 
@@ -54,17 +55,18 @@ def as_share(maps: Tensor) -> Tensor:
     return torch.where(largest > 0, maps / largest.where(largest > 0, 1), 0)
 
 
-def in_image(maps: Tensor, size_px: Sequence[int], fit: Literal["crop", "fit"]) -> Tensor:
+def in_image(maps: Tensor, size_px: Sequence[int], fit: Fit) -> Tensor:
     """Maps of frames in the pixels of the images that were framed; 0 where the frame shows nothing of the image.
 
     Args:
         maps: (B, *S) of images of one size.
         size_px: of the images, along each axis.
-        fit: how they were framed.
+        fit: how they were framed; what slides over an image has no frame.
 
     Returns:
         (B, *size_px).
     """
+    assert fit != "slide", "of segmenters"
     back = unfit if fit == "fit" else uncrop
     return back(maps[:, None], size_px)[:, 0]
 

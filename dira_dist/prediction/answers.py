@@ -5,7 +5,7 @@ written by a list of :class:`FileWriter`: what is to be drawn or stored beside m
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dira_dist.data.ingest.slices import Axis, upright
+from dira_dist.data.ingest.volumes import Volume
 from dira_dist.data.store import Store
 from dira_dist.evaluation.calibration import Calibration, decided
 from dira_dist.evaluation.classification import Floats, plain_chances
+from dira_dist.evaluation.planes import fullest_place, three_planes
 from dira_dist.models.fine_tuned_files import FineTunedFile
 from dira_dist.prediction.inputs import Entry, Opened, View
 from dira_dist.prediction.options import Flips
@@ -33,11 +35,13 @@ Maps = npt.NDArray[np.uint8]
 
 LAST_COLUMNS: Columns = {"number": "count", "reason": "text", "note": "text"}
 _DIGITS = 6
-_AXES: Mapping[Flips, tuple[tuple[int, ...], ...]] = {
+_WAYS: Mapping[Flips, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
-    "horizontal": ((), (-1,)),
-    "both": ((), (-1,), (-2,), (-2, -1)),
+    "horizontal": ((), (0,)),
+    "both": ((), (0,), (1,), (1, 0)),
 }
+_ACROSS_AND_DOWN = {4: (-1, -2), 5: (-3, -2)}
+"""By the axes of frames: those of an image (B, C, H, W) and of a volume (B, C, x, y, z)."""
 
 
 class Collector(Protocol):
@@ -65,8 +69,9 @@ class Answers(Protocol):
 
 
 def mirrored(network: nn.Module, frames: Tensor, flips: Flips) -> Iterator[Tensor]:
-    """Logits of the frames as they are and mirrored; maps are mirrored back."""
-    for axes in _AXES[flips]:
+    """Logits of the frames as they are and mirrored (of volumes left and right, front and back); maps mirrored back."""
+    for ways in _WAYS[flips]:
+        axes = [_ACROSS_AND_DOWN[frames.ndim][way] for way in ways]
         logits = network(frames.flip(axes) if axes else frames).float()
         yield logits.flip(axes) if axes and logits.ndim > 2 else logits
 
@@ -228,6 +233,7 @@ class MaskAnswers:
         axis: along which volumes are cut.
         writers: of files.
         flips: whether mirrored images are asked about, too; their probabilities are averaged.
+        slides: whether volumes are answered whole.
     """
 
     kind: str
@@ -235,6 +241,7 @@ class MaskAnswers:
     axis: Axis
     writers: Sequence[FileWriter] = ()
     flips: Flips = "none"
+    slides: bool = False
 
     @property
     def measured(self) -> Sequence[str]:
@@ -261,12 +268,14 @@ class MaskAnswers:
         return torch.stack(parts).mean(0).cpu()
 
     def decide(self, chances: Tensor) -> Maps:
-        """(M, H, W) of (K, H, W)."""
+        """(M, *S) of (K, *S)."""
         if self.kind == "multiclass":
             return chances.argmax(0, keepdim=True).byte().numpy()
         return (chances > 0.5).byte().numpy()
 
     def collector(self, opened: Opened, store: Store) -> "Collector":
+        if self.slides:
+            return WholeVolumeMasks(self, opened, store)
         return VolumeMasks(self, opened, store) if opened.volume is not None else PictureMasks(self, opened, store)
 
     def figures(self, maps: Maps, highest: Floats, voxel_ml: float | None) -> Row:
@@ -368,6 +377,46 @@ class VolumeMasks:
         row: Row = {}
         for writer in self.answers.writers:
             row |= writer.write(answered, self.store)
-        spacing = [length for length in self.opened.volume.spacing_mm if length is not None]
-        voxel_ml = float(np.prod(spacing)) / 1000 if len(spacing) == 3 else None
-        return [row | self.answers.figures(self.maps, self.highest, voxel_ml)]
+        return [row | self.answers.figures(self.maps, self.highest, voxel_ml(self.opened.volume))]
+
+
+def voxel_ml(volume: Volume) -> float | None:
+    """Size of a voxel; none where it is not known."""
+    spacing = [length for length in volume.spacing_mm if length is not None]
+    return float(np.prod(spacing)) / 1000 if len(spacing) == 3 else None
+
+
+@dataclass
+class WholeVolumeMasks:
+    """The mask of a volume that was answered whole: of a file in its own voxels, of a set's sample in the sample's."""
+
+    answers: MaskAnswers
+    opened: Opened
+    store: Store
+    found: list[Row] = field(default_factory=list)
+
+    def add(self, view: View, output: Tensor) -> None:
+        """Of (K, x, y, z) probabilities on the grid; at the file's voxels they are interpolated before the decision."""
+        seen, opened = self.answers.decide(output), self.opened
+        stored = output.permute(0, 3, 2, 1).numpy()  # (K, D, H, W)
+        if opened.grid is not None and not opened.grid.is_own:
+            stored = np.stack([opened.grid.own_voxels(each) for each in stored])
+        maps = self.answers.decide(torch.from_numpy(np.ascontiguousarray(stored)))
+        picture, shown = self._shown(view, seen)
+        answered = Answered(opened.entry, opened, maps, self.answers.map_names, picture, shown)
+        row: Row = {}
+        for writer in self.answers.writers:
+            row |= writer.write(answered, self.store)
+        size_ml = None if opened.volume is None else voxel_ml(opened.volume)
+        self.found.append(row | self.answers.figures(maps, output.flatten(1).amax(1).double().numpy(), size_ml))
+
+    def _shown(self, view: View, seen: Maps) -> tuple[View, Maps]:
+        """Three slices through most of the mask, and the maps there."""
+        place, grid = fullest_place(seen > 0), self.opened.grid
+        known = [] if grid is None else [length for length in reversed(grid.spacing_mm) if length is not None]
+        spacing = known if len(known) == len(place) else None
+        picture = three_planes(view.picture, place, spacing)
+        return replace(view, picture=picture), np.stack([three_planes(each, place, spacing) for each in seen])
+
+    def rows(self) -> list[Row]:
+        return self.found

@@ -9,9 +9,12 @@ from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from dira_dist.config import RequestError
 from dira_dist.data.cores import usable_cores
 from dira_dist.data.ingest.convert import Converter, Task
+from dira_dist.data.ingest.cubes import Source
 from dira_dist.data.ingest.failures import UnreadableError, reason_of
 from dira_dist.data.ingest.intensity import parse_intensity
 from dira_dist.data.ingest.items import VOLUME_KINDS, Item
@@ -25,14 +28,16 @@ from dira_dist.data.ingest.planning import make_plan
 from dira_dist.data.ingest.readers import quiet_decoders
 from dira_dist.data.ingest.slices import slices_of
 from dira_dist.data.ingest.survey import raster_rules, survey
+from dira_dist.data.ingest.volumes import Volume
 from dira_dist.data.ingest.work import settle_scales
 from dira_dist.data.store import StoreError
 from dira_dist.prediction.inputs import Entry, Framing, Opened, View
-from dira_dist.prediction.model import Model
+from dira_dist.prediction.model import FineTuned, Model
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
 
 _MODES = ("L", "I;16", "RGB")
 _AHEAD = 8  # flat files read while the network computes
+_VOLUMES_FROM_TRAINING = ("intensity", "spacing", "tilt", "spacing_tolerance")
 _FROM_TRAINING = ("image_size", "side", "intensity", "axis", "tilt", "spacing_tolerance")
 
 
@@ -43,16 +48,18 @@ class FileReader:
     Attributes:
         address: of the files.
         options: how an archive becomes a set that the model knows.
-        mode: of the pixels that it knows.
+        mode: of the pixels that it knows; none of a model of volumes.
         rules: how flat images are read.
         framing: how they are brought before the network.
+        array_type: of the values of a set that the model of volumes learned from; none where nobody knows.
     """
 
     address: str
     options: ShardOptions
-    mode: PictureMode
+    mode: PictureMode | None
     rules: RasterRules
     framing: Framing
+    array_type: str | None = None
 
     @cached_property
     def _converter(self) -> Converter:
@@ -80,7 +87,7 @@ class FileReader:
         try:
             task = Task(entry.item, scale=entry.scale)
             files = self._converter.fetch(task)
-            views = self._slices(opened, entry.item, files) if is_volume(entry) else self._pictures(opened, task, files)
+            views = self._views(opened, task, files)
             first = list(islice(views, 2 if not is_volume(entry) else 0))  # a single picture is read here, in a thread
             opened.views = _until_error(chain(first, views), opened)
         except (RequestError, StoreError):
@@ -88,6 +95,12 @@ class FileReader:
         except Exception as error:
             opened.reason = reason_of(error)
         return opened
+
+    def _views(self, opened: Opened, task: Task, files: list[bytes]) -> Iterator[View]:
+        if not is_volume(opened.entry):
+            return self._pictures(opened, task, files)
+        read = self._slices if self.options.content != "volumes" else self._whole
+        return read(opened, task.item, files)
 
     def _pictures(self, opened: Opened, task: Task, files: list[bytes]) -> Iterator[View]:
         opened.files = files if task.item.kind == "dicom" else ()
@@ -106,10 +119,28 @@ class FileReader:
         if self.mode != "RGB" and mode_of(picture.pixels) == "RGB":
             yield "it is in colour and became grey, as the model's images are"
 
-    def _slices(self, opened: Opened, item: Item, files: list[bytes]) -> Iterator[View]:
+    def _volume(self, opened: Opened, item: Item, files: list[bytes]) -> Volume:
         volume = self._converter.volume(item, list(files))
         opened.volume, opened.files = volume, files if item.kind == "nifti" else ()
         opened.notes += volume.notes
+        return volume
+
+    def _whole(self, opened: Opened, item: Item, files: list[bytes]) -> Iterator[View]:
+        """The volume as a set would hold it, whose axes the decoder turns to (x, y, z)."""
+        source = Source.of(self._volume(opened, item, files), None, self.options)
+        opened.grid = source.grid
+        voxels = source.voxels()
+        if self.array_type is not None and voxels.dtype != self.array_type:
+            if not np.can_cast(voxels.dtype, self.array_type):
+                raise UnreadableError(
+                    f"its values are {voxels.dtype}, and the model learned from {self.array_type} as they were stored: "
+                    "train it on a set that was made with --intensity, which brings all values to one scale"
+                )
+            voxels = voxels.astype(self.array_type)
+        yield self.framing.volume_view(voxels.transpose()[None])
+
+    def _slices(self, opened: Opened, item: Item, files: list[bytes]) -> Iterator[View]:
+        volume = self._volume(opened, item, files)
         rule = parse_intensity(self.options.intensity)
         return (
             self._view(opened, picture, number) for number, picture in slices_of(volume, self.options.axis, 1, rule)
@@ -166,13 +197,15 @@ def find_files(source: str, model: Model, options: EmbedOptions, processes: int)
     plan = make_plan(source, shard_options(model, options))
     found = survey(plan)
     settle_scales(plan, processes)
-    assert found.mode is not None, "volumes are cut into slices"
+    is_whole = plan.options.content == "volumes"
+    assert is_whole or found.mode is not None, "volumes are cut into slices"
     reader = FileReader(
         source,
         plan.options,
         found.mode,
         raster_rules(plan, found.signed_range, plan.options.image_size),
-        Framing(model.image_size, model.in_channels, model.fit),
+        Framing(model.image_size, model.in_channels, "slide" if is_whole else model.fit),
+        model.fed.get("array_type"),
     )
     notes = list(plan.warnings)
     if not model.fed:
@@ -199,8 +232,8 @@ def shard_options(model: Model, options: EmbedOptions) -> ShardOptions:
             f"{model.address}: takes images of {model.in_channels} channels, and ordinary files hold 1 (grey) or 3 "
             "(colour): give SOURCE as a shard set of such images"
         )
-    if mode == "volume" or (not isinstance(model.image_size, int) and len(model.image_size) != 2):
-        raise RequestError(f"{model.address}: takes whole volumes, and files are answered slice by slice so far")
+    if model.dims == 3:
+        return _volume_options(model, options)
     known = {name: fed[name] for name in _FROM_TRAINING if name in fed}
     asked = {name: getattr(options, name) for name in ("axis", "intensity", "content") if getattr(options, name)}
     content = fed.get("content") if fed.get("content") == "slices" else "images"
@@ -208,6 +241,24 @@ def shard_options(model: Model, options: EmbedOptions) -> ShardOptions:
     values: dict[str, Any] = {"content": content, **known, **rest, **asked}
     names = "keys" if options.names == "keys" else None  # on a console, too
     return ShardOptions(**values, names=names, mode=mode if mode in _MODES else None)
+
+
+def _volume_options(model: Model, options: EmbedOptions) -> ShardOptions:
+    """Raises:
+    RequestError: the model asks for cubes, or an option is of slices.
+    """
+    if isinstance(model, FineTuned) and model.facts.task == "classify":
+        raise RequestError(
+            f"{model.address}: classifies cubes, and files hold whole volumes: cut those that are asked about "
+            "(dira-dist shard SOURCE SET --content cubes --cube ... --centres TABLE.csv) and give that set as SOURCE"
+        )
+    if wrong := [name for name in ("axis", "content") if getattr(options, name)]:
+        raise RequestError(f"{wrong[0]}: is of slices, and {model.address} takes whole volumes: leave it out")
+    known = {name: model.fed[name] for name in _VOLUMES_FROM_TRAINING if model.fed.get(name) is not None}
+    asked = {"intensity": options.intensity} if options.intensity else {}
+    rest = {name: getattr(options, name) for name in ("include", "salt_file", "volume_budget_gib")}
+    names = "keys" if options.names == "keys" else None  # on a console, too
+    return ShardOptions(**{"content": "volumes", "names": names, **known, **rest, **asked})
 
 
 def _entries(plan: Plan, options: EmbedOptions, pool: str | None) -> Iterator[Entry]:

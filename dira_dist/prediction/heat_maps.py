@@ -17,6 +17,7 @@ from dira_dist.evaluation.boxes import ScoredBox
 from dira_dist.evaluation.config import LocalizationConfig
 from dira_dist.evaluation.localization import Threshold, made_boxes
 from dira_dist.evaluation.locate import box_thresholds, gates_of, settings_of
+from dira_dist.evaluation.planes import three_planes
 from dira_dist.models.fine_tuned_files import FineTunedFile
 from dira_dist.models.saliency import as_share, heat_maps, in_image
 from dira_dist.models.supervised import Classifier
@@ -27,6 +28,8 @@ from dira_dist.prediction.options import Flips
 from dira_dist.views.labelled import Fit
 
 FOLDER = "heatmaps"
+_OF_CUBES = (("x", "width"), ("y", "height"), ("z", "depth"))
+_BOX = ("x", "y", "z", "width", "height", "depth", "score")
 Heat = npt.NDArray[np.float32]
 
 
@@ -102,7 +105,8 @@ class HeatMapAnswers(ClassAnswers):
         return HeatMapCollector(self, opened=opened, store=store)
 
     def heat(self, found: Tensor, view: View) -> Heat:
-        """(H, W) of the picture in its file, shares of the largest; all 0 where nothing speaks for the class."""
+        """(H, W) of the picture in its file, or (x, y, z) of a cube, shares of the largest; all 0 where nothing speaks
+        for the class."""
         stored = in_image(found[None], view.stored_px, self.fit)
         if view.stored_px != view.picture_px:
             stored = functional.interpolate(stored[None], view.picture_px, mode="bilinear", align_corners=False)[0]
@@ -129,14 +133,22 @@ class HeatMapCollector(ClassCollector):
         for place, found in maps.items():
             label, heat = answers.classes[place], answers.heat(found, view)
             names.append(f"{FOLDER}/{stem}.{file_word(label)}.png")
-            self.store.write_bytes(names[-1], px.encode(np.rint(heat * 255).astype(np.uint8), "png"))
+            self.store.write_bytes(names[-1], px.encode(np.rint(_flat(heat) * 255).astype(np.uint8), "png"))
             boxes = made_boxes(heat, answers.levels[place], answers.settings)
             row[f"boxes {label}"] = json.dumps([_described(each) for each in boxes])
         return row | {"heatmap": "|".join(names)}
 
 
+def _flat(heat: Heat) -> Heat:
+    """A picture as it is; of a cube three slices through its hottest voxel."""
+    return heat if heat.ndim == 2 else three_planes(heat, np.unravel_index(int(heat.argmax()), heat.shape))
+
+
 def _described(found: ScoredBox) -> dict[str, float]:
-    """In pixels of the picture, as labels tables have boxes; the score is the share of the largest heat in it."""
-    (top, left), (bottom, right) = found.box.low, found.box.high
-    values = {"x": left, "y": top, "width": right - left, "height": bottom - top, "score": found.score}
-    return {name: rounded(value) for name, value in values.items()}
+    """In pixels of the picture, as labels tables have boxes, or in voxels of the cube along x, y and z; the score is
+    the share of the largest heat in it."""
+    names = (("y", "height"), ("x", "width")) if len(found.box.low) == 2 else _OF_CUBES
+    values = {"score": found.score}
+    for (start, length), low, high in zip(names, found.box.low, found.box.high, strict=True):
+        values |= {start: low, length: high - low}
+    return {name: rounded(values[name]) for name in _BOX if name in values}

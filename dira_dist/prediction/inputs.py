@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dira_dist.data.ingest.grids import Grid
 from dira_dist.data.ingest.items import Item
 from dira_dist.data.ingest.volumes import Volume
 from dira_dist.models.backbone import Size
@@ -45,16 +46,16 @@ class View:
     """One picture as the network sees it.
 
     Attributes:
-        frame: (C, *image_size) float32.
-        stored_px: (H, W) of the picture as a shard would hold it, from which the frame was made.
-        picture_px: (H, W) of the picture in its file, as viewers show it.
-        picture: (H, W) or (H, W, 3), the stored one, for people to look at.
+        frame: (C, *image_size) float32; of a volume over which windows slide (C, x, y, z) of its own size.
+        stored_px: (H, W) of the picture as a shard would hold it, from which the frame was made; (x, y, z) of a volume.
+        picture_px: (H, W) of the picture in its file, as viewers show it; of a volume as ``stored_px``.
+        picture: (H, W) or (H, W, 3), the stored one, for people to look at; of a volume (x, y, z).
         number: of the frame, or of the slice along the axis that a volume is cut along; none where there is one only.
     """
 
     frame: Tensor
-    stored_px: tuple[int, int]
-    picture_px: tuple[int, int]
+    stored_px: tuple[int, ...]
+    picture_px: tuple[int, ...]
     picture: Pixels
     number: int | None = None
 
@@ -65,7 +66,8 @@ class Opened:
 
     Attributes:
         views: read as they are taken; an error there ends them.
-        volume: the volume that they are slices of; none for flat images.
+        volume: the volume that they are slices of, or that is the one view; none for flat images.
+        grid: at which a volume is seen whole; none where it is cut into slices.
         files: the bytes of its files, as far as masks in their geometry need them.
         notes: what a user should know of it, complete when the views are taken.
         reason: why it cannot be read, or not to its end; known when the views are taken.
@@ -74,6 +76,7 @@ class Opened:
     entry: Entry
     views: Iterator[View]
     volume: Volume | None = None
+    grid: Grid | None = None
     files: Sequence[bytes] = ()
     notes: list[str] = field(default_factory=list)
     reason: str = ""
@@ -102,6 +105,15 @@ class Framing:
     in_channels: int
     fit: Fit
 
+    def volume_view(self, voxels: Pixels) -> View:
+        """A volume, or a cube, as validation sees it, to the last bit.
+
+        Args:
+            voxels: (C, x, y, z) uint8 or uint16, as a batch holds them.
+        """
+        size = voxels.shape[1:]
+        return View(self._frame(voxels), size, size, voxels[0])
+
     def view(self, pixels: Pixels, picture_px: tuple[int, int], number: int | None = None) -> View:
         """The same view as that of validation, to the last bit.
 
@@ -111,11 +123,13 @@ class Framing:
             number: likewise.
         """
         channels_first = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
-        image = torch.from_numpy(np.ascontiguousarray(channels_first))[None]
-        size, number_of = pixels.shape[:2], torch.zeros(1, dtype=torch.int64)
+        return View(self._frame(channels_first), pixels.shape[:2], picture_px, pixels, number)
+
+    def _frame(self, channels_first: Pixels) -> Tensor:
+        image, number_of = torch.from_numpy(np.ascontiguousarray(channels_first))[None], torch.zeros(1).long()
         views = labelled_views(
             image,
-            torch.tensor([size]),
+            torch.tensor([channels_first.shape[1:]]),
             number_of,
             number_of,
             seed=0,
@@ -123,4 +137,4 @@ class Framing:
             in_channels=self.in_channels,
             fit=self.fit,
         )
-        return View(views.images[0].contiguous(), (size[0], size[1]), picture_px, pixels, number)
+        return views.images[0].contiguous()

@@ -3,14 +3,15 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dira_dist.config import RequestError, parse_document
+from dira_dist.config import RequestError, parse_document, per_axis
 from dira_dist.files import sha256_of
 from dira_dist.models.backbone import Size
 from dira_dist.models.fine_tuned_files import GROUPS, NETWORK, FineTunedFile, is_fine_tuned, read_fine_tuned
@@ -22,6 +23,8 @@ from dira_dist.training.finetune.recipe import FinetuneRecipe
 from dira_dist.training.pretrain.recipe import PretrainRecipe
 from dira_dist.training.task import Recipe, recipe_of
 from dira_dist.views.labelled import Fit
+from dira_dist.views.patches import PatchConfig
+from dira_dist.views.sliding_window import pad_to_window, slide, tiles
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
@@ -39,6 +42,7 @@ class Model:
         network: in evaluation mode, on the CPU.
         image_size, in_channels, fit: of the frame that an image is brought into.
         fed: how the images that it learned from were made; see :class:`dira_dist.training.trained_on.TrainedOn`.
+        dims: spatial axes that it takes.
     """
 
     address: str
@@ -48,6 +52,7 @@ class Model:
     in_channels: int
     fit: Fit
     fed: Mapping[str, Any]
+    dims: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,43 @@ class Features(nn.Module):
         return average_over_positions(self.encoder(images)[-1])
 
 
+class Sliding(nn.Module):
+    """A segmenter over whole volumes, see :func:`dira_dist.views.sliding_window.slide`."""
+
+    def __init__(self, network: nn.Module, image_size: Sequence[int], patches: PatchConfig) -> None:
+        super().__init__()
+        self.network, self.image_size, self.patches = network, image_size, patches
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """(B, C, *S) to (B, K, *S)."""
+        settings = self.patches
+        return slide(
+            self.network,
+            volumes,
+            self.image_size,
+            overlap=settings.overlap,
+            blend=settings.blend,
+            windows_at_once=settings.windows_at_once,
+        )
+
+
+class TiledFeatures(nn.Module):
+    """Features of whole volumes: the mean over as few windows as cover them, evenly spaced."""
+
+    def __init__(self, network: nn.Module, image_size: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.image_size = network, image_size
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """(B, C, *S) to (B, F)."""
+        padded = pad_to_window(volumes, self.image_size)
+        found = [
+            self.network(padded[(slice(None), slice(None), *window)])
+            for window in tiles(padded.shape[2:], self.image_size)
+        ]
+        return torch.stack(found).mean(0)
+
+
 def files_of(fine_tuned: bool) -> Collection[str]:
     """What is wanted of a model's folder."""
     return (NETWORK, JOB, GROUPS, REPORT) if fine_tuned else (UNET, JOB)
@@ -104,12 +146,13 @@ def load_fine_tuned(folder: Path, address: str) -> FineTuned:
     network.load_state_dict(load_file(folder / NETWORK))
     return FineTuned(
         address=address,
-        digest=_digest(folder / NETWORK, [getattr(facts, name) for name in _ANSWERS]),
+        digest=_digest(folder / NETWORK, _settings_of(facts)),
         network=network.eval(),
         image_size=facts.image_size,
         in_channels=facts.in_channels,
         fit=facts.fit,
         fed=facts.fed,
+        dims=network.config.dims,
         facts=facts,
         recipe=recipe,
         folder=folder,
@@ -126,19 +169,32 @@ def load_encoder(folder: Path, address: str) -> Model:
         found = load_fine_tuned(folder, address)
         assert isinstance(found.network, Classifier | Segmenter)
         encoder: nn.Module = found.network.encoder
-        return Model(
-            address, found.digest, Features(encoder), found.image_size, found.in_channels, found.fit, found.fed
-        )
+        own = {each.name: getattr(found, each.name) for each in fields(Model)}
+        return Model(**own | {"network": Features(encoder)})
     facts, recipe = read_facts(folder), _recipe(folder, PretrainRecipe)
     encoder = recipe.model.build().encoder
     state = {name: weight for name, weight in load_file(folder / UNET).items() if name.startswith("encoder.")}
     encoder.load_state_dict({name.removeprefix("encoder."): weight for name, weight in state.items()})
     network = Features(encoder).eval()
     digest = _digest(folder / UNET, [facts.image_size, facts.in_channels, facts.fed])
-    return Model(address, digest, network, facts.image_size, facts.in_channels, "crop", facts.fed)
+    dims = recipe.model.dims
+    return Model(address, digest, network, facts.image_size, facts.in_channels, "crop", facts.fed, dims)
+
+
+def over_volumes(model: Model) -> Model:
+    """The same for whole volumes: masks window by window; features of windows that tile the volume, their mean."""
+    size = per_axis(model.image_size, model.dims)
+    if isinstance(model, FineTuned) and model.recipe.patches is not None:
+        return replace(model, network=Sliding(model.network, size, model.recipe.patches).eval())
+    return replace(model, network=TiledFeatures(model.network, size).eval())
 
 
 _ANSWERS = ("kind", "classes", "calibration", "thresholds", "localization", "image_size", "in_channels", "fit", "fed")
+
+
+def _settings_of(facts: FineTunedFile) -> list[Any]:
+    """What answers depend on beside the weights; of a model that slides over nothing, as it ever was."""
+    return [*(getattr(facts, name) for name in _ANSWERS), *([facts.sliding] if facts.sliding else [])]
 
 
 def _digest(weights: Path, settings: Sequence[Any]) -> str:

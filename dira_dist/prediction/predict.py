@@ -27,7 +27,7 @@ from dira_dist.prediction.dicom_seg import DicomMasks, check_installed
 from dira_dist.prediction.files import FileSource, find_files
 from dira_dist.prediction.heat_maps import HeatMapAnswers
 from dira_dist.prediction.masks import PlainMasks
-from dira_dist.prediction.model import FineTuned, Model, files_of, load_encoder, load_fine_tuned
+from dira_dist.prediction.model import FineTuned, Model, files_of, load_encoder, load_fine_tuned, over_volumes
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
 from dira_dist.prediction.overlays import Overlays
 from dira_dist.prediction.place import Making, claim, finish, full_disk_in_a_sentence, parts_done
@@ -194,7 +194,10 @@ class _Job:
         group: Columns = {"group": "text"} if grouped else {}
         schema = schema_of({first: "text", **group, **LAST_COLUMNS, **answers.columns})
         device = self.runner.device(self.options.device)
-        return Work(self.model, found.reader, answers, self.dest, first, schema, self.options.batch, device)
+        slides = found.reader.framing.fit == "slide"
+        model = over_volumes(self.model) if slides else self.model
+        batch = 1 if slides else self.options.batch  # volumes are of any size
+        return Work(model, found.reader, answers, self.dest, first, schema, batch, device)
 
     def _answers(self, found: FileSource | SetSource) -> Answers:
         """Raises:
@@ -214,15 +217,31 @@ class _Job:
             raise RequestError(f"pool: {model.address} is a segmenter, and pooled are a classifier's probabilities")
         axis = found.reader.options.axis if isinstance(found, FileSource) else "axial"
         writers = tuple(self._writers(options, found))
-        return MaskAnswers(model.facts.kind, tuple(model.facts.classes), axis, writers, options.flips)
+        slides = model.fit == "slide"
+        return MaskAnswers(model.facts.kind, tuple(model.facts.classes), axis, writers, options.flips, slides)
 
     def _writers(self, options: PredictOptions, found: FileSource | SetSource) -> Iterator[FileWriter]:
         """Those of files beside the table."""
+        if isinstance(found, SetSource) and self.model.fit == "slide":
+            yield from self._of_samples(options)
+            return
         plain = PlainMasks(int(options.volume_budget_gib * 2**30))
         if options.masks == "auto" and isinstance(found, FileSource) and found.has_dicom:
             yield self._dicom_masks(plain)
         elif options.masks != "none":
             yield plain
+        if options.overlays:
+            yield Overlays()
+
+    def _of_samples(self, options: PredictOptions) -> Iterator[FileWriter]:
+        """Raises:
+        RequestError: masks are asked for that would have no file to lie on.
+        """
+        if options.masks == "plain":
+            raise RequestError(
+                f"masks plain: a mask of a volume lies on the voxels of its file, and {self.source} is a shard set: "
+                "give the files as SOURCE, or --masks none for the table"
+            )
         if options.overlays:
             yield Overlays()
 

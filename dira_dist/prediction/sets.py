@@ -40,8 +40,9 @@ class SetReader:
         """See :class:`~dira_dist.prediction.inputs.Reader`."""
         ids = [entry.sample_id for entry in entries if entry.sample_id is not None]
         budget = ReadOptions(bad_sample_budget=len(ids))  # each is a row with its reason
+        at_once = 1 if self.framing.fit == "slide" else _READ_AT_ONCE
         left = {entry.sample_id: entry for entry in entries}
-        with ValidationStream(self.address, budget, batch_size=_READ_AT_ONCE, ids=ids, index=self._index) as stream:
+        with ValidationStream(self.address, budget, batch_size=at_once, ids=ids, index=self._index) as stream:
             for batch in stream:
                 places = {int(batch.sample_ids[place]): place for place in np.flatnonzero(batch.valid.numpy()).tolist()}
                 reasons = {bad.id: bad.reason for bad in batch.bad}
@@ -54,6 +55,8 @@ class SetReader:
     def _opened(self, batch: LocalBatch, place: int, entry: Entry) -> Opened:
         size = batch.sizes_px[place].tolist()
         pixels = batch.images[place].numpy()[(slice(None), *map(slice, size))]
+        if len(size) == 3:
+            return Opened(entry, iter([self.framing.volume_view(pixels)]))
         picture = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
         return Opened(entry, iter([self.framing.view(picture, (size[0], size[1]))]))
 
@@ -77,7 +80,7 @@ def find_samples(address: str, model: Model, options: EmbedOptions) -> SetSource
     """
     index = read_index(address)
     try:
-        check_viewable(index.image, 2, model.in_channels)
+        check_viewable(index.image, model.dims, model.in_channels)
     except RequestError as error:
         raise RequestError(f"{address}: the set has {error}") from None
     table, pool = read_samples(address, index), options.pool if isinstance(options, PredictOptions) else None

@@ -124,6 +124,10 @@ class About:
     trained_on: TrainedOn = field(default_factory=TrainedOn)
 
 
+REQUIREMENTS = ("mlflow", "numpy", "pillow", "torch")
+"""What the code that travels with a model needs, unless its package says otherwise."""
+
+
 @dataclass(frozen=True)
 class Package:
     """A model ready for the registry, and what runs it where this package is not installed.
@@ -145,7 +149,7 @@ class Package:
     code: Sequence[Path]
     model_type: str
     description: str
-    requirements: Sequence[str] = ("mlflow", "numpy", "pillow", "torch")
+    requirements: Sequence[str] = REQUIREMENTS
     parameters: Mapping[str, str] = field(default_factory=dict)
     example: npt.NDArray[Any] | None = None
 

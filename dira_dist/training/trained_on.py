@@ -15,7 +15,7 @@ from dira_dist.data.samples import read_samples
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import StoreError
 
-_READING = ("image_size", "side", "content", "intensity", "axis", "tilt", "spacing_tolerance")
+_READING = ("image_size", "side", "content", "intensity", "axis", "tilt", "spacing_tolerance", "spacing")
 """Options of ``dira-dist shard`` that decide what the pixels of a sample are."""
 
 
@@ -24,8 +24,8 @@ class TrainedOn:
     """What is remembered.
 
     Attributes:
-        fed: options of ``dira-dist shard`` by name, with ``mode``, the pixels of the training set; empty where nobody
-            knows.
+        fed: options of ``dira-dist shard`` by name, with ``mode``, the pixels of the training set, and of arrays their
+            ``array_type``; empty where nobody knows.
         groups: by the name of the set, digests of whom its samples are of; none where that was not looked up.
     """
 
@@ -36,7 +36,8 @@ class TrainedOn:
 def fed_by(index: ShardSetIndex) -> dict[str, Any]:
     """How the images of a set were made, as far as its index tells."""
     request = index.made_by.get("request", {})
-    return {name: request[name] for name in _READING if name in request} | {"mode": index.image.mode}
+    known = {name: request[name] for name in _READING if name in request} | {"mode": index.image.mode}
+    return known | ({} if index.image.array_type is None else {"array_type": index.image.array_type})
 
 
 def group_digests(groups: Iterable[str]) -> list[str]:

@@ -10,8 +10,10 @@ from torch import Tensor
 from dira_dist.views.augmentation import AugmentationConfig, augment
 from dira_dist.views.center_view import center_view
 from dira_dist.views.frame_view import fit_mask, fit_view
+from dira_dist.views.patches import PatchConfig, draw_patches
 
-Fit = Literal["crop", "fit"]
+Fit = Literal["crop", "fit", "slide"]
+"""How an image is brought before a network: its centre; the whole of it, scaled; or as it is, window by window."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def labelled_views(
     masks: Tensor | None = None,
     targets: Tensor | None = None,
     augmentation: AugmentationConfig | None = None,
+    patches: PatchConfig | None = None,
 ) -> LabelledViews:
     """Each image in its frame, the same for validation and use; for training augmented there.
 
@@ -59,11 +62,19 @@ def labelled_views(
         seed: of the augmentation.
         image_size: pixels of the frame, a side or one for each axis.
         in_channels: of the views.
-        fit: ``crop``, the centre of the image, as pretraining is evaluated; ``fit``, the whole of it.
+        fit: ``crop``, the centre of the image, as pretraining is evaluated; ``fit``, the whole of it in the frame;
+            ``slide``, the image at its own size, of which images of one batch may have one only.
         masks: (B, *canvas) int16.
         targets: of a classifier; they pass through.
         augmentation: none: the frame as it is.
+        patches: cut out of each image for training, before anything else; of ``slide`` alone.
     """
+    if patches is not None:
+        assert fit == "slide" and masks is not None
+        images, masks = draw_patches(
+            images, masks, sizes_px, sample_ids, epochs, seed=seed, image_size=image_size, foreground=patches.foreground
+        )
+        sizes_px = torch.tensor(images.shape[2:]).expand(len(images), -1)
     channels = 1 if images.shape[1] == 1 else in_channels  # grey is repeated at the end, and its noise with it
     found, found_masks = _frames(images, sizes_px, masks, image_size, channels, fit)
     if augmentation is not None:
@@ -108,4 +119,6 @@ def _framed(
         assert masks is None, "masks are asked about whole"
         return center_view(images, image_size, channels), None
     whole = center_view(images, tuple(size_px), channels)  # channels and range; the size stays
+    if fit == "slide":
+        return whole, None if masks is None else masks[(slice(None), *own)]
     return fit_view(whole, image_size), None if masks is None else fit_mask(masks[(slice(None), *own)], image_size)

@@ -28,6 +28,7 @@ class RandomPurpose(IntEnum):
     AUGMENTATION_INTENSITY = 8
     AUGMENTATION_NOISE = 9
     UNCERTAIN = 10
+    PATCH = 11
 
 
 def _absorb(state: Tensor, word: Tensor) -> Tensor:

@@ -302,6 +302,6 @@ def test_the_two_kinds_of_model_are_told_apart(home: Path, tmp_path: Path) -> No
     file.write_bytes(whole.replace(b'"in_channels"', b'"channels"'))
     with pytest.raises(FormatError, match="damaged"):
         read_fine_tuned(tmp_path)
-    file.write_bytes(whole.replace(b'"version": 2', b'"version": 9'))
+    file.write_bytes(whole.replace(b'"version": 3', b'"version": 9'))
     with pytest.raises(FormatError, match="format version 9"):
         read_fine_tuned(tmp_path)

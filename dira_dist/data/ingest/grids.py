@@ -82,6 +82,23 @@ class Grid:
         result[inside] = part
         return result
 
+    def own_voxels(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What is known at the grid's places at the voxels of the volume, interpolated: the way back of :meth:`read`.
+
+        Args:
+            values: (D, H, W) of the grid.
+
+        Returns:
+            (D, H, W) of the volume; float32, but for a grid that is the volume's own.
+        """
+        assert values.shape == self.sides
+        if self.is_own:
+            return values
+        for axis, (side, step) in enumerate(zip(self.source, self.steps, strict=True)):
+            place = np.clip((np.arange(side) + 0.5) / step - 0.5, 0, self.sides[axis] - 1)
+            values = _between(values, place, axis)
+        return values
+
     def _part(self, values: NDArray[Any], spans: Sequence[tuple[int, int]], labels: bool) -> NDArray[Any]:
         """What lies within ``spans`` of the grid, axis by axis."""
         if self.is_own:

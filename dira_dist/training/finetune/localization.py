@@ -30,6 +30,7 @@ from dira_dist.evaluation.localization import (
     mean_boxes,
     tuned_thresholds,
 )
+from dira_dist.evaluation.planes import boxes_in_planes, fullest_place, three_planes
 from dira_dist.models.saliency import as_share, heat_maps, in_image
 from dira_dist.models.supervised import Classifier
 from dira_dist.objectives.collectives import gather
@@ -147,18 +148,23 @@ class _Comparison:
                 yield each.sample_id, _case(batch, each, figures=figures, seen=seen)
 
     def _seen(self, batch: LocalBatch, asked: _Asked, heat: npt.NDArray[np.float32]) -> Seen | None:
-        """The image and its map, made smaller where they are large; none in three dimensions."""
-        if heat.ndim != 2:
-            return None
+        """The image and its map, made smaller where they are large; of a volume three slices through the lesion."""
         image = batch.images[asked.row, 0][tuple(map(slice, heat.shape))].cpu().numpy()
-        step = -(-max(heat.shape) // _SHOWN_PX)
         white = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0
-        found = [each.box for each in made_boxes(heat, self.thresholds[asked.label], self.settings)]
+        found: Sequence[BoundingBox] = [
+            each.box for each in made_boxes(heat, self.thresholds[asked.label], self.settings)
+        ]
+        true: Sequence[BoundingBox] = asked.truth.boxes
+        if heat.ndim == 3:
+            place = fullest_place(asked.truth.pixels(heat.shape)[None])
+            found, true = (boxes_in_planes(boxes, place, heat.shape) for boxes in (found, true))
+            image, heat = (three_planes(each, place) for each in (image, heat))
+        step = -(-max(heat.shape) // _SHOWN_PX)
         return Seen(
             image=(np.clip(image[::step, ::step] / white, 0, 1) * 255).astype(np.uint8),
             heat=heat[::step, ::step],
             found=as_shares(found, (step, step)),
-            true=as_shares(asked.truth.boxes, (step, step)),
+            true=as_shares(true, (step, step)),
         )
 
 

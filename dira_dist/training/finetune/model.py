@@ -1,8 +1,9 @@
 """The model that a fine-tuning leaves."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +17,8 @@ from dira_dist.training.finetune.labels import LabelCoding
 from dira_dist.training.finetune.masks import MaskCoding
 from dira_dist.training.finetune.networks import build_networks
 from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe
-from dira_dist.training.task import About, Package
-from dira_dist.views import center_view, frame_view
+from dira_dist.training.task import REQUIREMENTS, About, Package
+from dira_dist.views import center_view, frame_view, sliding_window
 
 _SETTINGS = {"start", "optimizer", "augmentation", "precision", "seed", "epochs"}
 
@@ -39,12 +40,20 @@ def write_model(recipe: FinetuneRecipe, state: Mapping[str, Tensor], folder: Pat
     return Package(
         folder,
         weights=NETWORK,
-        code=[Path(str(module.__file__)) for module in (predictor, center_view, frame_view, sent_images)],
+        code=[Path(str(module.__file__)) for module in _code_of(recipe)],
         model_type=f"dira-{recipe.task.name}",
         description="Classifiers and segmenters fine-tuned with dira_dist.",
         parameters={"output": predictor.OUTPUTS[recipe.task.name][0]},
         example=example_input(facts.in_channels, facts.image_size, networks.network.config.dims),
+        requirements=(*REQUIREMENTS, *(("monai",) if recipe.fit == "slide" else ())),
     )
+
+
+def _code_of(recipe: FinetuneRecipe) -> Iterator[ModuleType]:
+    """What travels with the model, and runs it."""
+    yield from (predictor, center_view, frame_view, sent_images)
+    if recipe.fit == "slide":
+        yield sliding_window
 
 
 def _facts(recipe: FinetuneRecipe, report: Mapping[str, Any], about: About) -> FineTunedFacts:
@@ -67,6 +76,7 @@ def _facts(recipe: FinetuneRecipe, report: Mapping[str, Any], about: About) -> F
         in_channels=recipe.model.in_channels,
         image_size=input_size(recipe.model, recipe.data.image_size),
         fit=recipe.fit,
+        sliding=recipe.patches.model_dump(mode="json", include={"overlap", "blend"}) if recipe.patches else {},
         calibration={name: calibration[name] for name in ("slopes", "intercepts") if name in calibration},
         thresholds=thresholds,
         label=label,

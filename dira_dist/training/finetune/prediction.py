@@ -9,23 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dira_dist.config import per_axis
 from dira_dist.data.batch import LocalBatch
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.validation import ValidationStream
 from dira_dist.evaluation.classification import ClassPredictions
 from dira_dist.evaluation.features import frozen
-from dira_dist.evaluation.segmentation import SegmentationCase, case_figures
+from dira_dist.evaluation.planes import fullest_place, three_planes
+from dira_dist.evaluation.segmentation import Bools, Pixels, SegmentationCase, case_figures
 from dira_dist.objectives.collectives import gather, my_place
 from dira_dist.objectives.supervised import mask_targets
 from dira_dist.training.finetune.labels import UNCERTAIN, LabelCoding
 from dira_dist.training.finetune.masks import MaskCoding
 from dira_dist.training.finetune.networks import FinetuneNetworks
 from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe, Segment
-from dira_dist.training.finetune.samples import FinetuneSamples, Known
+from dira_dist.training.finetune.samples import FinetuneSamples, Known, batch_size_of
 from dira_dist.views.frame_view import unfit
 from dira_dist.views.labelled import LabelledViews, labelled_views
+from dira_dist.views.sliding_window import slide
 
-_BATCH = 32
 _UNKNOWN = Known({}, None)
 
 
@@ -51,7 +53,23 @@ class SetReader:
         with frozen(self.networks):
             for batch in self._batches(name):
                 views = self._views(batch.to(self.device))
-                yield batch, views, self.networks.network(views.images).float()
+                yield batch, views, self._answers(views.images)
+
+    def _answers(self, images: Tensor) -> Tensor:
+        """Of framed images all at once; over volumes window by window."""
+        recipe, network = self.recipe, self.networks.network
+        if recipe.patches is None:
+            logits: Tensor = network(images)
+            return logits.float()
+        assert recipe.model is not None
+        return slide(
+            network,
+            images,
+            per_axis(recipe.data.image_size, recipe.model.dims),
+            overlap=recipe.patches.overlap,
+            blend=recipe.patches.blend,
+            windows_at_once=recipe.patches.windows_at_once,
+        )
 
     def annotated(self, name: str, ids: Sequence[int]) -> Iterator[tuple[LocalBatch, LabelledViews]]:
         """Batches of some samples of a set, with masks and boxes, and their views; as many on every worker."""
@@ -71,7 +89,13 @@ class SetReader:
         options = replace(self.recipe.data.read_options, annotations=self.recipe.segments or ids is not None)
         rank, workers = my_place()
         with ValidationStream(
-            address, options, batch_size=_BATCH, rank=rank, world_size=workers, ids=ids, index=self._indices[name]
+            address,
+            options,
+            batch_size=batch_size_of(self.recipe),
+            rank=rank,
+            world_size=workers,
+            ids=ids,
+            index=self._indices[name],
         ) as stream:
             yield from stream
 
@@ -168,18 +192,23 @@ def _case(
         surfaces=in_full,
         chances=chances[0, coding.measured].cpu().numpy(),
     )
-    thumbnail = (image.clamp(0, 1) * 255).round().byte().cpu().numpy() if in_full else None
     shown, inside = mask_targets(views.masks[place : place + 1], coding.kind, coding.values)
     framed = decided(as_chances(logits[place : place + 1], coding), coding)[0, coding.measured] & inside
-    return SegmentationCase(
-        key=batch.keys[place],
-        group=batch.groups[place],
-        columns=known.columns,
-        figures=figures,
-        image=thumbnail,
-        predicted=framed.cpu().numpy() if in_full else None,
-        truth=shown[0, coding.measured].bool().cpu().numpy() if in_full else None,
-    )
+    seen = _seen(image, framed, shown[0, coding.measured], known.spacing_mm) if in_full else (None, None, None)
+    return SegmentationCase(batch.keys[place], batch.groups[place], known.columns, figures, *seen)
+
+
+def _seen(
+    image: Tensor, predicted: Tensor, truth: Tensor, spacing_mm: Sequence[float] | None
+) -> tuple[Pixels, Bools, Bools]:
+    """A frame to look at, (H, W), with (K, H, W) masks; of a volume three slices of it through most of the truth."""
+    thumbnail = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    masks = [each.bool().cpu().numpy() for each in (predicted, truth)]
+    if thumbnail.ndim == 2:
+        return thumbnail, masks[0], masks[1]
+    place = fullest_place(masks[1] if masks[1].any() else masks[0])
+    said, true = (np.stack([three_planes(mask, place, spacing_mm) for mask in each]) for each in masks)
+    return three_planes(thumbnail, place, spacing_mm), said, true
 
 
 def as_chances(logits: Tensor, coding: MaskCoding) -> Tensor:

@@ -21,6 +21,8 @@ from dira_dist.training.trained_on import TrainedOn, trained_on
 from dira_dist.training.validation import PLATEAU_EPOCHS
 from dira_dist.views import check_viewable
 from dira_dist.views.augmentation import AugmentationConfig
+from dira_dist.views.labelled import Fit
+from dira_dist.views.patches import PatchConfig
 
 if TYPE_CHECKING:
     from dira_dist.training.finetune.samples import FinetuneSamples
@@ -136,6 +138,7 @@ class Segment(Section):
         None, min_length=1, description="regions that may overlap, each the union of some of the mask's values"
     )
     loss: Literal["dice_ce", "dice", "focal", "tversky"] = Field("dice_ce", description="computed for each image")
+    patches: PatchConfig = PatchConfig()
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -282,12 +285,21 @@ class FinetuneRecipe(Recipe):
         ]
 
     def check_sets(self, sets: Mapping[str, ShardSetIndex]) -> None:
-        """Refuses sets whose images the network cannot take.
+        """Refuses sets whose images the network cannot take, and sizes and patches that are of another network.
 
         Raises:
             RequestError: says which, and the remedy.
         """
         assert self.model is not None, "settled before anything is read"
+        try:
+            self.model.check_image_size(self.data.image_size)
+        except RequestError as error:
+            raise RequestError(f"data.image_size is {self.data.image_size}: {error}") from None
+        if isinstance(self.task, Segment) and self.patches is None and self.task.patches != PatchConfig():
+            raise RequestError(
+                f"task.patches: they are of volumes, and {self.model.label} takes images, which it sees whole: leave "
+                "the section out, or set model to a network of volumes ({name: unet3d})"
+            )
         for name, index in sets.items():
             try:
                 check_viewable(index.image, self.model.dims, self.model.in_channels, rgb=self.model.is_rgb)
@@ -326,9 +338,16 @@ class FinetuneRecipe(Recipe):
         return isinstance(self.task, Segment)
 
     @property
-    def fit(self) -> Literal["crop", "fit"]:
-        """How images are brought to their frame: whole, where every pixel is asked about."""
-        return "fit" if self.segments else "crop"
+    def fit(self) -> Fit:
+        """How images are brought before the network: whole, where every pixel is asked about; volumes by windows."""
+        if not isinstance(self.task, Segment):
+            return "crop"
+        return "slide" if self.model is not None and self.model.dims == 3 else "fit"
+
+    @property
+    def patches(self) -> PatchConfig | None:
+        """Of a segmenter of volumes."""
+        return self.task.patches if isinstance(self.task, Segment) and self.fit == "slide" else None
 
     @property
     def reads_masks(self) -> bool:

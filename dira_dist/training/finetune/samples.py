@@ -23,7 +23,8 @@ from dira_dist.training.task import TrainingSamples
 
 Bools = npt.NDArray[np.bool_]
 
-_MASKS_LOOKED_AT = 500
+_MASKS_LOOKED_AT = {2: 500, 3: 50}
+"""By spatial axes: a volume takes as long as many images."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def _check_apart(tables: Mapping[str, SampleTable]) -> None:
 def _check_masks(recipe: FinetuneRecipe, name: str, index: ShardSetIndex) -> None:
     """Refuses masks with values that the task does not know, before anything is started.
 
-    Some hundreds of them are looked at, spread over the set; the others when they are learned from or judged by.
+    Some hundreds of them (some tens of volumes) are looked at, spread over the set; the others when they are learned
+    from or judged by.
 
     Raises:
         RequestError: with the values.
@@ -120,10 +122,11 @@ def _check_masks(recipe: FinetuneRecipe, name: str, index: ShardSetIndex) -> Non
     coding = MaskCoding.of(recipe.task)
     if coding.kind == "binary":
         return
-    ids = draw_spread([shard.samples for shard in index.shards], _MASKS_LOOKED_AT, seed=0)
+    ids = draw_spread([shard.samples for shard in index.shards], _MASKS_LOOKED_AT[index.image.axes], seed=0)
     options = replace(recipe.data.read_options, annotations=True)
     found: set[int] = set()
-    with ValidationStream(str(getattr(recipe.data, name)), options, batch_size=32, ids=ids, index=index) as stream:
+    at_once = batch_size_of(recipe)
+    with ValidationStream(str(getattr(recipe.data, name)), options, batch_size=at_once, ids=ids, index=index) as stream:
         for batch in stream:
             assert batch.masks is not None
             coding.check(batch.masks, f"data.{name}")
@@ -131,6 +134,11 @@ def _check_masks(recipe: FinetuneRecipe, name: str, index: ShardSetIndex) -> Non
     if coding.kind == "regions" and not found & {value for each in coding.values for value in each}:
         there = ", ".join(map(str, sorted(found - {NO_LABEL})))
         raise RequestError(f"data.{name}: no mask holds any value of task.regions; found: {there}")
+
+
+def batch_size_of(recipe: FinetuneRecipe) -> int:
+    """How many images of a set are read together: volumes of any size one by one."""
+    return 1 if recipe.fit == "slide" else 32
 
 
 def lesions_known(recipe: FinetuneRecipe, known: Sequence[Known]) -> list[int]:

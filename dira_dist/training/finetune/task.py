@@ -79,6 +79,7 @@ class FinetuneTask:
             masks=batch.masks,
             targets=self._targets(batch),
             augmentation=recipe.augmentation,
+            patches=recipe.patches,
         )
 
     def step(self, networks: Networks, span: StageSpan, device: torch.device) -> TrainStep[LabelledViews]:
