@@ -25,7 +25,7 @@ from dira_dist.views.intensity import (
     draw_jitter,
     jitter,
 )
-from dira_dist.views.randomness import PerView, view_keys
+from dira_dist.views.randomness import PerView, RandomPurpose, noise, view_keys
 
 _CPU_PART_BYTES = 4 << 20
 _DEVICE_PART_BYTES = 1 << 30
@@ -57,6 +57,7 @@ class Views:
         sample_ids: (B,) int64.
         distortion: labels of how `view_1` is distorted, by name; of DiRA's ``kind`` (B,) int64.
         labels: of the samples, by name, where somebody needs them.
+        mix: (B,) float32 in [0, 1), a place between a restoration and its target, for a gradient penalty.
     """
 
     view_1: Tensor
@@ -65,6 +66,7 @@ class Views:
     sample_ids: Tensor
     distortion: Mapping[str, Tensor] = field(default_factory=dict)
     labels: tuple[Mapping[str, Any], ...] | None = None
+    mix: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.view_1)
@@ -127,13 +129,16 @@ def make_views(
     if images.device.type == "cpu":
         _keep_pages()
     sides_px = per_axis(image_size, images.ndim - 2)
-    drawn = _draw(view_keys(seed, epochs, sample_ids, views=1 + with_second), sizes_px, sides_px, config)
+    keys = view_keys(seed, epochs, sample_ids, views=1 + with_second)
+    drawn = _draw(keys, sizes_px, sides_px, config)
     with torch.autocast(images.device.type, enabled=False):
         views, target = _render(images, drawn, sides_px, min(in_channels, images.shape[1]), config, with_target)
     view_1, *others = views.expand(-1, -1, in_channels, *views.shape[3:])
     if target is not None and in_channels not in (1, 3):
         target = target.expand(-1, in_channels, *sides_px)  # grey, repeated like the views
-    return Views(view_1, others[0] if others else None, target, sample_ids, config.distortion.labels(drawn.distortion))
+    labels = config.distortion.labels(drawn.distortion)
+    mix = noise(keys[0], RandomPurpose.PENALTY_MIX, 1).squeeze(-1) if with_target else None
+    return Views(view_1, others[0] if others else None, target, sample_ids, labels, mix=mix)
 
 
 def _render(

@@ -5,6 +5,7 @@ Zhou et al., *Models Genesis* (Medical Image Analysis 67, 2021), section 3.1, wi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -115,8 +116,12 @@ def draw_flips(keys: Tensor, probability: float, axes: int) -> Tensor:
 def flip(views: Tensor, flipped: Tensor) -> Tensor:
     """(N, C, *S) views mirrored about those of the axes that (N, n) `flipped` names."""
     for axis in range(flipped.shape[1]):
-        views = where_chosen(views, flipped[:, axis], lambda some, rows, axis=axis: some.flip(2 + axis))
+        views = where_chosen(views, flipped[:, axis], partial(_mirrored, axis=2 + axis))
     return views
+
+
+def _mirrored(views: Tensor, rows: Tensor, axis: int) -> Tensor:
+    return views.flip(axis)
 
 
 def draw_curves(keys: Tensor, falling: float) -> tuple[Tensor, Tensor]:

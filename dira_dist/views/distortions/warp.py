@@ -32,7 +32,7 @@ def draw_moves(keys: Tensor, sides_px: Sequence[int], sigma: float, deviation: f
 def strength(sides_px: Sequence[int], sigma: float, deviation: float) -> float:
     """Factor that gives smoothed noise the deviation: noise has 1 / sqrt(3), and each axis leaves a part of it."""
     left = (2 * sigma * sides_px[0] * math.sqrt(math.pi)) ** (-len(sides_px) / 2)
-    return deviation * sides_px[0] * math.sqrt(3) / left
+    return deviation * sides_px[0] * math.sqrt(3) / float(left)
 
 
 def smoothed(fields: Tensor, sigma_px: float) -> Tensor:
