@@ -18,7 +18,7 @@ _AS_CUT: Mapping[str, Any] = {
 }
 """Cubes as they were cut: the distortion is all that is done to them."""
 
-_PRESETS: Mapping[Preset, Mapping[str, Any]] = {
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "dira": {
         "data": {"image_size": 224, "global_batch": 256},
         "model": {"name": "unet", "encoder": "resnet50", "in_channels": 3},
