@@ -23,6 +23,7 @@ from dira_dist.evaluation.rank import representation_health, view_distances
 from dira_dist.evaluation.restoration import psnr, ssim
 from dira_dist.metrics import ALIGNMENT, COLLAPSED, COMMON_GROUPS, FEATURE_STD, PSNR, RANKME, SSIM, UNIFORMITY
 from dira_dist.models.backbone import Backbone
+from dira_dist.objectives import judged
 from dira_dist.views import ViewsConfig, make_views
 
 BATCH = 64
@@ -101,6 +102,7 @@ class Evaluator:
         timeout_s: seconds of trouble with the storage that are borne.
         restores: whether the decoder is ever trained; the restorations of one that is not mean nothing.
         dims: spatial axes of the views.
+        conditional: whether the discriminator sees images beside the distorted ones.
     """
 
     val: str | None
@@ -111,6 +113,7 @@ class Evaluator:
     timeout_s: float = 300.0
     restores: bool = True
     dims: int = 2
+    conditional: bool = False
 
     @torch.no_grad()
     def evaluate(self, unet: Backbone, device: torch.device, discriminator: nn.Module | None = None) -> Evaluation:
@@ -130,13 +133,17 @@ class Evaluator:
                 features = self._features(unet, self.val, device, MOST_IMAGES).features
                 metrics |= figures | representation_health(features).as_metrics()
                 if discriminator is not None and restorations is not None:
-                    target, restored = restorations.target.to(device), restorations.restored.to(device)
-                    scores = PatchScores(discriminator(target).float().cpu(), discriminator(restored).float().cpu())
+                    scores = self._scores(discriminator, restorations, device)
             if self.probe is not None:
                 figures, labelled = self._probe(unet, self.probe, device)
                 metrics |= figures
                 warnings = _warnings(figures)
         return Evaluation(metrics, restorations, scores, labelled, warnings)
+
+    def _scores(self, discriminator: nn.Module, shown: Restorations, device: torch.device) -> PatchScores:
+        distorted = shown.distorted if self.conditional else None
+        seen = (judged(images, distorted).to(device) for images in (shown.target, shown.restored))
+        return PatchScores(*(discriminator(images).float().cpu() for images in seen))
 
     def _batch_size(self) -> int:
         """Images at once; of cubes, which are larger than they look, as many as their voxels allow."""

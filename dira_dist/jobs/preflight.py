@@ -60,6 +60,7 @@ class Preflight:
         yield from self.bill.lines() if self.bill else ()
         parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())
         yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
+        yield from (f"preset   {text}" for text in job.filled_in())
         yield from (f"warning  {text}" for text in self.warnings)
 
 

@@ -5,9 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pydantic import Field
+
 from dira_dist.config import Document, KeyPath, RequestError
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.jobs.base import TrainingJob, absolute_address
+from dira_dist.jobs.presets import Preset, preset_lines, with_preset
 from dira_dist.objectives import METHODS, MethodSection, default_method
 from dira_dist.training.optimizer import OptimizerConfig
 from dira_dist.training.pretrain.recipe import DEFAULT_STAGES, PretrainRecipe
@@ -16,13 +19,19 @@ from dira_dist.training.pretrain.recipe import DEFAULT_STAGES, PretrainRecipe
 class PretrainJob(PretrainRecipe, TrainingJob):
     """One DiRA pretraining: what ``kind: pretrain`` holds."""
 
+    preset: Preset | None = Field(
+        None,
+        description="a published recipe, which fills in what the file leaves out; see docs/restorative.md",
+    )
+
     @classmethod
     def completed(cls, document: Document) -> Document:
         """The optimiser with the method's own, and each stage with the job's batch, optimiser and loss weights.
 
         An optimiser takes over what was meant for it alone: settings of another one, above all its rate, would do harm.
         """
-        values = json.loads(json.dumps({"stages": DEFAULT_STAGES} | document.values))
+        given = json.loads(json.dumps(document.values))
+        values = {"stages": json.loads(json.dumps(DEFAULT_STAGES))} | with_preset(given)
         method: type[MethodSection] | None = type(default_method())
         if isinstance(values.get("method"), dict):
             method = METHODS.get(str(values["method"].setdefault("name", default_method().name)))
@@ -44,6 +53,9 @@ class PretrainJob(PretrainRecipe, TrainingJob):
         if self.model.init is not None:
             changes["model"] = self.model.model_copy(update={"init": absolute_address(self.model.init)})
         return changes
+
+    def filled_in(self) -> list[str]:
+        return [] if self.preset is None else preset_lines(self.preset, self.model_dump(mode="json"))
 
     def shard_sets(self) -> Iterator[tuple[str, str, str]]:
         yield from super().shard_sets()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from dira_dist.objectives.adversarial import AdversarialConfig, adversarial_loss, discriminator_loss
+from dira_dist.objectives.adversarial import AdversarialConfig, Opponent, adversarial_loss, discriminator_loss, judged
 from dira_dist.objectives.collectives import GlobalBatch
 from dira_dist.objectives.method import Method, MethodSection
-from dira_dist.objectives.restorative import restorative_loss
+from dira_dist.objectives.restorative import RestorativeConfig, restorative_loss
 
 
 def _discover() -> dict[str, type[MethodSection]]:
@@ -41,8 +41,11 @@ __all__ = [
     "Method",
     "MethodConfig",
     "MethodSection",
+    "Opponent",
+    "RestorativeConfig",
     "adversarial_loss",
     "default_method",
     "discriminator_loss",
+    "judged",
     "restorative_loss",
 ]

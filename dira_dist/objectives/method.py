@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dira_dist.config import Section
 from dira_dist.objectives.collectives import GlobalBatch
+from dira_dist.views.distortions import DistortionSection
 
 Encode = Callable[[Tensor], Tensor]
 """The encoder that learns, with its pooling: a view (B, C, *S) to features (B, F), float32."""
@@ -95,6 +96,28 @@ class MethodSection(Section):
         With these the loss is computed on the meta device, where no tensor has numbers to ask for.
         """
         return None
+
+    @property
+    def distortion_labels(self) -> Mapping[str, tuple[int, ...]]:
+        """Labels of the distortion that it asks for, by name, with the shape that they have for a sample."""
+        return {"kind": ()}
+
+    def check_labels(self, labels: Mapping[str, tuple[str, ...] | None]) -> None:
+        """Refuses a set without the samples' labels that it needs.
+
+        Args:
+            labels: of the set, by name, with their values where the set's index has them.
+
+        Raises:
+            RequestError: says what was found and what is allowed.
+        """
+
+    def check_distortion(self, distortion: DistortionSection[Any], axes: int) -> None:
+        """Refuses views whose distortion does not say what it needs.
+
+        Raises:
+            RequestError: says what was found and what is allowed.
+        """
 
     @property
     def least_batch(self) -> int:

@@ -49,7 +49,10 @@ class OptimizerConfig(Section):
     bias_lr_factor: float = Field(1.0, gt=0, description="rate of biases and norms, as a factor of the others'")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars; the first beta of adamw")
     weight_decay: float = Field(1e-4, ge=0, description="on all weights; of lars on matrices and kernels alone")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate, over the stage")
+    schedule: Literal["cosine", "constant", "step"] = Field(
+        "cosine", description="of the rate, over the stage; step: halved again and again"
+    )
+    halve_every_epochs: float = Field(40, gt=0, description="epochs after which the schedule step halves the rate")
     warmup_epochs: float = Field(0, ge=0, description="epochs in which the rate rises from 0, in each stage")
 
     @model_validator(mode="before")
@@ -118,6 +121,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int, steps_per_epoc
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
+    if config.schedule == "step":
+        return float(config.lr * 0.5 ** ((step - warmup) // max(1, round(config.halve_every_epochs * steps_per_epoch))))
     if config.schedule != "cosine":
         return config.lr
     return 0.5 * config.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -28,7 +28,16 @@ class RandomPurpose(IntEnum):
     AUGMENTATION_INTENSITY = 8
     AUGMENTATION_NOISE = 9
     UNCERTAIN = 10
-    PATCH = 11
+    ALIGNED_FLIP = 11
+    LOCAL_SHUFFLING = 12
+    SHUFFLED_ORDER = 13
+    CURVE = 14
+    PAINTING = 15
+    PAINTED_NOISE = 16
+    WARP = 17
+    PIECES = 18
+    PENALTY_MIX = 19
+    PATCH = 20
 
 
 def _absorb(state: Tensor, word: Tensor) -> Tensor:
@@ -64,10 +73,25 @@ def uniform(keys: Tensor, stream: RandomPurpose, count: int) -> Tensor:
         (..., count) float64 with 53 random bits: parameters are drawn in double precision so that a last-bit
         difference of `exp` between devices cannot move a rounded pixel.
     """
+    return shift_right(words(keys, stream, count), 11).double() * 2.0**-53
+
+
+def words(keys: Tensor, stream: RandomPurpose, count: int) -> Tensor:
+    """``count`` independent words of 64 random bits for each key: (...) int64 to (..., count) int64."""
     draws = torch.arange(1, count + 1, device=keys.device)
     start = _absorb(keys, torch.full_like(keys, int(stream)))
-    bits = mix(start[..., None] + draws * GOLDEN_GAMMA)
-    return shift_right(bits, 11).double() * 2.0**-53
+    return mix(start[..., None] + draws * GOLDEN_GAMMA)
+
+
+def pairs(keys: Tensor, stream: RandomPurpose, count: int) -> tuple[Tensor, Tensor]:
+    """Twice as many numbers of half as many bits: two (..., count) float64 in [0, 1) with 32 random bits."""
+    drawn = words(keys, stream, count)
+    return shift_right(drawn, 32).double() * 2.0**-32, (drawn & 0xFFFFFFFF).double() * 2.0**-32
+
+
+def noise(keys: Tensor, stream: RandomPurpose, count: int) -> Tensor:
+    """As :func:`uniform`, in float32 with 24 random bits: for values of pixels, of which there are many."""
+    return shift_right(words(keys, stream, count), 40).float() * 2.0**-24
 
 
 def uniform_between(numbers: Tensor, low: float, high: float) -> Tensor:

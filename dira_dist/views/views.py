@@ -13,7 +13,7 @@ from torch import Tensor
 from dira_dist.config import RequestError, Section, per_axis
 from dira_dist.data.shards import ImageInfo
 from dira_dist.views.colour import to_grey
-from dira_dist.views.distortion import Distortion, DistortionConfig, distort, draw_distortion
+from dira_dist.views.distortions import DiraDistortion, DistortionConfig
 from dira_dist.views.geometry import CropConfig, Crops, draw_crops, resample
 from dira_dist.views.intensity import (
     Blur,
@@ -25,7 +25,7 @@ from dira_dist.views.intensity import (
     draw_jitter,
     jitter,
 )
-from dira_dist.views.randomness import view_keys
+from dira_dist.views.randomness import PerView, RandomPurpose, noise, view_keys
 
 _CPU_PART_BYTES = 4 << 20
 _DEVICE_PART_BYTES = 1 << 30
@@ -38,7 +38,7 @@ class ViewsConfig(Section):
     crop: CropConfig = Field(CropConfig(), description="random resized crop and flip")
     jitter: JitterConfig = Field(JitterConfig(), description="brightness, contrast; saturation and hue of RGB")
     blur: BlurConfig = Field(BlurConfig(), description="Gaussian blur")
-    distortion: DistortionConfig = Field(DistortionConfig(), description="what the network has to undo")
+    distortion: DistortionConfig = Field(DiraDistortion(), description="what the network has to undo")
     target: Literal["crop", "view"] = Field(
         "crop", description="restore the crop before jitter and blur (as published), or the view after them"
     )
@@ -55,8 +55,9 @@ class Views:
         target: (B, R, *S) float32 in [0, 1], undistorted, with the geometry of `view_1`; None where not asked for. R is
             1 of colour, whose luma is restored, and else `in_channels`.
         sample_ids: (B,) int64.
-        distortion: how `view_1` is distorted, by name: ``kind`` (B,) int64.
+        distortion: labels of how `view_1` is distorted, by name; of DiRA's ``kind`` (B,) int64.
         labels: of the samples, by name, where somebody needs them.
+        mix: (B,) float32 in [0, 1), a place between a restoration and its target, for a gradient penalty.
     """
 
     view_1: Tensor
@@ -65,6 +66,7 @@ class Views:
     sample_ids: Tensor
     distortion: Mapping[str, Tensor] = field(default_factory=dict)
     labels: tuple[Mapping[str, Any], ...] | None = None
+    mix: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.view_1)
@@ -75,7 +77,7 @@ class _Drawn:
     crops: Crops
     jitter: Jitter
     blur: Blur
-    distortion: Distortion
+    distortion: PerView
 
 
 def _draw(keys: Tensor, sizes_px: Tensor, sides_px: tuple[int, ...], config: ViewsConfig) -> _Drawn:
@@ -84,7 +86,7 @@ def _draw(keys: Tensor, sizes_px: Tensor, sides_px: tuple[int, ...], config: Vie
         draw_crops(keys, sizes_px, config.crop, sides_px),
         draw_jitter(keys, config.jitter),
         draw_blur(keys, config.blur, round(math.prod(sides_px) ** (1 / len(sides_px)))),
-        draw_distortion(keys, config.distortion, sides_px, len(sides_px)),
+        config.distortion.draw(keys, sides_px),
     )
 
 
@@ -129,7 +131,8 @@ def make_views(
     if images.device.type == "cpu":
         _keep_pages()
     sides_px = per_axis(image_size, images.ndim - 2)
-    drawn = _draw(view_keys(seed, epochs, sample_ids, views=1 + with_second), sizes_px, sides_px, config)
+    keys = view_keys(seed, epochs, sample_ids, views=1 + with_second)
+    drawn = _draw(keys, sizes_px, sides_px, config)
     with torch.autocast(images.device.type, enabled=False):
         rgb = rgb and images.ndim == 4
         look = _Look(config, min(in_channels, images.shape[1]), rgb, with_target)
@@ -137,7 +140,9 @@ def make_views(
     view_1, *others = views.expand(-1, -1, in_channels, *views.shape[3:])
     if target is not None and not (rgb and in_channels == 3):
         target = target.expand(-1, in_channels, *sides_px)  # grey is repeated like the views
-    return Views(view_1, others[0] if others else None, target, sample_ids, {"kind": drawn.distortion.kind[0]})
+    labels = config.distortion.labels(drawn.distortion)
+    mix = noise(keys[0], RandomPurpose.PENALTY_MIX, 1).squeeze(-1) if with_target else None
+    return Views(view_1, others[0] if others else None, target, sample_ids, labels, mix=mix)
 
 
 @dataclass(frozen=True)
@@ -163,13 +168,13 @@ def _render(images: Tensor, drawn: _Drawn, sides_px: tuple[int, ...], look: _Loo
     for part in _parts(views):
         count = len(images[part])
         crop = resample(images[part], drawn.crops.of(part), sides_px, channels)
-        crop.div_(_WHITE[images.dtype]).clamp_(0, 1)
+        crop = config.distortion.align(crop.div_(_WHITE[images.dtype]).clamp_(0, 1), drawn.distortion.of(part))
         if target is not None and config.target == "crop":
             target[part] = to_grey(crop[:count]) if look.is_colour else crop[:count]
         view = blur(_jittered(crop, drawn.jitter.of(part), look.is_colour), drawn.blur.of(part))
         if target is not None and config.target == "view":
             target[part] = to_grey(view[:count]) if look.is_colour else view[:count]
-        distorted = distort(view.contiguous(), drawn.distortion.of(part), config.distortion)
+        distorted = config.distortion.distort(view.contiguous(), drawn.distortion.of(part))
         views[:, part] = distorted.view(len(views), count, *distorted.shape[1:])
     return views, target
 

@@ -115,13 +115,20 @@ def test_gpus_halve_what_passes_unless_told_otherwise(precision: str | None) -> 
     assert passing(True, precision) == passing(False, "bf16") < passing(True, "fp32") == passing(False, precision)
 
 
+PLAYING = {
+    "rubik": {
+        "method": {"name": "rubik", "orders": 24, "pieces": 4},
+        "views": {"distortion": {"name": "rubik"}},
+        "adversarial": {"loss": "wgan_gp", "conditional": True},
+    }
+}
 STAGES = [[{"objective": objective, "steps": 1}] for objective in ("di", "dir", "dira", "re", "rea")]
 
 
 @pytest.mark.parametrize("stages", STAGES, ids=lambda stages: stages[0]["objective"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_estimated(method: str, stages: list[dict[str, Any]]) -> None:
-    parts = estimate_memory(_job(batch=4, method={"name": method}, stages=stages))
+    parts = estimate_memory(_job(batch=4, **PLAYING.get(method, {"method": {"name": method}}), stages=stages))
     assert all(math.isfinite(size) for size in parts.values())
     assert parts["activations and gradients"] > 0 and parts["weights"] > 0
 
@@ -170,7 +177,8 @@ METHOD_SETTINGS = {"barlow_twins": {"projector_width": 256}, "moco_v2": {"queue_
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_among_others_estimates_as_one_alone(method: str, request: pytest.FixtureRequest) -> None:
-    job = _job(method={"name": method, **METHOD_SETTINGS.get(method, {})}, execution={"gradient_compression": "bf16"})
+    chosen = PLAYING.get(method, {"method": {"name": method, **METHOD_SETTINGS.get(method, {})}})
+    job = _job(**chosen, execution={"gradient_compression": "bf16"})
     beforehand = estimate_memory(job)
     request.getfixturevalue("two_workers")
     assert is_distributed()

@@ -362,6 +362,7 @@ def test_settings_of_the_discriminator(setting: dict[str, Any]) -> None:
         {"weight_decay": 0.1},
         {"warmup_epochs": 1},
         {"schedule": "constant"},
+        {"schedule": "step", "halve_every_epochs": 1},
     ],
 )
 def test_settings_of_the_optimizer(setting: dict[str, Any]) -> None:

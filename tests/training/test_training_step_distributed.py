@@ -78,6 +78,14 @@ def test_workers_that_pass_their_shares_in_parts_compute_the_same(
     _assert_computed(_of_ranks(found, f"parts.{method}.{kind}.2", 2), expected)
 
 
+@pytest.mark.parametrize("kind", ["even", "uneven", "parts"])
+def test_workers_penalise_a_critic_as_one_process_does(found: Path, kind: str) -> None:
+    """Gradients of gradients, averaged over the workers, whose shares pass whole or in parts."""
+    samples = sum(workers.SHARES[2]["uneven" if kind == "uneven" else "even"])
+    expected = workers.critic_step(GlobalBatch((samples,)))
+    _assert_computed(_of_ranks(found, f"critic.{kind}.2", 2), expected)
+
+
 def test_gradients_of_parts_are_sent_once(found: Path) -> None:
     for sent in _of_ranks(found, "sent.2", 2):
         assert sent[2] == sent[None] > 0

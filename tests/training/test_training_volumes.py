@@ -58,7 +58,7 @@ def views(batch: int = 3, epoch: int = 0, dtype: torch.dtype = torch.float32) ->
 
 
 @pytest.mark.parametrize("objective", ["di", "dir", "dira"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SMALL)
 def test_every_method_learns_from_cubes_in_every_stage(method: str, objective: str) -> None:
     found = networks(method)
     before = copy.deepcopy(found.state_dict())

@@ -6,6 +6,7 @@ group, give what one process finds.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -81,6 +82,33 @@ def exact_step(method: str, batch: GlobalBatch, steps: int = 2, **execution: Any
             gradients = _first_moments(step)
     queue = getattr(step.networks.method, "queue", torch.zeros(0))
     return {"losses": losses, "gradients": gradients, "queue": queue.clone()}
+
+
+def critic_step(batch: GlobalBatch, steps: int = 2, **execution: Any) -> dict[str, Any]:
+    """The same of `rea` against a conditional critic with a gradient penalty."""
+    config = AdversarialConfig(
+        loss="wgan_gp", conditional=True, discriminator=DiscriminatorConfig(channels=(8, 16, 16, 16))
+    )
+    model = UNetConfig(encoder="tu-test_resnet", decoder_channels=(32, 16, 16, 8, 8))
+    built = build_networks(model, METHODS["simsiam"].model_validate({"name": "simsiam"}), config, seed=0).double()
+    step = pretrain_step(
+        built,
+        "rea",
+        adversarial=config,
+        optimizer=OptimizerConfig(lr=1e-3, momentum=0.9, weight_decay=0, schedule="constant"),
+        execution=ExecutionConfig(**execution),
+        total_steps=steps,
+    )
+    for module in built.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    losses, gradients = [], {}
+    for number in range(steps):
+        views = share(batch.samples, batch, seed=number, dtype=torch.float64)
+        result = step(replace(views, mix=(views.sample_ids + 0.5) / batch.samples), number)
+        losses.append({name: float(value) for name, value in result.losses.items()})
+        gradients = gradients or _first_moments(step)
+    return {"losses": losses, "gradients": gradients, "queue": torch.zeros(0)}
 
 
 def averaged_elements(batch: GlobalBatch, micro_batch: int | None) -> int:
@@ -170,6 +198,9 @@ def run(folder: Path, rank: int, workers: int) -> None:
             for method in METHOD_SETTINGS:
                 parts = exact_step(method, GlobalBatch(sizes, rank), micro_batch=2)
                 _note(folder, f"parts.{method}.{kind}.2", rank, parts)
+        for kind, sizes in SHARES[workers].items():
+            _note(folder, f"critic.{kind}.2", rank, critic_step(GlobalBatch(sizes, rank)))
+        _note(folder, "critic.parts.2", rank, critic_step(even, micro_batch=2))
         sent = {size: averaged_elements(even, size) for size in (None, 2)}
         _note(folder, "sent.2", rank, sent)
         _note(folder, "bad.2", rank, one_bad_worker(even))

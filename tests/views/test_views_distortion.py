@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from dira_dist.views.distortion import (
+from dira_dist.views.distortions.dira import (
     INNER,
     NONE,
     OUTER,
     SHUFFLE,
+    DiraDistortion,
     Distortion,
-    DistortionConfig,
     distort,
     draw_distortion,
 )
 from dira_dist.views.randomness import view_keys
 
-EVERYTHING = DistortionConfig(shuffle_probability=0.4, inner_probability=0.3, outer_probability=0.2)
+EVERYTHING = DiraDistortion(shuffle_probability=0.4, inner_probability=0.3, outer_probability=0.2)
 
 
 def keys(count: int, seed: int = 0) -> Tensor:
@@ -62,7 +62,7 @@ def test_equals_the_loop(channels: int, side: int, axes: int) -> None:
 
 
 def test_local_shuffling_moves_pixels_and_makes_none() -> None:
-    config = DistortionConfig(shuffle_probability=1, inner_probability=0, outer_probability=0, shuffle_swaps=1)
+    config = DiraDistortion(shuffle_probability=1, inner_probability=0, outer_probability=0, shuffle_swaps=1)
     views = torch.rand(32, 1, 56, 56)
     drawn = draw_distortion(keys(16), config, 56, 2).of(slice(None))
     apart = ((drawn.swap_first_px - drawn.swap_second_px).abs() >= drawn.swap_side_px).any(-1).squeeze(1)
@@ -74,7 +74,7 @@ def test_local_shuffling_moves_pixels_and_makes_none() -> None:
 
 def test_frequencies_are_the_configured_ones() -> None:
     count = 40_000
-    kind = draw_distortion(keys(count // 2), DistortionConfig(shuffle_swaps=1), 32, 2).kind
+    kind = draw_distortion(keys(count // 2), DiraDistortion(shuffle_swaps=1), 32, 2).kind
     for which, probability in ((SHUFFLE, 0.30), (INNER, 0.30), (OUTER, 0.05), (NONE, 0.35)):
         share = (kind == which).double().mean().item()
         deviation = (probability * (1 - probability) / count) ** 0.5
@@ -82,7 +82,7 @@ def test_frequencies_are_the_configured_ones() -> None:
 
 
 def test_cut_outs_stop_with_the_configured_probability() -> None:
-    config = DistortionConfig(inner_probability=1, shuffle_probability=0, outer_probability=0, shuffle_swaps=1)
+    config = DiraDistortion(inner_probability=1, shuffle_probability=0, outer_probability=0, shuffle_swaps=1)
     blocks = (draw_distortion(keys(10_000), config, 224, 2).cut_side_px > 0).all(-1).sum(-1).flatten()
     for number in range(1, 11):
         wanted = 0.9 ** (number - 1) * (0.1 if number < 10 else 1)
@@ -159,14 +159,14 @@ def test_published_sides_at_224_pixels() -> None:
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        DistortionConfig(**wrong)
+        DiraDistortion(**wrong)
 
 
 def test_probabilities_may_add_up_to_one() -> None:
     kinds = itertools.chain.from_iterable(
         draw_distortion(
             keys(50),
-            DistortionConfig(shuffle_probability=0.7, inner_probability=0.2, outer_probability=0.1),
+            DiraDistortion(shuffle_probability=0.7, inner_probability=0.2, outer_probability=0.1),
             32,
             2,
         ).kind.tolist()

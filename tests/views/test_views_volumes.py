@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dira_dist.views import ViewsConfig, make_views
-from dira_dist.views.distortion import INNER, NONE, OUTER, SHUFFLE, Distortion, draw_distortion
+from dira_dist.views.distortions.dira import INNER, NONE, OUTER, SHUFFLE, Distortion, draw_distortion
 from dira_dist.views.geometry import draw_crops
 from dira_dist.views.randomness import view_keys
 

@@ -156,7 +156,7 @@ class FinetuneOptimizer(OptimizerConfig):
     name: Literal["sgd", "adamw", "lars"] = Field("adamw", description="sgd with momentum, adamw, or lars")
     lr: float = Field(2e-4, gt=0, description="learning rate at its highest")
     weight_decay: float = Field(0.01, ge=0, description="on all weights")
-    schedule: Literal["cosine", "constant", "plateau"] = Field(  # type: ignore[assignment]
+    schedule: Literal["cosine", "constant", "step", "plateau"] = Field(  # type: ignore[assignment]
         "cosine",
         description="of the rate; plateau: halved after more than "
         f"{PLATEAU_EPOCHS} epochs without a better figure on val",

@@ -11,8 +11,10 @@ from dira_dist.config import RequestError
 from dira_dist.objectives import (
     AdversarialConfig,
     GlobalBatch,
+    Opponent,
+    RestorativeConfig,
     adversarial_loss,
-    discriminator_loss,
+    judged,
     restorative_loss,
 )
 from dira_dist.objectives.method import Encode, MethodInputs
@@ -135,21 +137,30 @@ class PretrainLosses:
         parts: of the stage.
         adversarial: the adversarial part's settings.
         execution: how the step is computed.
+        restorative: the restorative part's settings.
 
     Raises:
         RequestError: a method of feature maps is to see a part of the batch at once.
     """
 
     def __init__(
-        self, networks: PretrainNetworks, parts: ActiveParts, adversarial: AdversarialConfig, execution: ExecutionConfig
+        self,
+        networks: PretrainNetworks,
+        parts: ActiveParts,
+        adversarial: AdversarialConfig,
+        execution: ExecutionConfig,
+        restorative: RestorativeConfig = RestorativeConfig(),  # noqa: B008 (sections are immutable)
     ) -> None:
         self.weights: Mapping[str, float] = {str(part): weight for part, weight in parts.weights.items()}
         self.min_local_batch = networks.min_local_batch if parts.discriminates else 1
-        self._networks, self._parts, self._kind, self._execution = networks, parts, adversarial.loss, execution
+        self._networks, self._parts, self._execution = networks, parts, execution
+        self._adversarial, self._restorative = adversarial, restorative
         self._plain = Forward(networks, parts)
         self._forward = distribute(self._plain, execution)
         self._discriminator = networks.discriminator if parts.plays else None
-        self._opponent = distribute(self._discriminator, execution) if self._discriminator is not None else None
+        self._opponent: nn.Module | None = None
+        if self._discriminator is not None:
+            self._opponent = distribute(Opponent(self._discriminator, adversarial), execution)
         if execution.micro_batch is not None and parts.discriminates and "maps" in networks.needs:
             raise RequestError(
                 "execution.micro_batch: the method works on the feature maps of the whole batch, which are as large as "
@@ -220,13 +231,16 @@ class PretrainLosses:
         """What the cache of a part is pulled by, what U-Net and method minimise, unweighted, and the restoration."""
         with autocast:
             method, restoration = self._forward(views, batch, passing.cache, passing.part)
-            scores = self._discriminator(restoration) if self._discriminator is not None else None
+            seen = None if self._discriminator is None else judged(restoration, self._condition(views))
+            scores = None if self._discriminator is None else self._discriminator(seen)
         whole = method is not None and passing.cache is None
         losses = {str(DISCRIMINATIVE): method} if whole else {}
         if RESTORATIVE in self._parts.weights:
-            losses[RESTORATIVE] = batch.local_weight * restorative_loss(restoration, _target(views))
+            losses[RESTORATIVE] = batch.local_weight * restorative_loss(
+                restoration, _target(views), self._restorative.loss
+            )
         if scores is not None:
-            losses[ADVERSARIAL] = batch.local_weight * adversarial_loss(scores, self._kind)
+            losses[ADVERSARIAL] = batch.local_weight * adversarial_loss(scores, self._adversarial.loss)
         return [] if whole or method is None else [method], losses, restoration
 
     def _laid_out(self, views: Views) -> Views:
@@ -239,8 +253,11 @@ class PretrainLosses:
         """One forward pass for real and restored: instance norms keep samples apart."""
         assert self._opponent is not None
         with autocast:
-            real, restored = self._opponent(torch.cat([_target(views), restoration])).chunk(2)
-        return batch.local_weight * discriminator_loss(real, restored, self._kind)
+            loss: Tensor = self._opponent(_target(views), restoration, self._condition(views), views.mix)
+        return batch.local_weight * loss
+
+    def _condition(self, views: Views) -> Tensor | None:
+        return views.view_1 if self._adversarial.conditional else None
 
 
 def _target(views: Views) -> Tensor:

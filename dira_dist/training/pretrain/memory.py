@@ -18,6 +18,8 @@ from dira_dist.training.pretrain.networks import PretrainNetworks, networks_on_m
 from dira_dist.training.pretrain.recipe import PretrainRecipe, PretrainStage
 from dira_dist.views import Views
 
+KIND: Mapping[str, tuple[int, ...]] = {"kind": ()}
+
 
 def estimate_memory(recipe: PretrainRecipe, workers: int, gpus: bool) -> dict[str, int]:
     """Bytes of one worker's device memory by purpose, for the stage that needs most.
@@ -46,6 +48,7 @@ def stage_activation_bytes(
     size: tuple[int, ...],
     labels: Mapping[str, Any] | None = None,
     micro_batch: int | None = None,
+    distortion: Mapping[str, tuple[int, ...]] = KIND,
 ) -> int:
     """The most that a step's passes take in float32 beside what lasts: views, activations, gradients.
 
@@ -57,6 +60,7 @@ def stage_activation_bytes(
         size: of the views in pixels, along each axis.
         labels: of each sample, for a method that needs them; without them its own part is not counted.
         micro_batch: samples that pass at once; none: all of them.
+        distortion: labels of the distortion by name, with the shape of a sample's.
     """
     networks.train().set_trainable(parts)
     if "labels" in networks.needs and labels is None:
@@ -73,8 +77,12 @@ def stage_activation_bytes(
             torch.empty(shape, device="meta") if "second_view" in needs else None,
             first[:, : networks.unet.restored_channels] if parts.restores else None,
             torch.arange(samples),
-            {"kind": torch.empty(samples, dtype=torch.int64, device="meta")},
+            {
+                name: torch.empty((samples, *each), dtype=torch.int64, device="meta")
+                for name, each in distortion.items()
+            },
             (labels,) * samples if labels is not None and "labels" in needs else None,
+            torch.empty(samples, device="meta"),
         )
         autocast = torch.autocast("cpu", enabled=False)
         losses.backward(views, GlobalBatch((samples,)), autocast)
@@ -107,7 +115,10 @@ def _stage_memory(
     size = per_axis(recipe.data.image_size, recipe.model.dims)
     labels = recipe.method.example_labels
     micro_batch = recipe.execution.micro_batch
-    passing = stage_activation_bytes(networks, stage.parts(), recipe.adversarial, samples, size, labels, micro_batch)
+    asked = recipe.method.distortion_labels
+    passing = stage_activation_bytes(
+        networks, stage.parts(), recipe.adversarial, samples, size, labels, micro_batch, asked
+    )
     memory = [] if networks.method is None else [*networks.method.parameters(), *networks.method.buffers()]
     beside = [each for each in memory if not each.requires_grad]
     learned = {

@@ -70,6 +70,11 @@ class PretrainNetworks(Networks):
             parameter.requires_grad_(name in self._learnable and name not in unused and used[name.split(".")[0]])
 
 
+def judged_channels(unet: Backbone, adversarial: AdversarialConfig) -> int:
+    """Channels that a discriminator sees: the restoration's, and of a conditional one the input's."""
+    return unet.restored_channels + (unet.config.in_channels if adversarial.conditional else 0)
+
+
 ALL_PARTS = active_parts("dira", LossWeights())
 
 
@@ -114,7 +119,7 @@ def build_networks(
         if weights is not None:
             load_weights(unet, weights)
         built = method.build(unet.encoder, unet.channels)
-        discriminator = PatchDiscriminator(adversarial.discriminator, unet.dims, unet.restored_channels)
+        discriminator = PatchDiscriminator(adversarial.discriminator, unet.dims, judged_channels(unet, adversarial))
     return PretrainNetworks(
         unet,
         built if parts.discriminates else None,

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dira_dist.config import RequestError, flatten
+from dira_dist.config import RequestError, flatten, per_axis
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.evaluation.config import ProbeConfig
 from dira_dist.evaluation.evaluator import reported_metrics
 from dira_dist.metrics import PROBE_AUROC, RANKME
 from dira_dist.models.choice import ModelConfig
 from dira_dist.models.unet import UNetConfig
-from dira_dist.objectives import AdversarialConfig, MethodConfig, default_method
+from dira_dist.objectives import AdversarialConfig, MethodConfig, RestorativeConfig, default_method
 from dira_dist.objectives.parts import (
     OBJECTIVE_HELP,
     PUBLISHED_WEIGHTS,
@@ -76,6 +76,7 @@ class PretrainRecipe(Recipe):
     kind: Literal["pretrain"] = "pretrain"
     model: ModelConfig = UNetConfig()
     method: MethodConfig = Field(default_factory=default_method)
+    restorative: RestorativeConfig = RestorativeConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
     views: ViewsConfig = ViewsConfig()
     loss_weights: LossWeights = LossWeights()
@@ -96,6 +97,26 @@ class PretrainRecipe(Recipe):
             raise ValueError(f"data.image_size is {self.data.image_size}: {error}") from error
         return self
 
+    @model_validator(mode="after")
+    def _views_go_with_method(self) -> "PretrainRecipe":
+        distortion, axes = self.views.distortion, self.model.dims
+        try:
+            distortion.check_size(per_axis(self.data.image_size, axes))
+            if self.parts().discriminates:
+                self.method.check_distortion(distortion, axes)
+        except RequestError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _penalty_is_not_compiled(self) -> "PretrainRecipe":
+        if self.execution.compile and self.adversarial.loss == "wgan_gp" and self.parts().plays:
+            raise ValueError(
+                "execution.compile is true and adversarial.loss wgan_gp: torch.compile makes no gradient of a "
+                "gradient, which the penalty is; set execution.compile to false, or take another adversarial.loss"
+            )
+        return self
+
     def build_task(self, samples: TrainingSamples | None = None) -> "PretrainTask":
         from dira_dist.training.pretrain.task import PretrainTask  # evaluation and pictures are slow to import
 
@@ -114,7 +135,8 @@ class PretrainRecipe(Recipe):
         return together(stage.parts() for stage in begun)
 
     def check_sets(self, sets: Mapping[str, ShardSetIndex]) -> None:
-        """Refuses sets of which no views can be made, and probe sets that cannot be a probe's.
+        """Refuses sets of which no views can be made, one without labels that the method learns, and probe sets that
+        cannot be a probe's.
 
         Those lack the label, or have a single value of it, or one of them holds the other's shards.
 
@@ -126,6 +148,12 @@ class PretrainRecipe(Recipe):
                 check_viewable(index.image, self.model.dims, self.model.in_channels, rgb=self.model.is_rgb)
             except RequestError as error:
                 raise RequestError(f"the {name} set has {error}") from None
+        if self.parts().discriminates:
+            index = sets["train"]
+            try:
+                self.method.check_labels({label: index.classes.get(label) for label in index.labels})
+            except RequestError as error:
+                raise RequestError(f"the train set does not go with the method {self.method.name}: {error}") from None
         for key in ("train", "val") if self.probe is not None else ():
             _check_label(self.probe, key, sets[f"probe-{key}"])
         if self.probe is not None:

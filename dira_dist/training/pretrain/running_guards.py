@@ -10,7 +10,9 @@ from dira_dist.objectives.parts import DISCRIMINATIVE, OPPONENT, RESTORATIVE
 from dira_dist.training.running_guards import RunningGuards
 
 UNDECIDED_LOSS: dict[AdversarialLoss, float] = {"lsgan": 0.25, "bce": math.log(2), "hinge": 1.0}
-"""The discriminator's loss where it tells nothing: the best single score for real and restored patches alike."""
+"""The discriminator's loss where it tells nothing: the best single score for real and restored patches alike.
+
+That of a critic has no such value, and no end: it cannot win."""
 WON_SHARE = 0.05
 """Of that loss: below it the discriminator tells nearly every patch."""
 WON_REPORTS = 5
@@ -64,7 +66,7 @@ class PretrainGuards(RunningGuards):
 
     def _discriminator_has_won(self, figures: Mapping[str, float]) -> str:
         loss = figures.get(LOSS.of(OPPONENT))
-        if loss is None or self.adversarial is None:
+        if loss is None or self.adversarial not in UNDECIDED_LOSS:
             return ""
         share = loss / UNDECIDED_LOSS[self.adversarial]
         self._won_reports = self._won_reports + 1 if share < WON_SHARE else 0

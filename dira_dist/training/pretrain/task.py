@@ -18,7 +18,7 @@ from dira_dist.models import feature_model, sent_images
 from dira_dist.models.backbone import input_size
 from dira_dist.models.model_files import UNET, ModelFacts, example_input, write_model_folder
 from dira_dist.models.pretrained import starting_weights
-from dira_dist.objectives import AdversarialConfig
+from dira_dist.objectives import AdversarialConfig, RestorativeConfig
 from dira_dist.objectives.parts import ActiveParts, LossWeights, Objective, active_parts
 from dira_dist.training.execution import ExecutionConfig, prepare
 from dira_dist.training.networks import Networks
@@ -43,6 +43,7 @@ from dira_dist.views import Views, center_view, make_views
 PUBLISHED_WEIGHTS = LossWeights()
 PUBLISHED_OPTIMIZER = OptimizerConfig()
 PUBLISHED_ADVERSARIAL = AdversarialConfig()
+PUBLISHED_RESTORATIVE = RestorativeConfig()
 PLAIN_EXECUTION = ExecutionConfig()
 
 
@@ -94,6 +95,7 @@ class PretrainTask:
             weights=stage.loss_weights,
             optimizer=stage.optimizer,
             adversarial=recipe.adversarial,
+            restorative=recipe.restorative,
             execution=recipe.execution,
             precision=resolve(recipe.precision, device),
             device=device,
@@ -115,6 +117,7 @@ class PretrainTask:
             recipe.data.storage_timeout_s,
             restores=recipe.parts().restores,
             dims=recipe.model.dims,
+            conditional=recipe.adversarial.conditional,
         )
         opponent: nn.Module | None = networks.discriminator if recipe.trained_parts(position).plays else None
         found = evaluator.evaluate(networks.unet, device, opponent and opponent.eval())
@@ -178,6 +181,7 @@ def pretrain_step(
     weights: LossWeights = PUBLISHED_WEIGHTS,
     optimizer: OptimizerConfig = PUBLISHED_OPTIMIZER,
     adversarial: AdversarialConfig = PUBLISHED_ADVERSARIAL,
+    restorative: RestorativeConfig = PUBLISHED_RESTORATIVE,
     execution: ExecutionConfig = PLAIN_EXECUTION,
     precision: Precision = "fp32",
     device: torch.device | str = "cpu",
@@ -193,6 +197,7 @@ def pretrain_step(
         weights: of its losses.
         optimizer: of U-Net and method.
         adversarial: the discriminator's loss and optimiser.
+        restorative: the loss of the restoration.
         execution: how the step is computed.
         precision: of the forward passes.
         device: of the networks.
@@ -207,7 +212,7 @@ def pretrain_step(
     optimizer = optimizer if global_batch is None else optimizer.for_batch(global_batch)
     prepare(networks, device, execution)
     networks.set_trainable(parts)
-    losses = PretrainLosses(networks, parts, adversarial, execution)
+    losses = PretrainLosses(networks, parts, adversarial, execution, restorative)
     rate = partial(_rate, optimizer, total_steps, steps_per_epoch)
     optimizers = _optimizers(networks, optimizer, adversarial)
     scheduled = {

@@ -6,13 +6,14 @@ cut-out (all but a few windows becomes 0). Block sides are given for a view of 2
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dira_dist.config import Probability, Range, Section, per_axis
+from dira_dist.config import Probability, Range, per_axis
+from dira_dist.views.distortions.section import DistortionSection
 from dira_dist.views.randomness import PerView, RandomPurpose, integers_between, uniform
 
 _REFERENCE_PX = 224
@@ -20,29 +21,6 @@ _REFERENCE_PX = 224
 Side = Annotated[int, Field(ge=1)]
 Sides = Range[Side]
 Count = Annotated[int, Field(ge=1, le=100)]
-
-
-class DistortionConfig(Section):
-    """The four distortions; what the three probabilities leave is the chance of none. Defaults as published."""
-
-    shuffle_probability: Probability = Field(0.30, description="of local shuffling")
-    inner_probability: Probability = Field(0.30, description="of inner cut-out")
-    outer_probability: Probability = Field(0.05, description="of outer cut-out")
-    shuffle_swaps: Count = Field(10, description="pairs of blocks that trade places, one pair after the other")
-    shuffle_sides_px: Sides = Field((10, 15), description="smallest and largest side of such a block, at 224 px")
-    inner_blocks: Count = Field(10, description="most blocks of an inner cut-out")
-    inner_sides_px: Sides = Field((10, 70), description="smallest and largest side of such a block, at 224 px")
-    outer_windows: Count = Field(10, description="most windows of an outer cut-out")
-    outer_sides_px: Sides = Field((154, 174), description="smallest and largest side of such a window, at 224 px")
-    stop_probability: Probability = Field(0.1, description="of no further block or window after each one of a cut-out")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        total = self.shuffle_probability + self.inner_probability + self.outer_probability
-        if total > 1 + 1e-9:
-            raise ValueError(f"the probabilities of the distortions add up to {total:g}; at most 1 is allowed")
-        return self
-
 
 NONE, SHUFFLE, INNER, OUTER = range(4)
 
@@ -68,7 +46,41 @@ class Distortion(PerView):
     swap_side_px: Tensor
 
 
-def draw_distortion(keys: Tensor, config: DistortionConfig, view_px: int | Sequence[int], axes: int) -> Distortion:
+class DiraDistortion(DistortionSection[Distortion]):
+    """DiRA's own; what the three probabilities leave is the chance of none. Defaults as published."""
+
+    name: Literal["dira"] = "dira"
+
+    shuffle_probability: Probability = Field(0.30, description="of local shuffling")
+    inner_probability: Probability = Field(0.30, description="of inner cut-out")
+    outer_probability: Probability = Field(0.05, description="of outer cut-out")
+    shuffle_swaps: Count = Field(10, description="pairs of blocks that trade places, one pair after the other")
+    shuffle_sides_px: Sides = Field((10, 15), description="smallest and largest side of such a block, at 224 px")
+    inner_blocks: Count = Field(10, description="most blocks of an inner cut-out")
+    inner_sides_px: Sides = Field((10, 70), description="smallest and largest side of such a block, at 224 px")
+    outer_windows: Count = Field(10, description="most windows of an outer cut-out")
+    outer_sides_px: Sides = Field((154, 174), description="smallest and largest side of such a window, at 224 px")
+    stop_probability: Probability = Field(0.1, description="of no further block or window after each one of a cut-out")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        total = self.shuffle_probability + self.inner_probability + self.outer_probability
+        if total > 1 + 1e-9:
+            raise ValueError(f"the probabilities of the distortions add up to {total:g}; at most 1 is allowed")
+        return self
+
+    def draw(self, keys: Tensor, sides_px: Sequence[int]) -> Distortion:
+        return draw_distortion(keys, self, sides_px, len(sides_px))
+
+    def distort(self, views: Tensor, drawn: Distortion) -> Tensor:
+        return distort(views, drawn, self)
+
+    def labels(self, drawn: Distortion) -> dict[str, Tensor]:
+        """``kind`` (B,) int64: NONE, SHUFFLE, INNER or OUTER."""
+        return {"kind": drawn.kind[0]}
+
+
+def draw_distortion(keys: Tensor, config: DiraDistortion, view_px: int | Sequence[int], axes: int) -> Distortion:
     """Distortions of the views with the (V, B) keys; a side for all axes, or one for each."""
     sides_px = per_axis(view_px, axes)
     kind = _draw_kind(keys, config)
@@ -85,7 +97,7 @@ def draw_distortion(keys: Tensor, config: DistortionConfig, view_px: int | Seque
     return Distortion(kind, cut_first, cut_side, first, second, torch.stack(sides, -1))
 
 
-def _draw_kind(keys: Tensor, config: DistortionConfig) -> Tensor:
+def _draw_kind(keys: Tensor, config: DiraDistortion) -> Tensor:
     number = uniform(keys, RandomPurpose.DISTORTION, 1).squeeze(-1)
     shuffled = number < config.shuffle_probability
     cut = number < config.shuffle_probability + config.inner_probability
@@ -93,7 +105,7 @@ def _draw_kind(keys: Tensor, config: DistortionConfig) -> Tensor:
     return torch.where(shuffled, SHUFFLE, torch.where(cut, INNER, torch.where(emptied, OUTER, NONE)))
 
 
-def _draw_cuts(keys: Tensor, kind: Tensor, config: DistortionConfig, view_px: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _draw_cuts(keys: Tensor, kind: Tensor, config: DiraDistortion, view_px: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """First pixels and sides of the cut-outs' blocks; those after the drawn stop have side 0."""
     axes, outer = len(view_px), kind == OUTER
     blocks = max(config.outer_windows, config.inner_blocks)
@@ -117,7 +129,7 @@ def _scaled(sides_px: Sides, view_px: int) -> tuple[int, int]:
     return low, high
 
 
-def distort(views: Tensor, drawn: Distortion, config: DistortionConfig) -> Tensor:
+def distort(views: Tensor, drawn: Distortion, config: DiraDistortion) -> Tensor:
     """Distorts (N, C, *S) contiguous views in place, each in its own way."""
     largest_px = [_scaled(config.shuffle_sides_px, side)[1] for side in views.shape[2:]]
     return _cut_out(_shuffle(views, drawn, largest_px), drawn)
