@@ -31,7 +31,9 @@ class FinetuneJob(FinetuneRecipe, TrainingJob):
             values = {"parts": self._parts(start), "pinned": without_credentials(start.address)}
             changes["start"] = self.start.model_copy(update=values)
         if isinstance(self.task, Classify):
-            labels = {name: read_samples(self._address(name), index).labels for name, index in sets.items()}
+            # the fits of folds do not see the test set, so that it has no say in what they all answer
+            seen = [name for name in sets if name != "test" or self.data.folds is None]
+            labels = {name: read_samples(self._address(name), sets[name]).labels for name in seen}
             changes["task"] = settled(self.task, labels)
         job = self.model_copy(update=changes)
         recorded_form = {name: section.model_dump(mode="json") for name, section in changes.items()}

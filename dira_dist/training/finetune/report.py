@@ -27,6 +27,10 @@ _NOTES = (
     "are left out."
 )
 _ON_VAL = "There is no test set: these figures are of the samples that the networks were chosen on, and flatter them."
+_ON_FOLD = (
+    "These figures are of fold {fold} of {folds} of the training set, which was held out and which the networks were "
+    "chosen on: that flatters them."
+)
 _POOLED = {
     "per_group_mean": "Per patient (group of the set), mean of its images",
     "per_group_max": "Per patient (group of the set), largest of its images",
@@ -252,7 +256,8 @@ def _markdown(
 ) -> str:
     shown = "test" if "test" in tables else "val"
     title = f"{recipe.name}: {'figures on the test set' if shown == 'test' else 'figures on val'}"
-    before = () if shown == "test" else (f"**{_ON_VAL}**\n",)
+    on_val = _ON_VAL if recipe.data.fold is None else _ON_FOLD.format(fold=recipe.data.fold, folds=recipe.data.folds)
+    before = () if shown == "test" else (f"**{on_val}**\n",)
     lines = list(_markdown_lines(title, tables[shown], counts, before, _all_notes(samples, notes)))
     if shown == "test":
         lines += ["\n## On val, by which the networks were chosen\n"]
