@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Parts = Literal["encoder", "encoder_decoder"]
 RANDOM = "random"
+MOST_FOLDS = 20
 
 
 class StartSection(Section):
@@ -89,7 +90,7 @@ class FinetuneData(DataConfig):
         "group", description="what the share is drawn of: group, the patients that the set was split by; or image"
     )
     fraction_seed: int = Field(0, ge=0, description="of the draw; of one seed a smaller share is part of a larger one")
-    folds: Annotated[int, Field(ge=2, le=20)] | None = Field(
+    folds: Annotated[int, Field(ge=2, le=MOST_FOLDS)] | None = Field(
         None,
         description="in place of val: the training set's patients in so many parts, each held out from one fit and "
         "validated on; the fits' networks together are one model",
@@ -337,6 +338,15 @@ class FinetuneRecipe(Recipe):
         """Whom it learned from, and was chosen on, too."""
         sets = {"train": self.data.train} | ({} if self.data.val is None else {"val": self.data.val})
         return trained_on(sets, groups=True)
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether it is of all folds together: such networks answer as one, and are not trained as one."""
+        return self.data.folds is not None and self.data.fold is None
+
+    def of_fold(self, fold: int) -> Self:
+        """The same for one of the folds, from 1 on."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
 
     @property
     def is_evaluated_beside(self) -> bool:
