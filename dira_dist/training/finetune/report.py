@@ -319,6 +319,10 @@ def _on_ensemble(recipe: FinetuneRecipe) -> tuple[str, ...]:
 
 def _decisions(recipe: FinetuneRecipe, coding: LabelCoding, thresholds: Sequence[float]) -> tuple[str, ...]:
     chosen = ", ".join(f"{name} {level:.3f}" for name, level in zip(coding.classes, thresholds, strict=True))
-    calibrated = "each on its fold, and thresholds out of fold" if recipe.is_ensemble else "on val, and thresholds there"
+    calibrated = (
+        "each on its fold, and thresholds chosen out of fold"
+        if recipe.is_ensemble
+        else "on val, and thresholds chosen there"
+    )
     point = recipe.report.operating_point
     return (f"Probabilities are calibrated {calibrated} ({point}): {chosen}.", *_on_ensemble(recipe))
