@@ -152,8 +152,8 @@ class CompareJob(Section):
             raise ValueError(f"found base.name {self.base.name!r}; fits are named by the comparison: leave it out")
         if self.base.is_ensemble:
             raise ValueError(
-                f"found base.data.folds; a comparison's fits are of one split: give base.data.val, or base.data.fold (1 "
-                f"to {self.base.data.folds}), too, to compare on one of the folds"
+                f"found base.data.folds; a comparison's fits are of one split: give base.data.val, or base.data.fold "
+                f"(1 to {self.base.data.folds}), too, to compare on one of the folds"
             )
         if self.base.data.test is None:
             raise ValueError(

@@ -32,8 +32,8 @@ class FinetuneJob(FinetuneRecipe, TrainingJob):
     def _concurrent_are_folds(self) -> Self:
         if self.max_concurrent is not None and not self.is_ensemble:
             raise ValueError(
-                f"found max_concurrent {self.max_concurrent}; it says how many folds run side by side, and there is one "
-                "fit: leave it out, or give data.folds without data.fold"
+                f"found max_concurrent {self.max_concurrent}; it says how many folds run side by side, and there is "
+                "one fit: leave it out, or give data.folds without data.fold"
             )
         return self
 

@@ -79,7 +79,7 @@ class FoldsPlan:
         return [Trial(self.loaded.fold_name(fold), fold, {FOLD: fold}) for fold in folds]
 
     def trial(self, name: str, params: Mapping[str, Any], seed: int | None = None) -> LoadedJob:
-        """A fit as a job of its own: it starts from what the name stood for when the first one did, and sees no test set.
+        """A fit as a job of its own, without a test set; all start from what the name stood for when the first one did.
 
         Raises:
             RequestError: if its values together make no valid job.
@@ -96,10 +96,12 @@ class FoldsPlan:
         yield from self.described
         for number, fold in enumerate(self.folds, 1):
             yield (
-                f"fold     {number} of {len(self.folds)}: {fold.held_out:,} images of {fold.groups:,} groups (patients) "
-                f"held out, {fold.learned:,} learned from; chosen by {self.goal.metrics[0]}"
+                f"fold     {number} of {len(self.folds)}: {fold.held_out:,} images of {fold.groups:,} groups "
+                f"(patients) held out, {fold.learned:,} learned from; chosen by {self.goal.metrics[0]}"
             )
-        judged = "judged out of fold alone, for there is no data.test" if self.job.data.test is None else "judged on test"
+        judged = (
+            "judged out of fold alone, for there is no data.test" if self.job.data.test is None else "judged on test"
+        )
         yield f"ensemble of {len(self.folds)} networks, {judged}"
         yield from (f"warning  {text}" for text in self.warnings)
 

@@ -17,8 +17,8 @@ MEMBERS = "members."
 class Ensemble(nn.Module):
     """The mean of the members' calibrated probabilities, as the logit that stands for it.
 
-    Shapes: images ``(B, in_channels, *S)`` to logits ``(B, K)`` or ``(B, K, *S)``. Softmax (of outputs that exclude each
-    other) or sigmoid of them is that mean, so that an ensemble is used like any network, and needs no calibration.
+    Shapes: images ``(B, in_channels, *S)`` to logits ``(B, K)`` or ``(B, K, *S)``. Softmax (of outputs that exclude
+    each other) or sigmoid of them is that mean, so that an ensemble is used like any network, and needs no calibration.
 
     Args:
         members: networks with the same outputs.

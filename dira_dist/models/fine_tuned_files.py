@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from dira_dist.config import RequestError, per_axis
 from dira_dist.formats import FileFormat
 from dira_dist.models.backbone import Size, built_on_meta
-from dira_dist.models.export import Exported, Format, export_classifier, save_weights
 from dira_dist.models.ensemble import MEMBERS, Ensemble
+from dira_dist.models.export import Exported, Format, export_classifier, save_weights
 from dira_dist.models.model_files import CARD, FACTS, card_table, facts_content, tells_task, write_checksums
 from dira_dist.models.supervised import Classifier, Segmenter
 from dira_dist.models.unet import UNetConfig
@@ -140,8 +140,8 @@ def load_classifier(folder: Path) -> tuple[Classifier, FineTunedFile]:
         state = load_file(folder / NETWORK)
         if any(name.startswith(MEMBERS) for name in state):
             raise RequestError(
-                f"{folder}: holds the ensemble of several folds' classifiers, and a heat map is of one: give the run of "
-                "one of its folds (NAME-fold1)"
+                f"{folder}: holds the ensemble of several folds' classifiers, and a heat map is of one: give the run "
+                "of one of its folds (NAME-fold1)"
             )
         network.load_state_dict(state, assign=True)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -332,8 +332,8 @@ def _card(
     if len(weights) > 1:
         yield (
             f"It is an ensemble: the mean of the {answers if facts.task == 'classify' else 'probabilities'} of "
-            f"{len(weights)} networks, each trained without one of {len(weights)} folds of the training set. The weights "
-            f"of each lie in a file of its own, {weights[0]} to {weights[-1]}.\n"
+            f"{len(weights)} networks, each trained without one of {len(weights)} folds of the training set. The "
+            f"weights of each lie in a file of its own, {weights[0]} to {weights[-1]}.\n"
         )
     yield f"## Load the weights elsewhere\n```python\n{exported.loading_lines(weights[0])}\n```\n"
     if "report.md" in report:

@@ -136,7 +136,9 @@ def _compared(
 ) -> ComparisonOutcome:
     with ComparisonController(plan, store, state, console) as controller, TrialProgress(controller, console):
         for name, side_by_side in room.pretrainings.items():
-            run_to_end(controller, [each for each in plan.pretrainings() if each.params[PRETRAINING] == name], side_by_side)
+            run_to_end(
+                controller, [each for each in plan.pretrainings() if each.params[PRETRAINING] == name], side_by_side
+            )
         run_to_end(controller, plan.choosing(), room.fits)
         run_to_end(controller, plan.repeated(controller.rates()), room.fits)
         return controller.conclude()

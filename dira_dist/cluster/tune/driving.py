@@ -20,7 +20,7 @@ from dira_dist.runs.search import SearchState, read_search
 
 OutcomeT = TypeVar("OutcomeT", bound=JobOutcome)
 RoomT = TypeVar("RoomT")
-KINDS = {"tune": "search", "compare": "comparison"}
+KINDS = {"tune": "search", "compare": "comparison", "finetune": "cross-validation"}
 
 
 def drive(

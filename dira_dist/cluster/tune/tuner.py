@@ -17,7 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from dira_dist.cluster.ray_internals import remove_orphaned_groups
-from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialSetup
+from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialPlan, TrialSetup
 from dira_dist.cluster.tune.trials import TrialController, left_over, worth_another_try
 from dira_dist.config import ENV_REFERENCE, JobFailedError, without_credentials
 from dira_dist.environment import environment
@@ -236,6 +236,10 @@ def _name(trial: Any) -> str:
 
 def _setup(controller: TrialController[Any]) -> TrialSetup:
     tags = controller.plan.tags() | ({"mlflow.parentRunId": controller.run_id} if controller.run_id else {})
-    wanted = set(ENV_REFERENCE.findall(str(controller.plan.written)))
-    handed_on = {name: value for name, value in os.environ.items() if name in wanted or _HANDED_ON.match(name)}
-    return TrialSetup(controller.plan, tags, str(Path.cwd()), handed_on)
+    return TrialSetup(controller.plan, tags, str(Path.cwd()), handed_on(controller.plan))
+
+
+def handed_on(plan: TrialPlan) -> dict[str, str]:
+    """What of the driver's environment other processes need: what the job names, and how stores are reached."""
+    wanted = set(ENV_REFERENCE.findall(str(plan.written)))
+    return {name: value for name, value in os.environ.items() if name in wanted or _HANDED_ON.match(name)}

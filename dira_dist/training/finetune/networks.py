@@ -78,7 +78,9 @@ def _ensemble(recipe: FinetuneRecipe) -> Ensemble:
     return Ensemble(members, outputs, exclusive=kind == "multiclass")
 
 
-def joined(members: Sequence[Mapping[str, Tensor]], calibrations: Sequence[Mapping[str, list[float]]]) -> dict[str, Tensor]:
+def joined(
+    members: Sequence[Mapping[str, Tensor]], calibrations: Sequence[Mapping[str, list[float]]]
+) -> dict[str, Tensor]:
     """The state of an ensemble's :class:`FinetuneNetworks`.
 
     Args:

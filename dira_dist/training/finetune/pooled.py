@@ -69,9 +69,7 @@ def pool(
     return Pooled(segmenter_report(recipe, samples, of_sets), val_figures(cases, coding.outputs[coding.measured]))
 
 
-def pooled_predictions(
-    task: Classify, train: SampleTable, folds: Sequence[Mapping[str, bytes]]
-) -> ClassPredictions:
+def pooled_predictions(task: Classify, train: SampleTable, folds: Sequence[Mapping[str, bytes]]) -> ClassPredictions:
     """What each fold's classifier says of the samples that it held out, calibrated by that fold, in the set's order."""
     rows = [read_rows(files, "val") for files in folds]
     places = _places(train, [key for each in rows for key in each.keys])

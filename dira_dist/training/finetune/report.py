@@ -32,8 +32,8 @@ _ON_FOLD = (
     "chosen on: that flatters them."
 )
 _OUT_OF_FOLD = (
-    "These figures are out of fold: each sample is judged by the networks of the one of {folds} fits that held its fold "
-    "out. They were chosen and calibrated on that fold, which flatters the figures a little."
+    "These figures are out of fold: each sample is judged by the networks of the one of {folds} fits that held its "
+    "fold out. They were chosen and calibrated on that fold, which flatters the figures a little."
 )
 _ENSEMBLE = (
     "The model is the ensemble of the {folds} folds' networks: the mean of their {answers}. Figures on a test set are "
@@ -271,7 +271,9 @@ def _markdown(
     before = () if shown == "test" else (f"**{_of_val(recipe)}**\n",)
     lines = list(_markdown_lines(title, tables[shown], counts, before, _all_notes(samples, notes)))
     if shown == "test":
-        heading = f"Out of fold\n\n{_of_val(recipe)}" if recipe.is_ensemble else "On val, by which the networks were chosen"
+        heading = (
+            f"Out of fold\n\n{_of_val(recipe)}" if recipe.is_ensemble else "On val, by which the networks were chosen"
+        )
         lines += [f"\n## {heading}\n"]
         lines += markdown_table(tables["val"]["per_image"], counts)
     if samples.notes:

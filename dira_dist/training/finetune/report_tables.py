@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,3 +101,9 @@ def _read(content: bytes) -> tuple[list[str], list[list[str]]]:
 
 def _numbers(rows: Sequence[Sequence[str]], places: Any) -> Floats:
     return np.array([[float(row[place]) if row[place] else np.nan for place in places] for row in rows])
+
+
+def read_calibration(files: Mapping[str, bytes]) -> dict[str, list[float]]:
+    """Slopes and intercepts in a classifier's report; empty of a segmenter's."""
+    found = json.loads(files["report.json"]).get("calibration", {})
+    return {name: found[name] for name in ("slopes", "intercepts") if name in found}

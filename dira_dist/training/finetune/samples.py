@@ -1,7 +1,7 @@
 """What a fine-tuning learns from and is judged on: drawn from what the samples of its sets say of themselves."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
