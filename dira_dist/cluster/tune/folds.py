@@ -190,7 +190,7 @@ class FoldsController(TrialController[FoldsPlan]):
         found = [CheckpointFolder(folder).fetch(each) for folder, each in zip(self._folds(), chosen, strict=True)]
         calibrations = [read_calibration(read_report(folder)) for folder in self._folds()]
         longest = max((each.position for each in found), key=lambda position: position.step)
-        tensors = {"networks": joined([each.tensors["networks"] for each in found], calibrations)}
+        tensors = {"networks": joined(self.plan.job, [each.tensors["networks"] for each in found], calibrations)}
         checkpoint = Checkpoint(longest, self.plan.public, self.run_id, ENSEMBLE, tensors=tensors)
         with tempfile.TemporaryDirectory() as scratch:
             write_checkpoint(Path(scratch), checkpoint)

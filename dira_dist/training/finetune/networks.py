@@ -71,20 +71,26 @@ def _ensemble(recipe: FinetuneRecipe) -> Ensemble:
     assert folds is not None
     networks = [build_networks(recipe.of_fold(fold)).network for fold in range(1, folds + 1)]
     members = [each for each in networks if not isinstance(each, Ensemble)]
-    if isinstance(recipe.task, Classify):
-        kind, outputs = str(LabelCoding.of(recipe.task).kind), len(LabelCoding.of(recipe.task).classes)
-    else:
-        kind, outputs = str(MaskCoding.of(recipe.task).kind), len(MaskCoding.of(recipe.task).outputs)
+    kind, outputs = _outputs(recipe)
     return Ensemble(members, outputs, exclusive=kind == "multiclass")
 
 
+def _outputs(recipe: FinetuneRecipe) -> tuple[str, int]:
+    """Their kind, and how many there are."""
+    if isinstance(recipe.task, Classify):
+        coding = LabelCoding.of(recipe.task)
+        return coding.kind, len(coding.classes)
+    return MaskCoding.of(recipe.task).kind, len(MaskCoding.of(recipe.task).outputs)
+
+
 def joined(
-    members: Sequence[Mapping[str, Tensor]], calibrations: Sequence[Mapping[str, list[float]]]
+    recipe: FinetuneRecipe, members: Sequence[Mapping[str, Tensor]], calibrations: Sequence[Mapping[str, list[float]]]
 ) -> dict[str, Tensor]:
-    """The state of an ensemble's :class:`FinetuneNetworks`.
+    """The state of the :class:`FinetuneNetworks` of all folds together.
 
     Args:
-        members: states of the :class:`FinetuneNetworks` of its members.
+        recipe: settled, of all folds.
+        members: states of the :class:`FinetuneNetworks` of each fold.
         calibrations: ``slopes`` and ``intercepts`` of each; empty of segmenters, whose masks are not calibrated.
     """
     state = {
@@ -92,6 +98,7 @@ def joined(
         for place, member in enumerate(members)
         for name, weight in member.items()
     }
-    for name in ("slopes", "intercepts") if all(calibrations) else ():
-        state[f"network.{name}"] = torch.tensor([each[name] for each in calibrations])
+    for name, unchanged in (("slopes", 1.0), ("intercepts", 0.0)):
+        own = [unchanged] * _outputs(recipe)[1]
+        state[f"network.{name}"] = torch.tensor([each.get(name, own) for each in calibrations])
     return state
