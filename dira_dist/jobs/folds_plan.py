@@ -132,9 +132,18 @@ def plan_folds(loaded: LoadedFolds, recorded: Mapping[str, Any] | None = None) -
         folds=tuple(map(_facts_of, facts)),
         train_digest=first.train.digest,
         notes=tuple(dict.fromkeys(note for each in facts for note in each.samples.notes)),
-        warnings=tuple(dict.fromkeys(text for each in facts for text in each.warnings)),
+        warnings=tuple(dict.fromkeys([*(text for each in facts for text in each.warnings), *_not_done(first.job)])),
         described=tuple(line for line in first.lines() if not line.startswith("warning")),
     )
+
+
+def _not_done(job: FinetuneJob) -> Iterator[str]:
+    """What is asked of a fit and is not asked of the ensemble."""
+    if job.report.localization is not None and "localization" in job.report.model_fields_set and not job.segments:
+        yield (
+            "report.localization: where a classifier looks is judged of each fold's network on the fold that it held "
+            "out, in the fold's own report; of the ensemble it is not"
+        )
 
 
 def _numbers(loaded: LoadedFolds) -> range:

@@ -248,6 +248,10 @@ def test_a_finished_one_is_told_again_and_another_one_refused(made: CrossValidat
         RequestError, match=r"cross-validation of this name with another configuration.*\n.*data\.folds"
     ):
         dira_dist.run(dira_dist.load_job(made.folder / "job.yaml", ["data.folds=4"]))
+    with pytest.raises(RequestError, match=r"a cross-validation \(data.folds\) of this name is there"):
+        dira_dist.run(dira_dist.load_job(made.folder / "job.yaml", ["data.fold=1"]))
+    with pytest.raises(RequestError, match="a fine-tuning run of this name is there; give the cross-validation"):
+        dira_dist.run(dira_dist.load_job(made.folder / "job.yaml", ["name=c-fold1"]))
 
 
 def test_masks_are_pooled_and_joined_likewise(made: CrossValidated, tmp_path: Path) -> None:

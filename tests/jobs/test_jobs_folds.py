@@ -111,9 +111,15 @@ def test_it_is_laid_out_fold_by_fold(sets: Path) -> None:
         ["fold", str(fold), "of", "3:"] for fold in (1, 2, 3)
     ]
     assert "ensemble of 3 networks, judged on test" in lines
-    assert any("fewer than the 3 folds" in line for line in lines), "of 30 images some finding is rare"
+    many = plan_folds(loaded(sets, "data.folds=8", "data.test=null"))
+    assert any("fewer than the 8 folds" in line for line in many.lines()), "of 30 images some finding is rare"
     without = list(plan_folds(loaded(sets, "data.test=null")).lines())
     assert any(line.startswith("ensemble of 3 networks, judged out of fold alone") for line in without)
+
+
+def test_what_the_ensemble_is_not_judged_by_is_said_where_it_is_asked_for(sets: Path) -> None:
+    asked, left_out = (plan_folds(loaded(sets, *more)).warnings for more in (["report.localization={}"], []))
+    assert [any("of the ensemble it is not" in line for line in each) for each in (asked, left_out)] == [True, False]
 
 
 def test_a_fit_sees_neither_the_fold_nor_the_test_set(sets: Path) -> None:
