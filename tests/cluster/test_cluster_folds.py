@@ -86,8 +86,8 @@ def finished(folder: Path) -> dict[str, Trial]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrossValidated]:
-    """First a driver that is stopped once a fold is finished; then one that goes on."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """80 phantoms with findings and masks, a quarter of their patients to test, the job file, and a Ray."""
     folder = tmp_path_factory.mktemp("folds")
     write_archive(folder / "archive", 80, size_px=40)
     options = dira_dist.ShardOptions(
@@ -101,11 +101,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrossValidated]:
     dira_dist.shard(folder / "archive" / "images", folder / "shards", options)
     (folder / "job.yaml").write_text(JOB.replace("FOLDER", str(folder)))
     with embedded_ray(ResourcesConfig()):
-        _stopped_once_a_fold_is_finished(folder)
-        before = finished(folder)
-        outcome = dira_dist.run(dira_dist.load_job(folder / "job.yaml"))
-        assert isinstance(outcome, FoldsOutcome)
-        yield CrossValidated(folder, outcome, before)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> CrossValidated:
+    """First a driver that is stopped once a fold is finished; then one that goes on."""
+    _stopped_once_a_fold_is_finished(folder)
+    before = finished(folder)
+    outcome = dira_dist.run(dira_dist.load_job(folder / "job.yaml"))
+    assert isinstance(outcome, FoldsOutcome)
+    return CrossValidated(folder, outcome, before)
 
 
 def _stopped_once_a_fold_is_finished(folder: Path) -> None:
@@ -254,7 +260,7 @@ def test_a_finished_one_is_told_again_and_another_one_refused(made: CrossValidat
         dira_dist.run(dira_dist.load_job(made.folder / "job.yaml", ["name=c-fold1"]))
 
 
-def test_masks_are_pooled_and_joined_likewise(made: CrossValidated, tmp_path: Path) -> None:
+def test_masks_are_pooled_and_joined_likewise(folder: Path) -> None:
     overrides = [
         "name=m",
         "data.folds=2",
@@ -263,15 +269,15 @@ def test_masks_are_pooled_and_joined_likewise(made: CrossValidated, tmp_path: Pa
         "report.subgroups=[]",
         "tracking.register_as=masks",
     ]
-    outcome = dira_dist.run(dira_dist.load_job(made.folder / "job.yaml", overrides))
+    outcome = dira_dist.run(dira_dist.load_job(folder / "job.yaml", overrides))
     assert isinstance(outcome, FoldsOutcome)
-    train = read_samples(f"{made.folder}/shards/train", read_index(f"{made.folder}/shards/train"))
-    held_out = [read_rows(made.files(f"m-fold{fold}"), "val") for fold in (1, 2)]
-    dice = np.concatenate([rows.values for rows in held_out])
-    report = made.report("m")
+    joined = CrossValidated(folder, outcome, {})
+    train = read_samples(f"{folder}/shards/train", read_index(f"{folder}/shards/train"))
+    held_out = [read_rows(joined.files(f"m-fold{fold}"), "val") for fold in (1, 2)]
+    dice, report = np.concatenate([rows.values for rows in held_out]), joined.report("m")
     for place, name in enumerate(report["classes"]):
         row = report["sets"]["val"]["per_image"][name]
         assert row["images"] == len(dice) == len(train)
         assert row["dice"]["value"] == pytest.approx(np.nanmean(dice[:, place]), abs=1e-4)
-    found = dira_dist.evaluate(outcome.model, f"{made.folder}/shards/test", tracking_uri=made.tracking)
+    found = dira_dist.evaluate(outcome.model, f"{folder}/shards/test", tracking_uri=joined.tracking)
     assert found.metrics["test/dice"] == pytest.approx(report["metrics"]["test/dice"], abs=1e-6)
