@@ -7,6 +7,7 @@ from typing import Any, Literal
 from dira_dist.config import RequestError
 from dira_dist.jobs.bill import bill_at, measured_bill
 from dira_dist.jobs.compare_plan import ComparisonPlan, plan_comparison
+from dira_dist.jobs.folds_plan import FoldsPlan, plan_folds
 from dira_dist.jobs.load import AnyLoaded, Driver, LoadedJob
 from dira_dist.jobs.preflight import Preflight, preflight
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
@@ -14,7 +15,7 @@ from dira_dist.jobs.search_plan import SearchPlan, plan_search
 
 def check(
     loaded: AnyLoaded, images_per_second: float | Literal["measured"] | None = None
-) -> Preflight | SearchPlan | ComparisonPlan:
+) -> Preflight | SearchPlan | ComparisonPlan | FoldsPlan:
     """Check everything that a job names, and lay out what it will do; touches nothing.
 
     Args:
@@ -39,8 +40,9 @@ def _check_job(loaded: LoadedJob) -> Preflight:
     return preflight(loaded.job.resolve_paths())
 
 
-_CHECKS: Mapping[Driver, Callable[[Any], Preflight | SearchPlan | ComparisonPlan]] = {
+_CHECKS: Mapping[Driver, Callable[[Any], Preflight | SearchPlan | ComparisonPlan | FoldsPlan]] = {
     "fit": _check_job,
     "search": plan_search,
     "compare": plan_comparison,
+    "folds": plan_folds,
 }

@@ -150,6 +150,11 @@ class CompareJob(Section):
                 raise ValueError(f"found base.{key}; it is the comparison's: {reason}; leave it out")
         if self.base.name != self.name:
             raise ValueError(f"found base.name {self.base.name!r}; fits are named by the comparison: leave it out")
+        if self.base.is_ensemble:
+            raise ValueError(
+                f"found base.data.folds; a comparison's fits are of one split: give base.data.val, or base.data.fold "
+                f"(1 to {self.base.data.folds}), too, to compare on one of the folds"
+            )
         if self.base.data.test is None:
             raise ValueError(
                 "found no base.data.test; starts are compared on patients that no choice was made by: give a set"

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from dira_dist.config import RequestError, without_credentials
+from pydantic import Field, model_validator
+
+from dira_dist.config import MAY_CHANGE, RequestError, without_credentials
 from dira_dist.data.samples import read_samples
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.jobs.base import Settled, TrainingJob, absolute_address
@@ -20,7 +22,20 @@ if TYPE_CHECKING:
 
 
 class FinetuneJob(FinetuneRecipe, TrainingJob):
-    """One fine-tuning: what ``kind: finetune`` holds."""
+    """One fine-tuning, or with ``data.folds`` one of each fold: what ``kind: finetune`` holds."""
+
+    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="folds side by side; left out, as many as the cluster holds", json_schema_extra=MAY_CHANGE
+    )
+
+    @model_validator(mode="after")
+    def _concurrent_are_folds(self) -> Self:
+        if self.max_concurrent is not None and not self.is_ensemble:
+            raise ValueError(
+                f"found max_concurrent {self.max_concurrent}; it says how many folds run side by side, and there is "
+                "one fit: leave it out, or give data.folds without data.fold"
+            )
+        return self
 
     def settle(self, sets: Mapping[str, ShardSetIndex], recorded: Mapping[str, Any] | None) -> Settled:
         """The network and which parts of it are taken over, by the start; the classes, by the sets."""
@@ -31,7 +46,9 @@ class FinetuneJob(FinetuneRecipe, TrainingJob):
             values = {"parts": self._parts(start), "pinned": without_credentials(start.address)}
             changes["start"] = self.start.model_copy(update=values)
         if isinstance(self.task, Classify):
-            labels = {name: read_samples(self._address(name), index).labels for name, index in sets.items()}
+            # the fits of folds do not see the test set, so that it has no say in what they all answer
+            seen = [name for name in sets if name != "test" or self.data.folds is None]
+            labels = {name: read_samples(self._address(name), sets[name]).labels for name in seen}
             changes["task"] = settled(self.task, labels)
         job = self.model_copy(update=changes)
         recorded_form = {name: section.model_dump(mode="json") for name, section in changes.items()}

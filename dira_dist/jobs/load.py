@@ -13,12 +13,13 @@ from pydantic import TypeAdapter
 from dira_dist.config import Document, KeyPath, RequestError, dump_yaml, public_values, read_document, validate
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.compare import CompareJob, is_job_file
+from dira_dist.jobs.finetune import FinetuneJob
 from dira_dist.jobs.kinds import kinds
 from dira_dist.jobs.tune import TuneJob
 from dira_dist.search.config import SearchConfig
 from dira_dist.training.precision import Precision
 
-Driver = Literal["fit", "search", "compare"]
+Driver = Literal["fit", "search", "compare", "folds"]
 """What brings a job to its end."""
 
 
@@ -75,7 +76,7 @@ class LoadedSearch:
         Raises:
             RequestError: ``resources.workers`` is a range.
         """
-        _check_fixed_workers(self.job, "trials of a search")
+        _check_fixed_workers(self.job, "base.resources.workers", "trials of a search")
 
     def side_by_side(self) -> int:
         """How many trials run at once, where the cluster is made for the search.
@@ -119,7 +120,7 @@ class LoadedComparison:
         Raises:
             RequestError: ``resources.workers`` is a range.
         """
-        _check_fixed_workers(self.job, "fits of a comparison")
+        _check_fixed_workers(self.job, "base.resources.workers", "fits of a comparison")
 
     def side_by_side(self) -> int:
         """How many fits run at once, where the cluster is made for the comparison.
@@ -149,11 +150,64 @@ class LoadedComparison:
         return _with_values({**job, **storage, **tracking}, name, {"seed": seed})
 
 
-def _check_fixed_workers(job: TrainingJob, what: str) -> None:
+@dataclass(frozen=True)
+class LoadedFolds:
+    """A fine-tuning of each fold, and the ensemble of them.
+
+    Attributes:
+        job: of all folds together.
+        public: the same, see :class:`LoadedJob`.
+        written: the same as it is written, overrides applied.
+    """
+
+    driver: ClassVar[Driver] = "folds"
+
+    job: FinetuneJob
+    public: dict[str, Any]
+    written: dict[str, Any]
+
+    @property
+    def folds(self) -> int:
+        """How many."""
+        assert self.job.data.folds is not None
+        return self.job.data.folds
+
+    def check_workers(self) -> None:
+        """Refuses elastic fits.
+
+        Raises:
+            RequestError: ``resources.workers`` is a range.
+        """
+        _check_fixed_workers(self.job, "resources.workers", "fits of the folds")
+
+    def side_by_side(self) -> int:
+        """How many fits run at once, where the cluster is made for the job.
+
+        Raises:
+            RequestError: nobody said so, or the job is elastic.
+        """
+        self.check_workers()
+        return _given_number(self.job.max_concurrent, "max_concurrent", "folds")
+
+    def fold_name(self, fold: int) -> str:
+        """Of the fit that holds a fold out, and of its folder beside the job's."""
+        return f"{self.job.name}-fold{fold}"
+
+    def fold(self, fold: int, values: Mapping[str, Any]) -> LoadedJob:
+        """The fit that holds a fold out, from 1 on, with some values, by dotted key. It leaves no registered model.
+
+        Raises:
+            RequestError: if the values make no valid job.
+        """
+        own = {"data.fold": fold, "tracking.register_as": None, "max_concurrent": None}
+        return _with_values(self.written, self.fold_name(fold), own | dict(values))
+
+
+def _check_fixed_workers(job: TrainingJob, key: str, what: str) -> None:
     low, high = job.resources.worker_range
     if low != high:
         raise RequestError(
-            f"base.resources.workers: found {[low, high]}; the {what} run on a fixed number of "
+            f"{key}: found {[low, high]}; the {what} run on a fixed number of "
             "workers, so that they can be compared and counted: give one number"
         )
 
@@ -172,7 +226,7 @@ def _with_values(base: dict[str, Any], name: str, values: Mapping[str, Any]) -> 
     return load_training_job(Document(base, "job").with_overrides(overrides))
 
 
-AnyLoaded = LoadedJob | LoadedSearch | LoadedComparison
+AnyLoaded = LoadedJob | LoadedSearch | LoadedComparison | LoadedFolds
 
 
 def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ()) -> AnyLoaded:
@@ -193,7 +247,10 @@ def load_job(source: Path | str | dict[str, Any], overrides: Sequence[str] = ())
         case "compare":
             return _load_comparison(document)
         case _:
-            return load_training_job(document)
+            loaded = load_training_job(document)
+            if isinstance(loaded.job, FinetuneJob) and loaded.job.is_ensemble:
+                return LoadedFolds(loaded.job, loaded.public, document.values)
+            return loaded
 
 
 def load_training_job(document: Document) -> LoadedJob:
@@ -217,6 +274,12 @@ def _load_search(document: Document) -> LoadedSearch:
         inherited = frozenset(("base", *path) for path in base.inherited)
         document = replace(document, values=document.values | {"base": base.values}, inherited=inherited)
     tune = validate(_search_over(kind), document)
+    if isinstance(tune.base, FinetuneJob) and tune.base.is_ensemble:
+        folds = tune.base.data.folds
+        raise RequestError(
+            f"{document.place(('base', 'data', 'folds'))}: found {folds}; a search's trials are of one split: give "
+            f"base.data.val, or base.data.fold (1 to {folds}), too, to search on one of the folds"
+        )
     job = tune.base.model_copy(update={"name": tune.name})
     return LoadedSearch(job, public_values(tune, document), tune.search, tune.base.name, dict(given or {}))
 

@@ -24,6 +24,8 @@ FIXED = {
     "kind": "trials are pretraining jobs",
     "data.train": "figures of trials on other images cannot be compared",
     "data.val": "figures of trials that are evaluated by other images cannot be compared",
+    "data.folds": "figures of trials that are evaluated by other images cannot be compared",
+    "data.fold": "figures of trials that are evaluated by other images cannot be compared",
     "probe": "figures of trials that are evaluated by other probes cannot be compared",
     "evaluation": "trials are evaluated at the same steps",
     "resources": "trials run alike",

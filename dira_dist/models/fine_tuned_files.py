@@ -21,6 +21,7 @@ from dira_dist.config import RequestError, parse_document, per_axis
 from dira_dist.formats import FileFormat
 from dira_dist.models.backbone import BackboneSection, Size, built_on_meta
 from dira_dist.models.choice import read_model
+from dira_dist.models.ensemble import MEMBERS, Ensemble
 from dira_dist.models.export import Exported, Format, export_classifier, save_weights
 from dira_dist.models.model_files import (
     CARD,
@@ -37,6 +38,7 @@ from dira_dist.models.unet import UNetConfig
 NETWORK, PROGRAM = "network.safetensors", "network.pt2"
 WEIGHTS = "weights.safetensors"
 GROUPS, JOB = "groups.json", "job.yaml"
+_WEIGHTS_OF_FOLDS = "weights-fold*.safetensors"
 
 _NOTICE = """## Licence and patents
 The software that made this model is licensed under Apache-2.0. It is an independent implementation of DiRA
@@ -67,7 +69,7 @@ class FineTunedFile:
         in_channels: of the network.
         image_size: pixels of its input, a side or one for each axis.
         fit: how an image is brought there: ``crop``, its centre; ``fit``, the whole of it; ``slide``, window by window.
-        weights_names: library whose names ``weights.safetensors`` has.
+        weights_names: library whose names ``weights.safetensors`` has, or of an ensemble each member's own file.
         construction: Python lines that make the model there, without weights.
         features: the expression for its answer.
         calibration: slopes and intercepts of the logits; empty of masks.
@@ -154,7 +156,13 @@ def load_classifier(folder: Path) -> tuple[Classifier, FineTunedFile]:
     config = _network_of(folder, facts)
     network = built_on_meta(partial(Classifier, config, len(facts.classes)))
     try:
-        network.load_state_dict(load_file(folder / NETWORK), assign=True)
+        state = load_file(folder / NETWORK)
+        if any(name.startswith(MEMBERS) for name in state):
+            raise RequestError(
+                f"{folder}: holds the ensemble of several folds' classifiers, and a heat map is of one: give the run "
+                "of one of its folds (NAME-fold1)"
+            )
+        network.load_state_dict(state, assign=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise RequestError(
             f"{folder / NETWORK}: cannot be loaded ({str(error).splitlines()[0]}): fetch the model anew"
@@ -170,6 +178,19 @@ def _network_of(folder: Path, facts: FineTunedFile) -> BackboneSection:
     if isinstance(section, dict):
         return read_model(section)
     return UNetConfig(encoder=facts.encoder, in_channels=facts.in_channels)
+
+
+def weights_of_fold(fold: int) -> str:
+    """The name of the plain state dict of a fold's member, from 1 on."""
+    return _WEIGHTS_OF_FOLDS.replace("*", str(fold))
+
+
+def plain_weights(folder: Path) -> list[Path]:
+    """The plain state dicts in a model's folder: one, or of an ensemble that of each member, in the order of folds."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    count = len(list(folder.glob(_WEIGHTS_OF_FOLDS)))
+    return [folder / weights_of_fold(fold) for fold in range(1, count + 1)]
 
 
 @dataclass(frozen=True)
@@ -202,7 +223,7 @@ class FineTunedFacts:
 
 def write_fine_tuned_folder(
     folder: Path,
-    network: Classifier | Segmenter,
+    network: Classifier | Segmenter | Ensemble,
     facts: FineTunedFacts,
     *,
     job: str,
@@ -212,7 +233,8 @@ def write_fine_tuned_folder(
     """Write everything that a registered version holds.
 
     ``weights.safetensors`` has torchvision's names where torchvision has the classifier, else timm's; else, and of a
-    segmenter, segmentation_models_pytorch's. ``network.pt2`` runs with torch alone.
+    segmenter, segmentation_models_pytorch's; an ensemble has ``weights-fold1.safetensors`` and so on. ``network.pt2``
+    runs with torch alone.
 
     Raises:
         RequestError: the folder is not empty, or the network cannot be stored.
@@ -222,8 +244,10 @@ def write_fine_tuned_folder(
         raise RequestError(f"{folder}: not empty; give a folder that does not exist yet")
     network = network.cpu().eval()
     save_weights(network.state_dict(), folder / NETWORK, {"encoder": facts.encoder})
-    library, exported = exported_network(network)
-    save_weights(exported.state, folder / WEIGHTS, {"names": library, "encoder": facts.encoder})
+    members = {WEIGHTS: network} if not isinstance(network, Ensemble) else _members(network)
+    for file, member in members.items():
+        library, exported = exported_network(member)
+        save_weights(exported.state, folder / file, {"names": library, "encoder": facts.encoder})
     for code in exported.code:
         shutil.copyfile(code, folder / code.name)
     _save_program(network, facts, folder / PROGRAM)
@@ -237,9 +261,14 @@ def write_fine_tuned_folder(
     if facts.groups is not None:
         (folder / GROUPS).write_text(json.dumps(facts.groups))
     (folder / FACTS).write_bytes(FORMAT.dump(_file(facts, library, exported)))
-    (folder / CARD).write_text("\n".join(_card(facts, exported, report)))
+    (folder / CARD).write_text("\n".join(_card(facts, exported, report, list(members))))
     write_checksums(folder)
     return folder
+
+
+def _members(network: Ensemble) -> dict[str, Classifier | Segmenter]:
+    """By the names of their files."""
+    return {weights_of_fold(place + 1): member for place, member in enumerate(network.parts)}
 
 
 def exported_network(network: Classifier | Segmenter) -> tuple[Format, Exported]:
@@ -279,7 +308,7 @@ class _Named(nn.Module):
         return logits
 
 
-def _save_program(network: Classifier | Segmenter, facts: FineTunedFacts, path: Path) -> None:
+def _save_program(network: Classifier | Segmenter | Ensemble, facts: FineTunedFacts, path: Path) -> None:
     example = torch.zeros(2, facts.in_channels, *per_axis(facts.image_size, network.config.dims))
     try:
         with torch.no_grad():
@@ -319,7 +348,9 @@ def _file(facts: FineTunedFacts, library: str, exported: Exported) -> FineTunedF
     )
 
 
-def _card(facts: FineTunedFacts, exported: Exported, report: Mapping[str, bytes]) -> Iterator[str]:
+def _card(
+    facts: FineTunedFacts, exported: Exported, report: Mapping[str, bytes], weights: Sequence[str]
+) -> Iterator[str]:
     what = "classifier" if facts.task == "classify" else "segmenter"
     answers = "probabilities" if facts.task == "classify" else "masks"
     yield f"# {facts.name}\n"
@@ -328,7 +359,13 @@ def _card(facts: FineTunedFacts, exported: Exported, report: Mapping[str, bytes]
         "channel(s), values in [0, 1]. `mlflow.pyfunc.load_model(...).predict(images)` brings images of any size to "
         f"its input and gives {answers}.\n"
     )
-    yield f"## Load the weights elsewhere\n```python\n{exported.loading_lines(WEIGHTS)}\n```\n"
+    if len(weights) > 1:
+        yield (
+            f"It is an ensemble: the mean of the {answers if facts.task == 'classify' else 'probabilities'} of "
+            f"{len(weights)} networks, each trained without one of {len(weights)} folds of the training set. The "
+            f"weights of each lie in a file of its own, {weights[0]} to {weights[-1]}.\n"
+        )
+    yield f"## Load the weights elsewhere\n```python\n{exported.loading_lines(weights[0])}\n```\n"
     if "report.md" in report:
         yield report["report.md"].decode().replace("\n## ", "\n### ").replace("# ", "## ", 1)
     yield from card_table("Training images", facts.data)

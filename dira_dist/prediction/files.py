@@ -37,7 +37,7 @@ from dira_dist.prediction.options import EmbedOptions, PredictOptions
 
 _MODES = ("L", "I;16", "RGB")
 _AHEAD = 8  # flat files read while the network computes
-_VOLUMES_FROM_TRAINING = ("intensity", "spacing", "tilt", "spacing_tolerance")
+_VOLUMES_FROM_TRAINING = ("intensity", "spacing", "tilt", "spacing_tolerance", "channels")
 _FROM_TRAINING = ("image_size", "side", "intensity", "axis", "tilt", "spacing_tolerance")
 
 
@@ -119,15 +119,17 @@ class FileReader:
         if self.mode != "RGB" and mode_of(picture.pixels) == "RGB":
             yield "it is in colour and became grey, as the model's images are"
 
-    def _volume(self, opened: Opened, item: Item, files: list[bytes]) -> Volume:
-        volume = self._converter.volume(item, list(files))
-        opened.volume, opened.files = volume, files if item.kind == "nifti" else ()
-        opened.notes += volume.notes
-        return volume
+    def _channels(self, opened: Opened, item: Item, files: list[bytes]) -> list[Volume]:
+        """The volume of an item, or its channels: answers go back to where the first one lies."""
+        volumes, first = self._converter.channels(item, list(files)), (item.channels or (item,))[0]
+        opened.volume = volumes[0]
+        opened.files = files[: len(first.files)] if first.kind == "nifti" else ()
+        opened.notes += [note for volume in volumes for note in volume.notes]
+        return volumes
 
     def _whole(self, opened: Opened, item: Item, files: list[bytes]) -> Iterator[View]:
         """The volume as a set would hold it, whose axes the decoder turns to (x, y, z)."""
-        source = Source.of(self._volume(opened, item, files), None, self.options)
+        source = Source.of(self._channels(opened, item, files), None, self.options)
         opened.grid = source.grid
         voxels = source.voxels()
         if self.array_type is not None and voxels.dtype != self.array_type:
@@ -137,10 +139,10 @@ class FileReader:
                     "train it on a set that was made with --intensity, which brings all values to one scale"
                 )
             voxels = voxels.astype(self.array_type)
-        yield self.framing.volume_view(voxels.transpose()[None])
+        yield self.framing.volume_view(voxels.transpose(0, 3, 2, 1))
 
     def _slices(self, opened: Opened, item: Item, files: list[bytes]) -> Iterator[View]:
-        volume = self._volume(opened, item, files)
+        (volume,) = self._channels(opened, item, files)
         rule = parse_intensity(self.options.intensity)
         return (
             self._view(opened, picture, number) for number, picture in slices_of(volume, self.options.axis, 1, rule)
@@ -227,13 +229,13 @@ def shard_options(model: Model, options: EmbedOptions) -> ShardOptions:
         RequestError: it was trained on what no ordinary file holds.
     """
     fed, mode = model.fed, model.fed.get("mode")
+    if model.dims == 3:
+        return _volume_options(model, options)
     if model.in_channels not in (1, 3) or mode == "planes":
         raise RequestError(
             f"{model.address}: takes images of {model.in_channels} channels, and ordinary files hold 1 (grey) or 3 "
             "(colour): give SOURCE as a shard set of such images"
         )
-    if model.dims == 3:
-        return _volume_options(model, options)
     known = {name: fed[name] for name in _FROM_TRAINING if name in fed}
     asked = {name: getattr(options, name) for name in ("axis", "intensity", "content") if getattr(options, name)}
     content = fed.get("content") if fed.get("content") == "slices" else "images"
@@ -255,6 +257,10 @@ def _volume_options(model: Model, options: EmbedOptions) -> ShardOptions:
     if wrong := [name for name in ("axis", "content") if getattr(options, name)]:
         raise RequestError(f"{wrong[0]}: is of slices, and {model.address} takes whole volumes: leave it out")
     known = {name: model.fed[name] for name in _VOLUMES_FROM_TRAINING if model.fed.get(name) is not None}
+    if model.in_channels > 1 and not known.get("channels"):
+        raise RequestError(
+            f"{model.address}: takes {model.in_channels} channels, and does not remember which: give SOURCE as a set"
+        )
     asked = {"intensity": options.intensity} if options.intensity else {}
     rest = {name: getattr(options, name) for name in ("include", "salt_file", "volume_budget_gib")}
     names = "keys" if options.names == "keys" else None  # on a console, too
@@ -264,13 +270,11 @@ def _volume_options(model: Model, options: EmbedOptions) -> ShardOptions:
 def _entries(plan: Plan, options: EmbedOptions, pool: str | None) -> Iterator[Entry]:
     """A series goes by the first name of its files, and its second stack by that with a number."""
     by_key = options.names == "keys"
-    items = sorted(
-        (item for part in plan.parts.values() for item in part), key=lambda item: (min(item.files), item.key)
-    )
-    stems = Counter(without_suffix(min(item.files)) for item in items)
+    items = sorted((item for part in plan.parts.values() for item in part), key=lambda item: (_name_of(item), item.key))
+    stems = Counter(without_suffix(_name_of(item)) for item in items)
     seen: Counter[str] = Counter()
     for item in items:
-        file = min(item.files)
+        file = _name_of(item)
         seen[file] += 1
         again = f"-{seen[file]}" if seen[file] > 1 else ""
         stem = file if stems[without_suffix(file)] > 1 else without_suffix(file)
@@ -280,6 +284,11 @@ def _entries(plan: Plan, options: EmbedOptions, pool: str | None) -> Iterator[En
     for file, reason in plan.skipped:
         name = plan.salt.digest("sample", file) if by_key else printable(file)
         yield Entry(name, name, reason=reason)
+
+
+def _name_of(item: Item) -> str:
+    """The first name of its files; of several channels the name of their case."""
+    return item.called if item.channels else min(item.files)
 
 
 def _group(plan: Plan, item: Item, pool: str | None, name: str, by_key: bool) -> str:

@@ -142,7 +142,7 @@ def load_fine_tuned(folder: Path, address: str) -> FineTuned:
             "finetune) and give that model, or take its features with dira-dist embed"
         )
     facts, recipe = read_fine_tuned(folder), _recipe(folder, FinetuneRecipe)
-    network: Classifier | Segmenter = build_networks(recipe).network
+    network = build_networks(recipe).network
     network.load_state_dict(load_file(folder / NETWORK))
     return FineTuned(
         address=address,
@@ -167,7 +167,11 @@ def load_encoder(folder: Path, address: str) -> Model:
     """
     if is_fine_tuned(folder):
         found = load_fine_tuned(folder, address)
-        assert isinstance(found.network, Classifier | Segmenter)
+        if not isinstance(found.network, Classifier | Segmenter):
+            raise RequestError(
+                f"{address}: is the ensemble of several folds' networks, which have an encoder each: give the run of "
+                "one of its folds (NAME-fold1), or the pretrained model that they started from"
+            )
         encoder: nn.Module = found.network.encoder
         own = {each.name: getattr(found, each.name) for each in fields(Model)}
         return Model(**own | {"network": Features(encoder)})

@@ -14,6 +14,7 @@ from dira_dist.data.ingest.names import runs_as_a_job
 from dira_dist.data.ingest.sharding import discreet_storage
 from dira_dist.data.shards import INDEX_NAME
 from dira_dist.data.store import Store, check_reachable, open_store
+from dira_dist.models.ensemble import Ensemble
 from dira_dist.prediction.answers import (
     LAST_COLUMNS,
     Answers,
@@ -210,6 +211,11 @@ class _Job:
         if model.facts.task == "classify":
             if options.overlays:
                 raise RequestError(f"overlays: are of masks, and {model.address} is a classifier: leave them out")
+            if options.heatmaps and isinstance(model.network, Ensemble):
+                raise RequestError(
+                    f"heatmaps: are of one network, and {model.address} is the ensemble of several folds': leave them "
+                    "out, or give the run of one of its folds (NAME-fold1)"
+                )
             return (HeatMapAnswers if options.heatmaps else ClassAnswers).of(model.facts, options.flips)
         if options.heatmaps:
             raise RequestError(f"heatmaps: are a classifier's, and {model.address} is a segmenter: leave them out")

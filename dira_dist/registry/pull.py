@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 from dira_dist.config import RequestError
 from dira_dist.models import unet3d
 from dira_dist.models.export import Exported, Format, feature_network, save_weights
-from dira_dist.models.fine_tuned_files import PROGRAM, WEIGHTS, FineTunedFile, is_fine_tuned, read_fine_tuned
+from dira_dist.models.fine_tuned_files import (
+    PROGRAM,
+    WEIGHTS,
+    FineTunedFile,
+    is_fine_tuned,
+    plain_weights,
+    read_fine_tuned,
+    weights_of_fold,
+)
 from dira_dist.models.model_files import UNET, ModelFile, facts_content, network_of, read_facts
 from dira_dist.models.onnx_files import (
     ImageType,
@@ -27,6 +35,7 @@ from dira_dist.models.onnx_files import (
 from dira_dist.registry.download import Progress
 from dira_dist.registry.model_folder import content_sum, fetch_model_folder
 from dira_dist.tracking.config import tracking_at
+from dira_dist.training.finetune.recipe import MOST_FOLDS
 
 FILE_FORMATS = ("safetensors", "pt")
 ONNX = "onnx"
@@ -39,9 +48,9 @@ class Pulled:
     """Weights on this disk.
 
     Attributes:
-        path: the file of weights.
+        path: the file of weights; of an ensemble the first fold's, with those of the others beside it.
         sha256: its digest.
-        loading_lines: Python that loads it strictly.
+        loading_lines: Python that loads it strictly; of an ensemble, all of them.
         model_sha256: what names all of the model that they are from; to be compared with what its maker says.
     """
 
@@ -113,12 +122,32 @@ def _pull_weights(
     model: str, folder: Path, dest: Path, library: Format, channels: int | None, file_format: str
 ) -> Pulled:
     """A plain state dict by the names of a library."""
-    whole = is_fine_tuned(folder)
-    encoder, exported = (_whole_network if whole else _pretrained)(model, folder, library, channels)
-    path = dest / f"{encoder}-{library}.{file_format}"
+    if is_fine_tuned(folder):
+        return _pull_whole_networks(model, folder, dest, library, channels, file_format)
+    encoder, exported = _pretrained(model, folder, library, channels)
+    return _saved(exported, dest / f"{encoder}-{library}.{file_format}", library, encoder)
+
+
+def _pull_whole_networks(
+    model: str, folder: Path, dest: Path, library: Format, channels: int | None, file_format: str
+) -> Pulled:
+    """A classifier or segmenter; of an ensemble each member's weights."""
+    files = plain_weights(folder)
+    ends = [""] if len(files) == 1 else [f"-fold{place}" for place in range(1, len(files) + 1)]
+    pulled = []
+    for file, end in zip(files, ends, strict=True):
+        encoder, exported = _whole_network(model, folder, file, library, channels)
+        pulled.append(_saved(exported, dest / f"{encoder}-{library}{end}.{file_format}", library, encoder))
+    if len(pulled) == 1:
+        return pulled[0]
+    lines = [f"# the network of each fold; how they answer together stands in {model}'s network.pt2, or --format onnx"]
+    return replace(pulled[0], loading_lines="\n".join([*lines, *(each.loading_lines for each in pulled)]))
+
+
+def _saved(exported: Exported, path: Path, library: Format, encoder: str) -> Pulled:
     digest = save_weights(exported.state, path, {"names": library, "encoder": encoder})
     for code in exported.code:
-        shutil.copyfile(code, dest / code.name)
+        shutil.copyfile(code, path.parent / code.name)
     return Pulled(path, digest, exported.loading_lines(path))
 
 
@@ -160,7 +189,9 @@ def _pretrained(model: str, folder: Path, chosen: Format, channels: int | None) 
     return facts.encoder, network.export(state, chosen, channels or facts.in_channels)
 
 
-def _whole_network(model: str, folder: Path, chosen: Format, channels: int | None) -> tuple[str, Exported]:
+def _whole_network(
+    model: str, folder: Path, weights: Path, chosen: Format, channels: int | None
+) -> tuple[str, Exported]:
     """A classifier or segmenter with its last layer."""
     facts = read_fine_tuned(folder)
     if chosen != facts.weights_names:
@@ -171,7 +202,7 @@ def _whole_network(model: str, folder: Path, chosen: Format, channels: int | Non
         )
     _check_keeps_channels(model, facts, channels)
     construction = tuple(facts.construction)
-    exported = Exported(load_file(folder / WEIGHTS), construction, facts.features)
+    exported = Exported(load_file(weights), construction, facts.features)
     if chosen in ("torch", "monai"):
         exported = replace(exported, axes=unet3d.AXES, code=unet3d.CODE if chosen == "torch" else ())
     return facts.encoder, exported
@@ -183,7 +214,8 @@ def _check_keeps_channels(model: str, facts: FineTunedFile, channels: int | None
 
 
 def _weights_of(fine_tuned: bool) -> tuple[str, ...]:
-    return (WEIGHTS if fine_tuned else UNET,)
+    """A fine-tuned model has one of them, or of an ensemble several."""
+    return (WEIGHTS, *map(weights_of_fold, range(1, MOST_FOLDS + 1))) if fine_tuned else (UNET,)
 
 
 def _program_of(fine_tuned: bool) -> tuple[str, ...]:

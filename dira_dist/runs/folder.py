@@ -6,11 +6,12 @@ report/              what the chosen networks are worth, and how they answer (of
 step-000000500-3fa9c1/
     state.pt         networks and optimisers
     manifest.json    written last: a checkpoint without it does not exist
-search.json          the job, its parent run in MLflow, and its trials       (a search or a comparison)
+search.json          the job, its parent run in MLflow, and its trials       (a search, a comparison or folds)
 best.yaml            the winner's job file
 search.md            the table of trials
 comparison.md        table and sentences, comparison.json the same as data   (a comparison)
 learning-curves.png  every start's figure by the amount of labels
+step-000000500-ensemble/, evaluations.json, report/: of the networks of all folds together     (folds)
 driver.json          which process drives the run or the search; gone when it ends
 outbox/              what its MLflow run has not taken yet; gone when it has
 """

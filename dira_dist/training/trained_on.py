@@ -15,7 +15,7 @@ from dira_dist.data.samples import read_samples
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import StoreError
 
-_READING = ("image_size", "side", "content", "intensity", "axis", "tilt", "spacing_tolerance", "spacing")
+_READING = ("image_size", "side", "content", "intensity", "axis", "tilt", "spacing_tolerance", "spacing", "channels")
 """Options of ``dira-dist shard`` that decide what the pixels of a sample are."""
 
 

@@ -86,7 +86,7 @@ def test_fractions_of_one_seed_lie_within_each_other(check: Check) -> None:
         ),
         (["task.classes=[nodule, flu]"], "task.classes: no sample of any set has 'flu'"),
         (["data.label_fraction=0"], "data.label_fraction: found 0; allowed: "),
-        (["data.folds=5"], "data.folds: unknown key"),
+        (["data.folds=5"], "data: found folds beside val; .* leave val out"),
         (["start.parts=encoder_decoder", "start.from=nowhere.pt"], "start.from: no file of weights at .*nowhere.pt"),
         (["early_stopping.metric=test/auroc"], "early_stopping.metric: found 'test/auroc'"),
         (["optimizer.layer_decay=1.5"], "optimizer.layer_decay: found 1.5"),

@@ -13,7 +13,7 @@ from dira_dist.cluster.fit.stopping import JobStoppedError, signals_interrupt
 from dira_dist.cluster.fit.trainer import train_on_ray
 from dira_dist.cluster.folders import check_shared
 from dira_dist.cluster.session import losses_explained, ray_session
-from dira_dist.config import JobFailedError, mutable_keys
+from dira_dist.config import JobFailedError, RequestError, mutable_keys
 from dira_dist.data.shards import read_index
 from dira_dist.data.store import StoreError, check_reachable, open_store
 from dira_dist.jobs.load import LoadedJob, dump_job
@@ -21,6 +21,7 @@ from dira_dist.jobs.preflight import preflight
 from dira_dist.runs.evaluations import read_evaluations
 from dira_dist.runs.lease import sole_driver
 from dira_dist.runs.run import RunState, claim, read_run
+from dira_dist.runs.search import read_search
 from dira_dist.tracking.protocol import Run
 from dira_dist.tracking.run import open_run
 from dira_dist.training.checkpoints import CheckpointFolder
@@ -75,12 +76,28 @@ def fit(
 
 
 def _claim(session: FitSession) -> RunState:
-    """The run that is begun or gone on with."""
+    """The run that is begun or gone on with.
+
+    Raises:
+        RequestError: there is another of this name.
+    """
+    _check_no_folds(session)
     newest = CheckpointFolder(session.store).newest_manifest()
     digests = {name: read_index(address).digest for name, address, _ in session.job.shard_sets()}
     wanted = RunState(session.loaded.public, digests)
     may_change = (*mutable_keys(type(session.job), "run"), *session.job.keys_of_rounding())
     return claim(session.store, wanted, may_change, newest.position.stage if newest else 0)
+
+
+def _check_no_folds(session: FitSession) -> None:
+    """Raises:
+    RequestError: a job of folds has its ensemble in this folder, which is no checkpoint to go on from.
+    """
+    found = read_search(session.store)
+    if found is not None and found.job["kind"] == session.job.kind:
+        raise RequestError(
+            f"{session.store.address}: a cross-validation (data.folds) of this name is there; give the job another name"
+        )
 
 
 def _finished(state: RunState) -> Outcome | None:

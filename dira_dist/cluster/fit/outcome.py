@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dira_dist.cluster.fit.evaluations import log_late
 from dira_dist.cluster.fit.session import FitSession
@@ -102,8 +103,7 @@ def _published(
     train, job = session.facts.train, session.job
     if job.tracking.register_as is None or not run_id:
         return ""
-    address = session.loaded.public["data"]["train"]
-    data = {"address": address, "images": train.samples, "digest": train.digest, **_scanned(train)}
+    data = facts_of_images(session.loaded.public["data"]["train"], train)
     try:
         recipe = session.job_as_it_ran
         found = publish(
@@ -115,6 +115,11 @@ def _published(
             f"{job.name} is trained, but its model was not registered: {error}\n"
             f"its checkpoints are in {job.run_folder}; the same command registers it"
         ) from error
+
+
+def facts_of_images(address: str, train: ShardSetIndex) -> dict[str, Any]:
+    """What a model's card says of its training images."""
+    return {"address": address, "images": train.samples, "digest": train.digest, **_scanned(train)}
 
 
 def _scanned(train: ShardSetIndex) -> dict[str, str]:

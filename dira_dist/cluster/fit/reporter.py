@@ -42,6 +42,21 @@ class WorkerReporter(Tracker, Checkpointer, Protocol):
         """Wait, not for ever, until all figures have arrived."""
 
 
+def keep_report(store: Store, run: Run, report: Report, step: int) -> None:
+    """Keep what networks are worth, in the run's folder and in its MLflow run.
+
+    Raises:
+        OSError: the storage is away.
+    """
+    write_report(store, report.files)
+    for name, content in report.files.items():
+        if name.endswith((".json", ".md", ".csv")):
+            run.log_text(content.decode(), f"report/{name}")
+    for name, picture in report.pictures.items():
+        run.log_picture(f"report-{name}", picture, step)
+    run.log_metrics(report.metrics, step)
+
+
 class Reporter:
     """The reporter of the first worker.
 
@@ -116,14 +131,7 @@ class Reporter:
             OSError: the storage is away.
         """
         assert report is not None, "the first worker has it"
-        write_report(self._store, report.files)
-        for name, content in report.files.items():
-            if name.endswith((".json", ".md", ".csv")):
-                self._run.log_text(content.decode(), f"report/{name}")
-        step = self._folder.newest_step()
-        for name, picture in report.pictures.items():
-            self._run.log_picture(f"report-{name}", picture, step)
-        self._run.log_metrics(report.metrics, step)
+        keep_report(self._store, self._run, report, self._folder.newest_step())
 
     def drain(self) -> None:
         """Wait until the last checkpoint is in the storage.

@@ -74,7 +74,12 @@ class PodSize:
 
 HEAD_SIZE = PodSize(cpus=2, memory_gib=8)
 SEARCH_HEAD_SIZE = PodSize(cpus=4, memory_gib=16)  # the drivers of all trials run there
-_HEAD_SIZES: dict[Driver, PodSize] = {"fit": HEAD_SIZE, "search": SEARCH_HEAD_SIZE, "compare": SEARCH_HEAD_SIZE}
+_HEAD_SIZES: dict[Driver, PodSize] = {
+    "fit": HEAD_SIZE,
+    "search": SEARCH_HEAD_SIZE,
+    "compare": SEARCH_HEAD_SIZE,
+    "folds": SEARCH_HEAD_SIZE,
+}
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,20 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from functools import partial
-from time import monotonic
 from typing import Any
 
 from PIL import Image
-from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
 from dira_dist.cluster.outcome import JobOutcome
 from dira_dist.cluster.session import cluster_grows
 from dira_dist.cluster.tune.driving import claim_state, drive, wanted_state
 from dira_dist.cluster.tune.room import at_once
-from dira_dist.cluster.tune.trials import TrialController, TrialProgress, left_over, worth_another_try
-from dira_dist.cluster.tune.tuner import run_trials
+from dira_dist.cluster.tune.trials import TrialController, TrialProgress
+from dira_dist.cluster.tune.tuner import run_to_end
 from dira_dist.config import JobFailedError, mutable_keys
-from dira_dist.data.store import Store, open_store
+from dira_dist.data.store import Store
 from dira_dist.evaluation.comparison_report import ComparisonWords, calibration_table, comparison_table, sentences
 from dira_dist.jobs.compare_plan import FRACTION, PRETRAINING, RATE, START, ComparisonPlan, plan_comparison
 from dira_dist.jobs.finetune import FinetuneJob
@@ -139,38 +136,18 @@ def _compared(
 ) -> ComparisonOutcome:
     with ComparisonController(plan, store, state, console) as controller, TrialProgress(controller, console):
         for name, side_by_side in room.pretrainings.items():
-            _train(controller, [each for each in plan.pretrainings() if each.params[PRETRAINING] == name], side_by_side)
-        _train(controller, plan.choosing(), room.fits)
-        _train(controller, plan.repeated(controller.rates()), room.fits)
+            run_to_end(
+                controller, [each for each in plan.pretrainings() if each.params[PRETRAINING] == name], side_by_side
+            )
+        run_to_end(controller, plan.choosing(), room.fits)
+        run_to_end(controller, plan.repeated(controller.rates()), room.fits)
         return controller.conclude()
-
-
-def _train(controller: "ComparisonController", wanted: Sequence[Trial], side_by_side: int) -> None:
-    """Have these run to their end, those that fail once more."""
-    known = {trial.name: trial for trial in controller.trials}
-    controller.lay_out(left_over(known.get(trial.name, trial) for trial in wanted))
-    run_trials(controller, FIFOScheduler(), side_by_side)
-    names = {trial.name for trial in wanted}
-    controller.lay_out(worth_another_try(trial for trial in controller.trials if trial.name in names))
-    run_trials(controller, FIFOScheduler(), side_by_side)
 
 
 class ComparisonController(TrialController[ComparisonPlan]):
     """The driver's side of a comparison."""
 
     kind, member = "comparison", "fit"
-
-    def line(self) -> str:
-        """The progress of the comparison, in one line."""
-        counts, most = Counter(trial.status for trial in self.trials), self.plan.most_trials
-        parts = [f"{counts['running']} running", f"{counts['finished']} done"]
-        parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-        line = f"fits: {', '.join(parts)} of {most}"
-        new = sum(trial.status == "finished" and not self._steps_before.get(trial.name) for trial in self.trials)
-        if not new:
-            return line
-        left_s = (monotonic() - self._began_s) / new * (most - self._ended())
-        return f"{line}; about {timedelta(seconds=int(left_s))} left"
 
     def rates(self) -> dict[Cell, float]:
         """The rate of each start and fraction that was best on ``val`` with the first seed; none where all failed."""
@@ -287,9 +264,6 @@ class ComparisonController(TrialController[ComparisonPlan]):
         best = job.best_evaluation(read_evaluations(self._folder(trial.name)))
         scores = None if best is None else goal.scores(best.metrics)
         return scores[0] if scores else None
-
-    def _folder(self, name: str) -> Store:
-        return open_store(f"{self.plan.loaded.job.resolve_paths().checkpoint.storage.rstrip('/')}/{name}")
 
 
 def _page(found: ComparedFits, outcome: ComparisonOutcome) -> Iterator[str]:

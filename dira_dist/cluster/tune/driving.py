@@ -20,7 +20,7 @@ from dira_dist.runs.search import SearchState, read_search
 
 OutcomeT = TypeVar("OutcomeT", bound=JobOutcome)
 RoomT = TypeVar("RoomT")
-KINDS = {"tune": "search", "compare": "comparison"}
+KINDS = {"tune": "search", "compare": "comparison", "finetune": "cross-validation"}
 
 
 def drive(
@@ -94,10 +94,9 @@ def claim_state(
     """
     existing, kind = read_search(store), KINDS[wanted.job["kind"]]
     if existing is None:
-        if read_run(store) is not None:
-            raise RequestError(
-                f"{store.address}: a pretraining run of this name is there; give the {kind} another name"
-            )
+        if (run := read_run(store)) is not None:
+            what = "fine-tuning" if run.job.get("kind") == "finetune" else "pretraining"
+            raise RequestError(f"{store.address}: a {what} run of this name is there; give the {kind} another name")
         return wanted
     if existing.job["kind"] != wanted.job["kind"]:
         other = KINDS[existing.job["kind"]]

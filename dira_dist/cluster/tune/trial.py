@@ -14,7 +14,7 @@ from rich.console import Console
 from dira_dist.cluster.fit.driver import fit
 from dira_dist.config import JobFailedError, RequestError
 from dira_dist.jobs.base import TrainingJob
-from dira_dist.jobs.load import LoadedComparison, LoadedJob, LoadedSearch
+from dira_dist.jobs.load import LoadedComparison, LoadedFolds, LoadedJob, LoadedSearch
 from dira_dist.search.ranking import Goal
 from dira_dist.search.trial import REFUSED, Status
 
@@ -23,10 +23,10 @@ OBJECTIVE, RUNG_STEP = "objective", "rung_step"
 
 
 class TrialPlan(Protocol):
-    """What is asked of whoever has trials run: a search, or a comparison."""
+    """What is asked of whoever has trials run: a search, a comparison, or a cross-validation."""
 
     @property
-    def loaded(self) -> LoadedSearch | LoadedComparison:
+    def loaded(self) -> LoadedSearch | LoadedComparison | LoadedFolds:
         """The job; its base says where trials run, and where they are kept and recorded."""
 
     @property

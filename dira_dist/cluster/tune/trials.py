@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -161,7 +162,15 @@ class TrialController(Generic[PlanT]):
 
     def line(self) -> str:
         """The progress, in one line."""
-        raise NotImplementedError
+        counts, most = Counter(trial.status for trial in self.trials), self.plan.most_trials
+        parts = [f"{counts['running']} running", f"{counts['finished']} done"]
+        parts += [f"{counts['failed']} failed"] if counts["failed"] else []
+        line = f"{self.member}s: {', '.join(parts)} of {most}"
+        new = sum(trial.status == "finished" and not self._steps_before.get(trial.name) for trial in self.trials)
+        if not new:
+            return line
+        left_s = (time.monotonic() - self._began_s) / new * (most - self._ended())
+        return f"{line}; about {timedelta(seconds=int(left_s))} left"
 
     def _settle(self, trial: Trial) -> None:
         self._beside(self._picture)
@@ -184,6 +193,10 @@ class TrialController(Generic[PlanT]):
 
     def address(self, file: str) -> str:
         return self._store.join(file)
+
+    def _folder(self, name: str) -> Store:
+        """Of a trial's run, beside the controller's own."""
+        return open_store(f"{self.plan.loaded.job.resolve_paths().checkpoint.storage.rstrip('/')}/{name}")
 
     def _trial(self, name: str) -> Trial:
         return next(trial for trial in self.trials if trial.name == name)
@@ -221,13 +234,12 @@ class TrialController(Generic[PlanT]):
 
     def _close_run(self, trial: Trial, reason: str) -> None:
         """End the MLflow run of a trial whose process is gone, with the reason why."""
-        location = self.plan.loaded.job.resolve_paths().checkpoint.storage.rstrip("/")
-        folder = f"{location}/{trial.name}"
+        folder = self._folder(trial.name)
         try:
-            state = read_run(open_store(folder))
+            state = read_run(folder)
             if state is None or not state.run_id:
                 return
-            run = TrackingRun.attach(self._tracking, state.run_id, folder=folder, drives=True)
+            run = TrackingRun.attach(self._tracking, state.run_id, folder=folder.address, drives=True)
             run.finish("KILLED", reason, CLOSE_S)
             self._change(trial.name, run_id=state.run_id)
         except (StoreError, RequestError) as error:

@@ -17,8 +17,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from dira_dist.cluster.ray_internals import remove_orphaned_groups
-from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialSetup
-from dira_dist.cluster.tune.trials import TrialController
+from dira_dist.cluster.tune.trial import OBJECTIVE, RUNG_STEP, TrialDriver, TrialPlan, TrialSetup
+from dira_dist.cluster.tune.trials import TrialController, left_over, worth_another_try
 from dira_dist.config import ENV_REFERENCE, JobFailedError, without_credentials
 from dira_dist.environment import environment
 from dira_dist.jobs.search_plan import SearchPlan
@@ -89,6 +89,16 @@ class _Named:
     """All that ASHA wants to know of a trial."""
 
     trial_id: str
+
+
+def run_to_end(controller: TrialController[Any], wanted: Sequence[Trial], side_by_side: int) -> None:
+    """Have these run to their end, those that fail once more."""
+    known = {trial.name: trial for trial in controller.trials}
+    controller.lay_out(left_over(known.get(trial.name, trial) for trial in wanted))
+    run_trials(controller, FIFOScheduler(), side_by_side)
+    names = {trial.name for trial in wanted}
+    controller.lay_out(worth_another_try(trial for trial in controller.trials if trial.name in names))
+    run_trials(controller, FIFOScheduler(), side_by_side)
 
 
 def run_trials(controller: TrialController[Any], scheduler: TrialScheduler, side_by_side: int) -> None:
@@ -226,6 +236,10 @@ def _name(trial: Any) -> str:
 
 def _setup(controller: TrialController[Any]) -> TrialSetup:
     tags = controller.plan.tags() | ({"mlflow.parentRunId": controller.run_id} if controller.run_id else {})
-    wanted = set(ENV_REFERENCE.findall(str(controller.plan.written)))
-    handed_on = {name: value for name, value in os.environ.items() if name in wanted or _HANDED_ON.match(name)}
-    return TrialSetup(controller.plan, tags, str(Path.cwd()), handed_on)
+    return TrialSetup(controller.plan, tags, str(Path.cwd()), handed_on(controller.plan))
+
+
+def handed_on(plan: TrialPlan) -> dict[str, str]:
+    """What of the driver's environment other processes need: what the job names, and how stores are reached."""
+    wanted = set(ENV_REFERENCE.findall(str(plan.written)))
+    return {name: value for name, value in os.environ.items() if name in wanted or _HANDED_ON.match(name)}

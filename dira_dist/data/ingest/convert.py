@@ -195,7 +195,7 @@ class Converter:
     def _volume_samples(
         self, task: Task, files: list[bytes], mask: bytes | None, findings: ItemFindings
     ) -> Iterator[Sample]:
-        volumes = self._channels(task.item, files)
+        volumes = self.channels(task.item, files)
         findings.note(*(note for volume in volumes for note in volume.notes))
         labels = (
             self._volume_mask(mask, PurePosixPath(task.mask).name, volumes[0], findings) if mask and task.mask else None
@@ -211,7 +211,7 @@ class Converter:
             self._pad(source, findings)
         yield from cubes_of(task.item.key, source, self._options, task.centres, task.record(), findings.note)
 
-    def _channels(self, item: Item, files: list[bytes]) -> list[Volume]:
+    def channels(self, item: Item, files: list[bytes]) -> list[Volume]:
         """The volume of an item, or its channels, which lie on each other; the files are let go one by one.
 
         Raises:

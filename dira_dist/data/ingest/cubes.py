@@ -70,9 +70,9 @@ class Source:
         return tuple(float(each.voxels.min()) for each in self.volumes)
 
     def voxels(self) -> NDArray[Any]:
-        """(D, H, W) of the whole volume on its grid, as a shard holds it."""
-        values = self.grid.read(self.volume.voxels, (0, 0, 0), self.grid.sides, fill=self.lowest)
-        return values if self.scale is None else _on_16_bits(values, self.scale)
+        """(C, D, H, W) of the whole volume on its grid, as a shard holds it."""
+        channels = [self._channel(number, (0, 0, 0), self.grid.sides) for number in range(len(self.volumes))]
+        return channels[0][None] if len(channels) == 1 else np.stack(channels)
 
     def part(self, key: str, start: Start, sides: Sides, record: dict[str, Any]) -> Sample:
         """A part, or all, of the volume as it goes into a shard.

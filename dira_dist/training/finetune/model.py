@@ -93,7 +93,7 @@ def _facts(recipe: FinetuneRecipe, report: Mapping[str, Any], about: About) -> F
 def _localization(recipe: FinetuneRecipe, report: Mapping[str, Any]) -> dict[str, Any]:
     """How the report located lesions, for whoever asks the model for maps and boxes."""
     settings = recipe.report.localization
-    if settings is None or recipe.segments:
+    if settings is None or recipe.segments or recipe.is_ensemble:
         return {}
     found = {"settings": settings.model_dump(mode="json")}
     thresholds = report.get("localization", {}).get("thresholds")

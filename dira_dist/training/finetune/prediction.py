@@ -83,10 +83,11 @@ class SetReader:
 
     def _batches(self, name: str, ids: Sequence[int] | None = None) -> Iterator[LocalBatch]:
         """As many on every worker; rows that only pad them are not valid. Masks and boxes come with chosen samples."""
-        address = str(getattr(self.recipe.data, name))
+        address = str(self.recipe.data.address_of(name))
         if name not in self._indices:
             self._indices[name] = read_index(address)
         options = replace(self.recipe.data.read_options, annotations=self.recipe.segments or ids is not None)
+        ids = self._judged(name) if ids is None else ids
         rank, workers = my_place()
         with ValidationStream(
             address,
@@ -98,6 +99,11 @@ class SetReader:
             index=self._indices[name],
         ) as stream:
             yield from stream
+
+    def _judged(self, name: str) -> list[int] | None:
+        """Places in the set of the samples that are judged by, where they are not all."""
+        known = self.samples.evaluated.get(name)
+        return None if known is None or len(known) == self._indices[name].samples else sorted(known)
 
     def _views(self, batch: LocalBatch) -> LabelledViews:
         """The images in their frames, as they are."""

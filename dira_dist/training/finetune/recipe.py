@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, create_model, model_validator
 
 from dira_dist.config import MAY_CHANGE, Positive, Probability, RequestError, Section
 from dira_dist.data.shards import ShardSetIndex
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Parts = Literal["encoder", "encoder_decoder"]
 RANDOM = "random"
+MOST_FOLDS = 20
 
 
 class StartSection(Section):
@@ -91,6 +92,37 @@ class FinetuneData(DataConfig):
         "group", description="what the share is drawn of: group, the patients that the set was split by; or image"
     )
     fraction_seed: int = Field(0, ge=0, description="of the draw; of one seed a smaller share is part of a larger one")
+    folds: Annotated[int, Field(ge=2, le=MOST_FOLDS)] | None = Field(
+        None,
+        description="in place of val: the training set's patients in so many parts, each held out from one fit and "
+        "validated on; the fits' networks together are one model",
+    )
+    fold: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of the folds the one that is held out, from 1 on: that fit alone; left out: all of them"
+    )
+
+    @model_validator(mode="after")
+    def _val_or_folds(self) -> Self:
+        if self.folds is not None and self.val is not None:
+            raise ValueError(
+                "found folds beside val; each fold is held out in its place: leave val out, and shard its samples "
+                "with those of train if they are to be learned from"
+            )
+        if self.folds is None and self.val is None:
+            raise ValueError(
+                "found no val; the networks are chosen on it: give a labelled set, split by patient, or folds (such as "
+                "5) of the training set"
+            )
+        if self.fold is not None and self.fold > (self.folds or 0):
+            raise ValueError(f"found fold {self.fold} and folds {self.folds}; allowed are folds from 1 to folds")
+        return self
+
+    def address_of(self, name: str) -> str | None:
+        """Of the set that ``train``, ``val`` or ``test`` is a part of; none where there is no such part."""
+        if name == "val" and self.fold is not None:
+            return self.train
+        address: str | None = getattr(self, name)
+        return address
 
 
 class Classify(Section):
@@ -237,13 +269,6 @@ class FinetuneRecipe(Recipe):
     report: ReportConfig = ReportConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
-    @field_validator("data")
-    @classmethod
-    def _has_val(cls, data: FinetuneData) -> FinetuneData:
-        if data.val is None:
-            raise ValueError("found no val; the networks are chosen on it: give a labelled set, split by patient")
-        return data
-
     @model_validator(mode="after")
     def _image_size_fits_encoder(self) -> Self:
         if self.model is not None:
@@ -323,7 +348,17 @@ class FinetuneRecipe(Recipe):
 
     def trained_on(self) -> TrainedOn:
         """Whom it learned from, and was chosen on, too."""
-        return trained_on({"train": self.data.train, "val": str(self.data.val)}, groups=True)
+        sets = {"train": self.data.train} | ({} if self.data.val is None else {"val": self.data.val})
+        return trained_on(sets, groups=True)
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether it is of all folds together: such networks answer as one, and are not trained as one."""
+        return self.data.folds is not None and self.data.fold is None
+
+    def of_fold(self, fold: int) -> Self:
+        """The same for one of the folds, from 1 on."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
 
     @property
     def is_evaluated_beside(self) -> bool:

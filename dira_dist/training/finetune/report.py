@@ -27,6 +27,18 @@ _NOTES = (
     "are left out."
 )
 _ON_VAL = "There is no test set: these figures are of the samples that the networks were chosen on, and flatter them."
+_ON_FOLD = (
+    "These figures are of fold {fold} of {folds} of the training set, which was held out and which the networks were "
+    "chosen on: that flatters them."
+)
+_OUT_OF_FOLD = (
+    "These figures are out of fold: each sample is judged by the networks of the one of {folds} fits that held its "
+    "fold out. They were chosen and calibrated on that fold, which flatters the figures a little."
+)
+_ENSEMBLE = (
+    "The model is the ensemble of the {folds} folds' networks: the mean of their {answers}. Figures on a test set are "
+    "the ensemble's, figures out of fold are of single networks."
+)
 _POOLED = {
     "per_group_mean": "Per patient (group of the set), mean of its images",
     "per_group_max": "Per patient (group of the set), largest of its images",
@@ -54,7 +66,10 @@ def classifier_report(
     """
     assert isinstance(recipe.task, Classify)
     coding, settings = LabelCoding.of(recipe.task), recipe.report
-    calibration = fit_calibration(sets["val"])
+    count = len(coding.classes)
+    # what is pooled is calibrated already, by each fold
+    calibrated = Calibration(coding.kind, [1.0] * count, [0.0] * count)
+    calibration = calibrated if recipe.is_ensemble else fit_calibration(sets["val"])
     chances = {name: calibration.chances(each.logits) for name, each in sets.items()}
     thresholds = choose_thresholds(chances["val"], sets["val"], settings.operating_point)
     tables = {
@@ -75,7 +90,7 @@ def classifier_report(
         samples,
         tables,
         ("images", "groups", "positives", "prevalence"),
-        _decisions(coding, thresholds, settings),
+        _decisions(recipe, coding, thresholds),
     )
     files = {predictions_file(name): predictions_csv(each, chances[name]).encode() for name, each in sets.items()}
     report = _report(found, samples, tables, text, files, class_pictures(sets[shown], chances[shown]))
@@ -117,7 +132,7 @@ def segmenter_report(
         "tolerance": settings.tolerance_mm,
     }
     files = {cases_file(name): cases_csv(cases, outputs).encode() for name, cases in sets.items()}
-    text = _markdown(recipe, samples, tables, ("images", "with"), (_EMPTY,))
+    text = _markdown(recipe, samples, tables, ("images", "with"), (_EMPTY, *_on_ensemble(recipe)))
     return _report(found, samples, tables, text, files, case_pictures(sets.get("test") or sets["val"]))
 
 
@@ -251,11 +266,15 @@ def _markdown(
     notes: Sequence[str],
 ) -> str:
     shown = "test" if "test" in tables else "val"
-    title = f"{recipe.name}: {'figures on the test set' if shown == 'test' else 'figures on val'}"
-    before = () if shown == "test" else (f"**{_ON_VAL}**\n",)
+    on_val = "out of fold" if recipe.is_ensemble else "on val"
+    title = f"{recipe.name}: figures {'on the test set' if shown == 'test' else on_val}"
+    before = () if shown == "test" else (f"**{_of_val(recipe)}**\n",)
     lines = list(_markdown_lines(title, tables[shown], counts, before, _all_notes(samples, notes)))
     if shown == "test":
-        lines += ["\n## On val, by which the networks were chosen\n"]
+        heading = (
+            f"Out of fold\n\n{_of_val(recipe)}" if recipe.is_ensemble else "On val, by which the networks were chosen"
+        )
+        lines += [f"\n## {heading}\n"]
         lines += markdown_table(tables["val"]["per_image"], counts)
     if samples.notes:
         lines += ["\n## Notes\n", *(f"- {note}" for note in samples.notes)]
@@ -286,8 +305,26 @@ def _markdown_lines(
             yield from markdown_table(table, counts)
 
 
-def _decisions(coding: LabelCoding, thresholds: Sequence[float], settings: Any) -> tuple[str, ...]:
+def _of_val(recipe: FinetuneRecipe) -> str:
+    """Whom figures on ``val`` are of, and whom they flatter."""
+    if recipe.is_ensemble:
+        return _OUT_OF_FOLD.format(folds=recipe.data.folds)
+    return _ON_VAL if recipe.data.fold is None else _ON_FOLD.format(fold=recipe.data.fold, folds=recipe.data.folds)
+
+
+def _on_ensemble(recipe: FinetuneRecipe) -> tuple[str, ...]:
+    if not recipe.is_ensemble:
+        return ()
+    answers = "masks before they are decided" if recipe.segments else "calibrated probabilities"
+    return (_ENSEMBLE.format(folds=recipe.data.folds, answers=answers),)
+
+
+def _decisions(recipe: FinetuneRecipe, coding: LabelCoding, thresholds: Sequence[float]) -> tuple[str, ...]:
     chosen = ", ".join(f"{name} {level:.3f}" for name, level in zip(coding.classes, thresholds, strict=True))
-    return (
-        f"Probabilities are calibrated on val, and thresholds chosen there ({settings.operating_point}): {chosen}.",
+    calibrated = (
+        "each on its fold, and thresholds chosen out of fold"
+        if recipe.is_ensemble
+        else "on val, and thresholds chosen there"
     )
+    point = recipe.report.operating_point
+    return (f"Probabilities are calibrated {calibrated} ({point}): {chosen}.", *_on_ensemble(recipe))

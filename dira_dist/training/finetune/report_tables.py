@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,23 @@ def read_rows(files: Mapping[str, bytes], name: str) -> SampleRows:
     return SampleRows([row[0] for row in rows], [row[1] for row in rows], None, _numbers(rows, dice))
 
 
+def read_cases(files: Mapping[str, bytes], name: str, outputs: Sequence[str]) -> list[SegmentationCase]:
+    """A segmenter's table of a set among the files of a report, all figures of its cases; no pictures.
+
+    Args:
+        files: of the report.
+        name: of the set.
+        outputs: that figures are given of.
+    """
+    head, rows = _read(files[cases_file(name)])
+    names = [title.removesuffix(f" {outputs[0]}") for title in head[_BEFORE :: len(outputs)]]
+    values = _numbers(rows, range(_BEFORE, len(head))).reshape(len(rows), len(names), len(outputs)).tolist()
+    return [
+        SegmentationCase(row[0], row[1], figures=dict(zip(names, each, strict=True)))
+        for row, each in zip(rows, values, strict=True)
+    ]
+
+
 def _read(content: bytes) -> tuple[list[str], list[list[str]]]:
     head, *rows = csv.reader(io.StringIO(content.decode()))
     return head, rows
@@ -83,3 +101,9 @@ def _read(content: bytes) -> tuple[list[str], list[list[str]]]:
 
 def _numbers(rows: Sequence[Sequence[str]], places: Any) -> Floats:
     return np.array([[float(row[place]) if row[place] else np.nan for place in places] for row in rows])
+
+
+def read_calibration(files: Mapping[str, bytes]) -> dict[str, list[float]]:
+    """Slopes and intercepts in a classifier's report; empty of a segmenter's."""
+    found = json.loads(files["report.json"]).get("calibration", {})
+    return {name: found[name] for name in ("slopes", "intercepts") if name in found}

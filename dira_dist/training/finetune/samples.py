@@ -1,7 +1,7 @@
 """What a fine-tuning learns from and is judged on: drawn from what the samples of its sets say of themselves."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from dira_dist.data.selection import Draw, Selection, balanced_weights, common_g
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.data.validation import ValidationStream
 from dira_dist.objectives.supervised import positive_weights
+from dira_dist.training.finetune.folds import HeldOut, hold_out, notes_on_folds
 from dira_dist.training.finetune.labels import UNCERTAIN, LabelCoding, Targets
 from dira_dist.training.finetune.masks import MaskCoding
 from dira_dist.training.finetune.recipe import Classify, FinetuneRecipe, Segment
@@ -50,12 +51,13 @@ class FinetuneSamples(TrainingSamples):
 
     Attributes:
         class_weights: how much the positives of each class count; none: all alike.
-        evaluated: by the name of the set, what is known of its samples, in the order of the set.
+        evaluated: by the name of the set, what is known of the samples that are judged by, by their places in the set
+            and rising; of ``val``, where a fold is held out, those of the fold, with their places in the training set.
         resampled: whom intervals draw again: patients, or the groups that stand for them.
     """
 
     class_weights: tuple[float, ...] | None = None
-    evaluated: Mapping[str, Sequence[Known]] = field(default_factory=dict)
+    evaluated: Mapping[str, Mapping[int, Known]] = field(default_factory=dict)
     resampled: str = "patients"
 
 
@@ -66,30 +68,48 @@ def draw_samples(recipe: FinetuneRecipe, sets: Mapping[str, ShardSetIndex]) -> F
         RequestError: two sets share a patient, nothing is labelled, or a fraction of nothing is asked for.
     """
     tables = {name: read_samples(str(getattr(recipe.data, name)), index) for name, index in sets.items()}
+    train = tables["train"]
     _check_apart(tables)
     if isinstance(recipe.task, Segment):
         for name, index in sets.items():
             _check_masks(recipe, name, index)
-    classes, targets = _classes(recipe, tables["train"])
-    usable = np.flatnonzero(_is_usable(recipe, tables["train"], targets))
+    classes, targets = _classes(recipe, train)
+    usable = np.flatnonzero(_is_usable(recipe, train, targets))
     if not len(usable):
         raise RequestError(f"{_what(recipe)}: no sample of the train set has it, so that there is nothing to learn")
-    groups = np.asarray(tables["train"].groups, dtype=object)[usable].tolist()
+    parts = hold_out(recipe, train.groups, classes, usable)
     draw = draw_fraction(
-        groups, classes[usable], recipe.data.label_fraction, recipe.data.fraction_seed, by=recipe.data.fraction_of
+        [train.groups[place] for place in parts.learned.tolist()],
+        classes[parts.learned],
+        recipe.data.label_fraction,
+        recipe.data.fraction_seed,
+        by=recipe.data.fraction_of,
     )
-    ids = usable[draw.ids]
-    evaluated = {name: known_of(table) for name, table in tables.items() if name != "train"}
+    ids = parts.learned[draw.ids]
+    evaluated = _evaluated(tables, parts)
     _check_lesions(recipe, evaluated)
+    notes = [*_notes(recipe, tables, draw, len(usable)), *_notes_on_classes(recipe, tables, draw, targets, parts)]
+    if recipe.data.folds is not None and isinstance(recipe.task, Classify):
+        names = LabelCoding.of(recipe.task).classes
+        notes += notes_on_folds(recipe.data.folds, names, train.groups, classes, usable)
     return FinetuneSamples(
         per_epoch=len(ids),
-        selection=Selection(ids, _drawing_weights(recipe, classes[ids]), tables["train"].places),
-        notes=(*_notes(recipe, tables, draw, len(usable), targets), *_notes_on_lesions(recipe, evaluated)),
-        record=_record(recipe, tables["train"], draw, ids),
+        selection=Selection(ids, _drawing_weights(recipe, classes[ids]), train.places),
+        notes=(*notes, *_notes_on_lesions(recipe, evaluated)),
+        record=_record(recipe, train, draw, ids) | _record_of_fold(recipe, train, parts),
         class_weights=_class_weights(recipe, None if targets is None else targets[ids]),
         evaluated=evaluated,
         resampled=resampled_of(tables.values()),
     )
+
+
+def _evaluated(tables: Mapping[str, SampleTable], parts: HeldOut) -> dict[str, Mapping[int, Known]]:
+    """What is known of the samples that are judged by."""
+    own: dict[str, Mapping[int, Known]] = {}
+    if parts.held_out is not None:
+        known = known_of(tables["train"])
+        own["val"] = {place: known[place] for place in parts.held_out.tolist()}
+    return own | {name: known_of(table) for name, table in tables.items() if name != "train"}
 
 
 def _check_apart(tables: Mapping[str, SampleTable]) -> None:
@@ -141,15 +161,15 @@ def batch_size_of(recipe: FinetuneRecipe) -> int:
     return 1 if recipe.fit == "slide" else 32
 
 
-def lesions_known(recipe: FinetuneRecipe, known: Sequence[Known]) -> list[int]:
+def lesions_known(recipe: FinetuneRecipe, known: Mapping[int, Known]) -> list[int]:
     """Places of the samples by which localisation is judged; none where it is not asked for."""
     settings = recipe.report.localization
     if settings is None or recipe.segments:
         return []
-    return [place for place, each in enumerate(known) if (each.boxes if settings.truth == "boxes" else each.has_mask)]
+    return [place for place, each in known.items() if (each.boxes if settings.truth == "boxes" else each.has_mask)]
 
 
-def _check_lesions(recipe: FinetuneRecipe, evaluated: Mapping[str, Sequence[Known]]) -> None:
+def _check_lesions(recipe: FinetuneRecipe, evaluated: Mapping[str, Mapping[int, Known]]) -> None:
     """Raises:
     RequestError: thresholds are to be tuned, and no lesion is known on ``val``.
     """
@@ -161,7 +181,7 @@ def _check_lesions(recipe: FinetuneRecipe, evaluated: Mapping[str, Sequence[Know
         )
 
 
-def _notes_on_lesions(recipe: FinetuneRecipe, evaluated: Mapping[str, Sequence[Known]]) -> Iterator[str]:
+def _notes_on_lesions(recipe: FinetuneRecipe, evaluated: Mapping[str, Mapping[int, Known]]) -> Iterator[str]:
     """Whether localisation is judged as asked, and boxes that belong to no class."""
     settings, shown = recipe.report.localization, "test" if "test" in evaluated else "val"
     if settings is None or not isinstance(recipe.task, Classify):
@@ -172,7 +192,7 @@ def _notes_on_lesions(recipe: FinetuneRecipe, evaluated: Mapping[str, Sequence[K
         return
     classes = LabelCoding.of(recipe.task).classes
     if settings.truth == "boxes" and len(classes) > 1:
-        labels = Counter(str(box.get("label", "")).strip() for each in evaluated[shown] for box in each.boxes)
+        labels = Counter(str(box.get("label", "")).strip() for each in evaluated[shown].values() for box in each.boxes)
         unknown = {label: count for label, count in labels.items() if label and label not in classes}
         if unknown:
             names = ", ".join(f"{label} ({count})" for label, count in sorted(unknown.items()))
@@ -216,15 +236,13 @@ def resampled_of(tables: Iterable[SampleTable]) -> str:
     return "patients (groups of the sets)" if any(each.has_groups for each in tables) else "images"
 
 
-def known_of(table: SampleTable) -> tuple[Known, ...]:
-    """What is known of the samples of a set that is judged by, in its order."""
+def known_of(table: SampleTable) -> dict[int, Known]:
+    """What is known of the samples of a set that is judged by, by their places in it."""
     columns = (table.columns, table.spacing_mm, table.boxes, table.has_mask.tolist())
-    return tuple(Known(*each) for each in zip(*columns, strict=True))
+    return {place: Known(*each) for place, each in enumerate(zip(*columns, strict=True))}
 
 
-def _notes(
-    recipe: FinetuneRecipe, tables: Mapping[str, SampleTable], draw: Draw, usable: int, targets: Targets | None
-) -> Iterator[str]:
+def _notes(recipe: FinetuneRecipe, tables: Mapping[str, SampleTable], draw: Draw, usable: int) -> Iterator[str]:
     """What a person should know of the samples."""
     if (without := len(tables["train"]) - usable) > 0:
         yield f"{without} of {len(tables['train'])} samples of the train set have no {_what(recipe)}; they are left out"
@@ -236,6 +254,12 @@ def _notes(
             "the train set names no patients, so that each image counts as one; where patients have several, shard "
             "with --group-by"
         )
+
+
+def _notes_on_classes(
+    recipe: FinetuneRecipe, tables: Mapping[str, SampleTable], draw: Draw, targets: Targets | None, parts: HeldOut
+) -> Iterator[str]:
+    """Classes that nothing is learned of, or that cannot be judged."""
     if targets is None:
         return
     assert isinstance(recipe.task, Classify)
@@ -243,13 +267,17 @@ def _notes(
     for name, count in zip(coding.classes, draw.positives.tolist(), strict=True):
         if count == 0:
             yield f"task.classes: no sample that is learned from has {name}; its output learns nothing"
+    if parts.held_out is not None:
+        remedy = "choose fewer folds, or another seed"
+        yield from _absent(coding, f"data.folds: fold {recipe.data.fold}", targets[parts.held_out], remedy)
     for part, table in tables.items():
         if part != "train":
-            yield from _absent(coding, part, coding.encode(table.labels))
+            remedy = "split the labelled samples so that each part has some of both"
+            yield from _absent(coding, f"data.{part}", coding.encode(table.labels), remedy)
 
 
-def _absent(coding: LabelCoding, part: str, targets: Targets) -> Iterator[str]:
-    """Classes that a set cannot judge.
+def _absent(coding: LabelCoding, part: str, targets: Targets, remedy: str) -> Iterator[str]:
+    """Classes that a set, or a fold, cannot judge.
 
     Raises:
         RequestError: it can judge none.
@@ -258,12 +286,11 @@ def _absent(coding: LabelCoding, part: str, targets: Targets) -> Iterator[str]:
     both = (known == 1).any(axis=0) & (known == 0).any(axis=0)
     if not both.any():
         raise RequestError(
-            f"data.{part}: no class has samples with and samples without it there, so that nothing can be judged: "
-            "split the labelled samples so that each part has some of both"
+            f"{part}: no class has samples with and samples without it there, so that nothing can be judged: {remedy}"
         )
     for name, has_both in zip(coding.classes, both, strict=True):
         if not has_both:
-            yield f"data.{part}: {name} is absent (or everywhere) there, so that its figures are n/a, left out of means"
+            yield f"{part}: {name} is absent (or everywhere) there, so that its figures are n/a, left out of means"
 
 
 def _record(recipe: FinetuneRecipe, table: SampleTable, draw: Draw, ids: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -278,6 +305,19 @@ def _record(recipe: FinetuneRecipe, table: SampleTable, draw: Draw, ids: npt.NDA
         "of_units": draw.all_units,
         "positives": draw.positives.tolist(),
         "samples": [table.keys[place] for place in ids.tolist()],
+    }
+
+
+def _record_of_fold(recipe: FinetuneRecipe, table: SampleTable, parts: HeldOut) -> dict[str, Any]:
+    """What was held out, for the run."""
+    if parts.held_out is None:
+        return {}
+    held_out = parts.held_out.tolist()
+    return {
+        "folds": recipe.data.folds,
+        "fold": recipe.data.fold,
+        "held_out_groups": len({table.groups[place] for place in held_out}),
+        "held_out": [table.keys[place] for place in held_out],
     }
 
 

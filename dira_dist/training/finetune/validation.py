@@ -82,7 +82,7 @@ class FinetuneValidator:
 
     def report(self) -> Report | None:
         """What the chosen networks are worth on ``val`` and, looked at once, ``test``; a collective."""
-        names = [name for name in ("val", "test") if getattr(self._recipe.data, name) is not None]
+        names = [name for name in ("val", "test") if self._recipe.data.address_of(name) is not None]
         if isinstance(self._recipe.task, Classify):
             classes = {name: predict_classes(self._reader, name) for name in names}
             localization = locate_lesions(self._reader, names[-1])
