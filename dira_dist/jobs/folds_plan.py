@@ -99,10 +99,8 @@ class FoldsPlan:
                 f"fold     {number} of {len(self.folds)}: {fold.held_out:,} images of {fold.groups:,} groups "
                 f"(patients) held out, {fold.learned:,} learned from; chosen by {self.goal.metrics[0]}"
             )
-        judged = (
-            "judged out of fold alone, for there is no data.test" if self.job.data.test is None else "judged on test"
-        )
-        yield f"ensemble of {len(self.folds)} networks, {judged}"
+        test = "judged out of fold alone, for there is no data.test" if self.job.data.test is None else "judged on test"
+        yield f"ensemble of {len(self.folds)} networks, {test}"
         yield from (f"warning  {text}" for text in self.warnings)
 
 

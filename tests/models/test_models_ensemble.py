@@ -1,15 +1,19 @@
 """Networks that answer as one: the plain mean of what each says, as a logit."""
 
 import math
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
+from dira_dist.config import RequestError
 from dira_dist.models.ensemble import Ensemble, mean_logits
+from dira_dist.models.fine_tuned_files import FORMAT, NETWORK, FineTunedFile, load_classifier
 from dira_dist.models.supervised import Classifier, Segmenter
 from dira_dist.models.unet import UNetConfig
 
@@ -63,3 +67,22 @@ def test_an_ensemble_is_the_mean_of_its_members_calibrated(
     answered = found.softmax(1) if exclusive else found.sigmoid()
     assert found.shape[:2] == (2, 3)
     torch.testing.assert_close(answered, (chances(0) + chances(1)) / 2, atol=1e-6, rtol=1e-5)
+
+
+def test_a_heat_map_is_of_one_network(tmp_path: Path) -> None:
+    facts = FineTunedFile(
+        task="classify",
+        kind="binary",
+        classes=["a"],
+        encoder="tu-test_resnet",
+        in_channels=1,
+        image_size=32,
+        fit="crop",
+        weights_names="timm",
+        construction=[],
+        features="",
+    )
+    (tmp_path / "model.json").write_bytes(FORMAT.dump(facts))
+    save_file({"members.0.head.bias": torch.zeros(1)}, tmp_path / NETWORK)
+    with pytest.raises(RequestError, match="the ensemble of several folds' classifiers, and a heat map is of one"):
+        load_classifier(tmp_path)

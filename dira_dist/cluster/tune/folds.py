@@ -134,17 +134,17 @@ class FoldsController(TrialController[FoldsPlan]):
         """
         self._check_all_are_done()
         checkpoint = self._ensemble()
-        judged = self._judged(checkpoint)
+        evaluated = self._evaluated(checkpoint)
         report = read_report(self._store)
-        figures = {**judged.metrics, **report_metrics(report)}
+        figures = {**evaluated.metrics, **report_metrics(report)}
         outcome = FoldsOutcome(
             name=self.plan.loaded.job.name,
             run_id=self.run_id,
             page=self.page,
             figures=figures,
-            notes=list(self._notes(judged)),
-            checkpoint=self._checkpoints.address(judged.checkpoint),
-            model=self._published(judged.checkpoint, figures, report),
+            notes=list(self._notes(evaluated)),
+            checkpoint=self._checkpoints.address(evaluated.checkpoint),
+            model=self._published(evaluated.checkpoint, figures, report),
             report=self.address(f"{REPORT}/report.md"),
             counts=dict(Counter(trial.status for trial in self.trials)),
         )
@@ -203,17 +203,17 @@ class FoldsController(TrialController[FoldsPlan]):
         assert best is not None, "a fit that came to its end has validated"
         return best.checkpoint
 
-    def _judged(self, checkpoint: str) -> EvaluationEntry:
+    def _evaluated(self, checkpoint: str) -> EvaluationEntry:
         """The figures, and beside them the report; the test set is looked at once."""
         known = [each for each in read_evaluations(self._store) if each.checkpoint == checkpoint]
         if known:
             return known[0]
         found, step = self._pooled(checkpoint), step_of(checkpoint)
         keep_report(self._store, self._run, found.report, step)
-        judged = EvaluationEntry(ENSEMBLE, step, checkpoint, dict(found.figures))
-        add_evaluation(self._store, judged)
+        evaluated = EvaluationEntry(ENSEMBLE, step, checkpoint, dict(found.figures))
+        add_evaluation(self._store, evaluated)
         self._run.log_checkpoint(self._checkpoints.address(checkpoint), step, dict(found.figures))
-        return judged
+        return evaluated
 
     def _pooled(self, checkpoint: str) -> Pooled:
         job, data = self.plan.job, self.plan.job.data
@@ -242,7 +242,9 @@ class FoldsController(TrialController[FoldsPlan]):
         except ray.exceptions.RayTaskError as error:
             raise (error.cause or error) from None
         except ray.exceptions.RayError as error:
-            raise JobFailedError(f"{self.plan.loaded.job.name}: the ensemble could not be judged: {error}") from error
+            raise JobFailedError(
+                f"{self.plan.loaded.job.name}: the ensemble could not be evaluated: {error}"
+            ) from error
         return said
 
     def _published(self, name: str, figures: Mapping[str, float], report: Mapping[str, bytes]) -> str:
@@ -263,7 +265,7 @@ class FoldsController(TrialController[FoldsPlan]):
             ) from error
         return found.address
 
-    def _notes(self, judged: EvaluationEntry) -> Iterator[str]:
+    def _notes(self, evaluated: EvaluationEntry) -> Iterator[str]:
         """The figure that counts, of the pooled predictions and of each fold."""
         metric = self.plan.job.main_metric()
         each = [
@@ -271,9 +273,9 @@ class FoldsController(TrialController[FoldsPlan]):
             for folder in self._folds()
             if (found := self.plan.job.best_evaluation(read_evaluations(folder))) is not None
         ]
-        if metric in judged.metrics:
+        if metric in evaluated.metrics:
             of_folds = ", ".join(f"{value:.4f}" for value in each)
-            yield f"{metric:11} {judged.metrics[metric]:.4f} out of fold, all folds pooled (each fold: {of_folds})"
+            yield f"{metric:11} {evaluated.metrics[metric]:.4f} out of fold, all folds pooled (each fold: {of_folds})"
 
 
 def _predict_test(

@@ -87,7 +87,7 @@ class SetReader:
         if name not in self._indices:
             self._indices[name] = read_index(address)
         options = replace(self.recipe.data.read_options, annotations=self.recipe.segments or ids is not None)
-        ids = self._judged(name) if ids is None else ids
+        ids = self._places(name) if ids is None else ids
         rank, workers = my_place()
         with ValidationStream(
             address,
@@ -100,7 +100,7 @@ class SetReader:
         ) as stream:
             yield from stream
 
-    def _judged(self, name: str) -> list[int] | None:
+    def _places(self, name: str) -> list[int] | None:
         """Places in the set of the samples that are judged by, where they are not all."""
         known = self.samples.evaluated.get(name)
         return None if known is None or len(known) == self._indices[name].samples else sorted(known)
