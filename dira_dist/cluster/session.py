@@ -148,7 +148,7 @@ def cluster_at(address: str, said: str) -> Iterator[None]:
         return
     _settle_environment()
     try:
-        if address not in _FOUND_BY_RAY:
+        if address and address not in _FOUND_BY_RAY:
             check_answers(address, _GCS_PORT)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -15,6 +15,7 @@ from dira_dist.data.ranges import WHOLE, ObjectRange
 from dira_dist.data.retry import ChangedObjectError, DeniedObjectError, MissingObjectError, StoreError
 
 _PIECE_BYTES = 1 << 20
+_FOLDER_TRIES = 100
 _Walked = tuple[Path, list[str], list[str]]
 
 
@@ -82,18 +83,27 @@ class LocalStore:
         target = self._path(key)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
+            with self._begun(temporary) as file:
                 while piece := source.read(_PIECE_BYTES):
                     file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self._remove_empty_above(target)
             raise StoreError(f"{target} could not be written: {error}") from error
         _sync_folder(target.parent)
         return ""
+
+    def _begun(self, path: Path) -> BinaryIO:
+        """A new file in a folder that somebody else may remove in this moment, for it was empty."""
+        for _ in range(_FOLDER_TRIES):
+            with suppress(FileNotFoundError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                return path.open("xb")
+        raise FileNotFoundError(f"{path.parent} is removed again and again")
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for key in sorted(path.relative_to(self._folder).as_posix() for path in self._files()):
@@ -143,7 +153,11 @@ class LocalStore:
     def delete(self, key: str) -> None:
         path = self._path(key)
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # a folder goes with the last object in it, as a prefix does in a bucket
+        self._remove_empty_above(path)
+
+    def _remove_empty_above(self, path: Path) -> None:
+        """A folder goes with the last object in it, as a prefix does in a bucket."""
+        with suppress(OSError):
             for folder in path.relative_to(self._folder).parents[:-1]:
                 (self._folder / folder).rmdir()
 

@@ -2,11 +2,12 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from dira_dist.config import RequestError
 
@@ -19,16 +20,16 @@ class NoRoomError(OSError):
     """The temporary folder did not take a checkpoint; the message names folder and disk, and the remedy."""
 
 
-def check_room(networks: nn.Module) -> None:
+def check_room(state: Mapping[str, Any]) -> None:
     """Looks, before the first step, whether checkpoints of these networks can be written here at all.
 
     Args:
-        networks: whose weights are the least that a checkpoint holds.
+        state: the networks' own, nested, which is the least that a checkpoint holds.
 
     Raises:
         RequestError: the temporary folder has no room for two of them.
     """
-    least = CHECKPOINTS_AT_ONCE * sum(each.numel() * each.element_size() for each in networks.state_dict().values())
+    least = CHECKPOINTS_AT_ONCE * _bytes_of(state)
     folder = Path(tempfile.gettempdir())
     if shutil.disk_usage(folder).free < least:
         raise RequestError(
@@ -49,6 +50,12 @@ def writing_into(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk with the latter
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NoRoomError(f"{_described(folder.parent)} did not take it ({reason}); {_REMEDY}") from error
+
+
+def _bytes_of(state: Any) -> int:
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    return sum(map(_bytes_of, state.values())) if isinstance(state, Mapping) else 0
 
 
 def _described(folder: Path) -> str:

@@ -1,8 +1,10 @@
 """Both stores keep the same promises; the bucket is moto's real HTTP server."""
 
+import io
 import os
 import pickle
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from dira_dist.data.ranges import ObjectRange
 from dira_dist.data.retry import Backoff, retried
 from dira_dist.data.store import (
     ChangedObjectError,
+    LocalStore,
     MissingObjectError,
     ObjectInfo,
     S3Store,
@@ -154,6 +157,30 @@ def test_a_failed_write_leaves_the_old_object_and_no_litter(tmp_path: Path) -> N
     (tmp_path / ".k.0.tmp").write_bytes(b"what a crash leaves")
     assert [info.key for info in store.list()] == ["k"]
     assert store.read_bytes("k") == b"old"
+
+
+def test_a_failed_write_leaves_no_empty_folder(tmp_path: Path) -> None:
+    class Full(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(28, "No space left on device")
+
+    store = LocalStore(str(tmp_path))
+    with pytest.raises(StoreError, match="No space left"):
+        store._publish("step-1/state.pt", Full())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_empty_beside_a_write_take_it_all_the_same(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+
+    def write_and_delete(worker: int) -> None:
+        for number in range(100):
+            store.write_bytes(f"outbox/run/{worker}-{number}", b"x")
+            store.delete(f"outbox/run/{worker}-{number}")
+
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(write_and_delete, range(4)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_s3_reads_in_ranges(s3, monkeypatch: pytest.MonkeyPatch) -> None:

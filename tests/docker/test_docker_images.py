@@ -59,6 +59,21 @@ def test_images_run_as_somebody_check_themselves_and_hold_no_secret(file: Path) 
             assert "--constraint" in line
 
 
+# A tag that begins with a version, or a digest behind it.
+PINNED_BASE = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?")
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_a_base_has_a_version_and_takes_a_digest(file: Path) -> None:
+    (base,) = [
+        line.removeprefix("ARG BASE_IMAGE=") for line in instructions(file) if line.startswith("ARG BASE_IMAGE=")
+    ]
+    assert PINNED_BASE.fullmatch(base), base
+    assert PINNED_BASE.fullmatch(f"{base.partition('@')[0]}@sha256:{'0' * 64}")
+    for loose in (base.partition(":")[0], f"{base.partition(':')[0]}:latest", "rayproject/ray:nightly-py311"):
+        assert not PINNED_BASE.fullmatch(loose), loose
+
+
 def test_the_image_has_the_projects_requirements_and_nothing_else() -> None:
     command = [sys.executable, DOCKER / "requirements.py", ROOT / "pyproject.toml", "local"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -22,14 +22,15 @@ def test_room_for_two_checkpoints_is_looked_for_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    network, usage = nn.Linear(999, 1000), shutil.disk_usage(tmp_path)  # 4 MB of weights
+    usage = shutil.disk_usage(tmp_path)
+    state = {"unet": dict(nn.Linear(999, 1000).state_dict()), "steps": 3}  # 4 MB of weights
     for free, enough in ((9_000_000, True), (7_000_000, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: usage._replace(free=free))
         if enough:
-            check_room(network)
+            check_room(state)
             continue
         with pytest.raises(RequestError) as refused:
-            check_room(network)
+            check_room(state)
     said = str(refused.value)
     assert f"the temporary folder {tmp_path} (disk /" in said and ": 7 of" in said
     assert "2 of them take at least 8 MB; make room there, or set TMPDIR" in said

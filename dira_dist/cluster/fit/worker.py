@@ -98,7 +98,7 @@ def _train(
     start = (setup.facts.start or task.starting_weights()) if resumed is None else None
     networks = task.build(start.weights if start else None).to(device)
     if ray.train.get_context().get_world_rank() == 0:
-        check_room(networks)
+        check_room(networks.state_dict())
     validator = task.validator(networks, device)
     reporter = _open_reporter(setup, resumed, device, precision)
     if start:
