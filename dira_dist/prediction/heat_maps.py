@@ -141,7 +141,11 @@ class HeatMapCollector(ClassCollector):
 
 def _flat(heat: Heat) -> Heat:
     """A picture as it is; of a cube three slices through its hottest voxel."""
-    return heat if heat.ndim == 2 else three_planes(heat, np.unravel_index(int(heat.argmax()), heat.shape))
+    return heat if heat.ndim == 2 else three_planes(heat, _hottest(heat))
+
+
+def _hottest(heat: Heat) -> tuple[int, ...]:
+    return tuple(int(place) for place in np.unravel_index(int(heat.argmax()), heat.shape))
 
 
 def _described(found: ScoredBox) -> dict[str, float]:

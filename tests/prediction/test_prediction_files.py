@@ -227,18 +227,9 @@ def test_a_model_that_gives_no_answers_is_said_what_it_is(make_model: MakeModel,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"in_channels": 4}, "takes images of 4 channels, and ordinary files hold 1 .grey. or 3"),
-        ({"fed": {"mode": "volume"}}, "takes whole volumes"),
-    ],
-)
-def test_a_model_of_other_images_is_refused(
-    make_model: MakeModel, archive: Path, tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(RequestError, match=words):
-        run(_altered(make_model("classify"), tmp_path / "model", changes), archive, tmp_path / "out")
+def test_a_model_of_other_images_is_refused(make_model: MakeModel, archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"takes images of 4 channels, and ordinary files hold 1 .grey. or 3"):
+        run(_altered(make_model("classify"), tmp_path / "model", {"in_channels": 4}), archive, tmp_path / "out")
 
 
 def _altered(model: Path, folder: Path, changes: dict[str, Any]) -> Path:
