@@ -1,6 +1,8 @@
-"""The published 3D recipe, stated plainly: TransVW's view of a cube with NumPy and SciPy, and its eager step.
+"""The published 3D recipes, stated plainly: TransVW's view of a cube with NumPy and SciPy, and its eager step; Models
+Genesis' view of a cube.
 
 Haghighi et al., *TransVW* (IEEE TMI 2021): restoration of a warped and distorted cube, and its visual word.
+Zhou et al., *Models Genesis* (Medical Image Analysis 2021): restoration of a cube that was shuffled and painted over.
 """
 
 import math
@@ -17,7 +19,7 @@ from dira_dist.models.unet3d_network import UNet3d
 Cube = npt.NDArray[np.float64]
 WORDS, WORD_WEIGHT = 44, 0.01
 SIGMA, ALPHA = 8, 991
-CURVE_SAMPLES, SHUFFLED_BLOCKS = 100_000, 5
+CURVE_SAMPLES, SHUFFLED_BLOCKS, GENESIS_BLOCKS = 100_000, 5, 10_000
 
 
 class PublishedVolumeStep:
@@ -60,10 +62,26 @@ def warp(cube: Cube, drawn: np.random.Generator) -> Cube:
     return moved
 
 
-def shuffle(cube: Cube, drawn: np.random.Generator) -> Cube:
-    """The voxels of five small blocks in another order."""
+def genesis_view(cube: Cube, drawn: np.random.Generator) -> tuple[Cube, Cube]:
+    """A cube in [0, 1], flipped, and the same shuffled, bent and painted over, each by its chance."""
+    for _ in range(3):
+        if drawn.random() >= 0.4:
+            break
+        cube = np.flip(cube, int(drawn.integers(3)))
+    view = cube.copy()
+    if drawn.random() < 0.5:
+        view = shuffle(view, drawn, GENESIS_BLOCKS)
+    if drawn.random() < 0.9:
+        view = bend(view, drawn)
+    if drawn.random() < 0.9:
+        view = paint_outside(view, drawn, 5) if drawn.random() < 0.8 else paint_inside(view, drawn, 5)
+    return cube.copy(), view
+
+
+def shuffle(cube: Cube, drawn: np.random.Generator, blocks: int = SHUFFLED_BLOCKS) -> Cube:
+    """The voxels of small blocks in another order; content is read from the cube as it was."""
     out = cube.copy()
-    for _ in range(SHUFFLED_BLOCKS):
+    for _ in range(blocks):
         sides = [int(drawn.integers(1, side // 10 + 1)) for side in cube.shape]
         block = _block(cube.shape, sides, drawn)
         voxels = cube[block].reshape(-1)
@@ -84,22 +102,31 @@ def bend(cube: Cube, drawn: np.random.Generator) -> Cube:
     return bent
 
 
-def paint_inside(cube: Cube, drawn: np.random.Generator) -> Cube:
-    """A block of noise."""
+def paint_inside(cube: Cube, drawn: np.random.Generator, most: int = 1) -> Cube:
+    """Blocks of noise, at most so many."""
     out = cube.copy()
-    sides = [int(drawn.integers(side // 6, side // 3)) for side in cube.shape]
-    block = _block(cube.shape, sides, drawn, 3)
-    out[block] = drawn.uniform(size=sides)
+    for _ in range(_count(most, drawn)):
+        sides = [int(drawn.integers(side // 6, side // 3)) for side in cube.shape]
+        out[_block(cube.shape, sides, drawn, 3)] = drawn.uniform(size=sides)
     return out
 
 
-def paint_outside(cube: Cube, drawn: np.random.Generator) -> Cube:
-    """Noise all around a window."""
-    sides = [side - int(drawn.integers(3 * side // 7, 4 * side // 7)) for side in cube.shape]
-    block = _block(cube.shape, sides, drawn, 3)
+def paint_outside(cube: Cube, drawn: np.random.Generator, most: int = 1) -> Cube:
+    """Noise all around windows, at most so many."""
     out = drawn.uniform(size=cube.shape)
-    out[block] = cube[block]
+    for _ in range(_count(most, drawn)):
+        sides = [side - int(drawn.integers(3 * side // 7, 4 * side // 7)) for side in cube.shape]
+        block = _block(cube.shape, sides, drawn, 3)
+        out[block] = cube[block]
     return out
+
+
+def _count(most: int, drawn: np.random.Generator) -> int:
+    """Blocks or windows: a further one with probability 0.95 each time."""
+    count = 1
+    while count < most and drawn.random() < 0.95:
+        count += 1
+    return count
 
 
 def _block(shape: tuple[int, ...], sides: list[int], drawn: np.random.Generator, margin: int = 0) -> tuple[slice, ...]:

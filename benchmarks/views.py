@@ -2,6 +2,7 @@
 
     python benchmarks/views.py [--sizes 256 512 1024] [--batch 64] [--repeats 15] [--images FOLDER]
     python benchmarks/views.py --dims 3 [--batch 16] [--repeats 9]      # cubes of 64 x 64 x 32, beside TransVW's view
+    python benchmarks/views.py --genesis [--batch 16] [--repeats 9]     # the same, beside Models Genesis' view
 
 One run, one thread, the contenders by turns in every repeat, medians. Decoding is left out on both sides: the baseline
 starts from a PIL image in memory, the project from the uint8 batch. The baseline is the published recipe written
@@ -22,10 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from published_volumes import published_view
+from published_volumes import GENESIS_BLOCKS, genesis_view, published_view
+from published_volumes import shuffle as shuffle_cube
 from torchvision import transforms
 
 from dira_dist.views import ViewsConfig, make_views
+from dira_dist.views.distortions.shuffling import shuffle_locally
+from dira_dist.views.randomness import view_keys
 
 VIEW_PX = 224
 
@@ -197,10 +201,57 @@ def report_volumes(batch: int, repeats: int, device: torch.device, name: str) ->
         print(f"{name}, from {cube_px} voxels: {each} for a view; {times['published'] / times['views']:.1f} times")
 
 
+GENESIS = ViewsConfig.model_validate(
+    {
+        "crop": {"scale": (1, 1), "ratio": (1, 1), "flip_probability": 0},
+        "jitter": {"probability": 0},
+        "blur": {"probability": 0},
+        "distortion": {"name": "models_genesis"},
+    }
+)
+
+
+def report_genesis(batch: int, repeats: int, device: torch.device, name: str) -> None:
+    """Models Genesis' view with its own counts, and its shuffling alone, all contenders by turns.
+
+    A published view takes ten times as long where it is shuffled as where it is not: of whole views the mean is told.
+    """
+    drawn = np.random.default_rng(0)
+    smooth = drawn.random((8, *VOLUME_PX))
+    cubes = torch.from_numpy(drawn.integers(0, 65536, (batch, 1, *VOLUME_PX), dtype=np.uint16)).to(device)
+    views, ids = torch.rand(batch, 1, *VOLUME_PX, device=device), torch.arange(batch, device=device)
+    sizes_px, epochs = torch.tensor([VOLUME_PX] * batch, device=device), iter(range(1 << 30))
+
+    def project() -> object:
+        epoch = torch.full_like(ids, next(epochs))
+        return make_views(cubes, sizes_px, ids, epoch, seed=0, image_size=VOLUME_PX, in_channels=1, config=GENESIS)
+
+    def shuffled() -> object:
+        keys = view_keys(0, torch.full_like(ids, next(epochs)), ids, 1)[0]
+        return shuffle_locally(views, keys, GENESIS_BLOCKS, 0.1)
+
+    host = torch.device("cpu")
+    contenders: dict[str, tuple[Callable[[], object], int, torch.device]] = {
+        "published": (lambda: [genesis_view(cube, drawn) for cube in smooth], len(smooth), host),
+        "views": (project, 2 * batch, device),
+        "published shuffling": (lambda: [shuffle_cube(cube, drawn, GENESIS_BLOCKS) for cube in smooth[:2]], 2, host),
+        "shuffling": (shuffled, batch, device),
+    }
+    times: dict[str, list[float]] = {contender: [] for contender in contenders}
+    for _ in range(repeats + 1):
+        for contender, (work, count, where) in contenders.items():
+            times[contender].append(seconds(work, where) / count)
+    mean = {contender: statistics.mean(values[1:]) for contender, values in times.items()}
+    each = ", ".join(f"{contender} {1e3 * value:.1f} ms" for contender, value in mean.items())
+    whole, alone = mean["published"] / mean["views"], mean["published shuffling"] / mean["shuffling"]
+    print(f"{name}: {each}; a view {whole:.1f} times, its shuffling {alone:.1f} times")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--dims", type=int, choices=(2, 3), default=2)
+    parser.add_argument("--genesis", action="store_true", help="Models Genesis' view of cubes")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--images", type=Path, help="a folder of PNG files; made-up images without it")
@@ -213,6 +264,9 @@ def main() -> None:
     )
     for device in map(torch.device, devices):
         name = torch.cuda.get_device_name() if device.type == "cuda" else "one CPU core"
+        if arguments.genesis:
+            report_genesis(arguments.batch, arguments.repeats, device, name)
+            continue
         if arguments.dims == 3:
             report_volumes(arguments.batch, arguments.repeats, device, name)
             continue

@@ -28,6 +28,7 @@ GUIDES = [
     "evaluation",
     "search",
     "recipes",
+    "restorative",
     "fine-tuning",
     "comparison",
     "prediction",

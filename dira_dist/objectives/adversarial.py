@@ -137,7 +137,8 @@ class Opponent(nn.Module):
 
     def _penalty(self, target: Tensor, restoration: Tensor, distorted: Tensor | None, mix: Tensor) -> Tensor:
         with without_autocast(target):
-            share = mix.view(-1, *(1,) * (target.ndim - 1))
-            between = torch.lerp(at_least_float32(restoration), at_least_float32(target), share).requires_grad_()
+            real = at_least_float32(target)
+            share = mix.to(real.dtype).view(-1, *(1,) * (target.ndim - 1))
+            between = torch.lerp(at_least_float32(restoration), real, share).requires_grad_()
             beside = None if distorted is None else at_least_float32(distorted)
             return gradient_penalty(self.discriminator(judged(between, beside)), between)

@@ -90,8 +90,10 @@ def pairs(keys: Tensor, stream: RandomPurpose, count: int) -> tuple[Tensor, Tens
 
 
 def noise(keys: Tensor, stream: RandomPurpose, count: int) -> Tensor:
-    """As :func:`uniform`, in float32 with 24 random bits: for values of pixels, of which there are many."""
-    return shift_right(words(keys, stream, count), 40).float() * 2.0**-24
+    """As :func:`uniform`, in float32 with 24 random bits, two of a word: for values of pixels, which are many."""
+    drawn = words(keys, stream, -(-count // 2))
+    both = torch.cat([shift_right(drawn, 40), (drawn >> 16) & 0xFFFFFF], -1)
+    return both[..., :count].float() * 2.0**-24
 
 
 def uniform_between(numbers: Tensor, low: float, high: float) -> Tensor:

@@ -461,6 +461,9 @@ def test_learning_rate_by_step() -> None:
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert rates[12] == pytest.approx(1.0) and rates[20] == pytest.approx(0.0)
     assert rates[4:] == sorted(rates[4:], reverse=True)
+    halved = OptimizerConfig(lr=2.0, schedule="step", halve_every_epochs=3, warmup_epochs=1)
+    found = [learning_rate(halved, step, steps=20, steps_per_epoch=2.0) for step in range(20)]
+    assert found[2:] == [2.0] * 6 + [1.0] * 6 + [0.5] * 6 and found[0] < found[1] < 2
     constant = OptimizerConfig(lr=2.0, schedule="constant")
     assert {learning_rate(constant, step, 20, 2.0) for step in range(20)} == {2.0}
 

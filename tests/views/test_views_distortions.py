@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -414,6 +415,14 @@ def test_impossible_distortions_are_refused(wrong: dict[str, Any], message: str)
 
 def test_without_a_name_it_is_diras_own() -> None:
     assert ViewsConfig.model_validate({"distortion": {"shuffle_swaps": 3}}).distortion.name == "dira"
+
+
+def test_editors_take_a_distortion_without_a_name_for_diras_own() -> None:
+    schema = ViewsConfig.model_json_schema()
+    jsonschema.validate({"distortion": {"outer_probability": 0.1}}, schema)
+    jsonschema.validate({"distortion": {"name": "transvw", "outer_probability": 0.1}}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"distortion": {"shuffle_windows": 5}}, schema)
 
 
 def test_pieces_have_to_be_equal() -> None:

@@ -16,7 +16,7 @@ from dira_dist.config import Probability
 from dira_dist.views.distortions.chosen import where_chosen
 from dira_dist.views.distortions.curves import bend
 from dira_dist.views.distortions.painting import Blocks, draw_blocks, paint
-from dira_dist.views.distortions.section import DistortionSection
+from dira_dist.views.distortions.section import NAMED, DistortionSection
 from dira_dist.views.distortions.shuffling import shuffle_locally
 from dira_dist.views.randomness import PerView, RandomPurpose, uniform
 
@@ -58,6 +58,8 @@ class Mixture(PerView):
 
 class ModelsGenesis(DistortionSection[Mixture]):
     """Models Genesis' distortions, one after the other; sizes are shares of the view. Defaults as published."""
+
+    model_config = NAMED
 
     name: Literal["models_genesis"] = "models_genesis"
     flip_probability: Probability = Field(

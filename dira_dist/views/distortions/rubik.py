@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dira_dist.config import Probability, RequestError
 from dira_dist.views.distortions.orders import far_orders, order_count
-from dira_dist.views.distortions.section import DistortionSection
+from dira_dist.views.distortions.section import NAMED, DistortionSection
 from dira_dist.views.randomness import PerView, RandomPurpose, uniform
 
 DEFAULT_GRID, DEFAULT_ORDERS = 2, 1000
@@ -40,6 +40,8 @@ class Pieces(PerView):
 
 class Rubik(DistortionSection[Pieces]):
     """Pieces of a grid in another order and turned by half a turn. Defaults as in the published 3D runs."""
+
+    model_config = NAMED
 
     name: Literal["rubik"] = "rubik"
     grid: int = Field(DEFAULT_GRID, ge=2, le=4, description="pieces along each axis")

@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from pydantic import ConfigDict
 from torch import Tensor
 
 from dira_dist.config import Section
 from dira_dist.views.randomness import PerView
+
+NAMED = ConfigDict(json_schema_extra={"required": ["name"]})
+"""Of a distortion that a job has to name: for editors, which could not tell one without a name from DiRA's."""
 
 DrawnT = TypeVar("DrawnT", bound=PerView)
 

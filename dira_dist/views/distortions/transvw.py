@@ -17,7 +17,7 @@ from dira_dist.views.distortions.chosen import where_chosen
 from dira_dist.views.distortions.curves import bend
 from dira_dist.views.distortions.models_genesis import WindowCount, WindowShare, draw_curves
 from dira_dist.views.distortions.painting import Blocks, draw_blocks, paint
-from dira_dist.views.distortions.section import DistortionSection
+from dira_dist.views.distortions.section import NAMED, DistortionSection
 from dira_dist.views.distortions.shuffling import shuffle_locally
 from dira_dist.views.distortions.warp import DEVIATION, SIGMA, draw_moves, warp
 from dira_dist.views.randomness import PerView, RandomPurpose, uniform
@@ -50,6 +50,8 @@ class OneOfFour(PerView):
 
 class TransVW(DistortionSection[OneOfFour]):
     """TransVW's distortions; sizes are shares of the view. Defaults as published."""
+
+    model_config = NAMED
 
     name: Literal["transvw"] = "transvw"
     warp_probability: Probability = Field(1.0, description="of the elastic warp")
