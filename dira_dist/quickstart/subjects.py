@@ -65,9 +65,12 @@ class Radiographs:
         write_archive(archive, self.count, seed, size_px=self.side_px, patterns=PATTERNS)
 
     def options(self, archive: Path) -> ShardOptions:
-        boxes = str(archive / "boxes.csv")
         return ShardOptions(
-            **_common(archive), image_size=None, boxes=boxes, split={"train": 0.7, "val": 0.1, "test": 0.2}
+            **_common(archive),
+            image_size=None,
+            label_columns=("finding", "findings", "pattern"),
+            boxes=str(archive / "boxes.csv"),
+            split={"train": 0.7, "val": 0.1, "test": 0.2},
         )
 
     def own(self) -> Iterator[str]:
