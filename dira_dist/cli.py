@@ -84,14 +84,10 @@ def quickstart(
     ] = None,
     volumes: Annotated[bool, typer.Option("--volumes", help="in 3D, on cubes of CT volumes")] = False,
     seed: Annotated[int, typer.Option(help="of images, networks and labels", min=0)] = 0,
-    compare: Annotated[
-        int,
-        typer.Option(help="draws of two masks that a segmenter learns from, pretrained and not; 0: none", min=0),
-    ] = 0,
 ) -> None:
-    """The main job end to end on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, register, pull."""
+    """The whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, weights, and what they gain."""
     place = folder or Path("quickstart-volumes" if volumes else "quickstart")
-    report = dira_dist.run_quickstart(place, volumes=volumes, seed=seed, draws=compare, console=_err)
+    report = dira_dist.run_quickstart(place, volumes=volumes, seed=seed, console=_err)
     for line in report.lines():
         _out.print(line, markup=False)
 

@@ -107,7 +107,8 @@ echo "took $((SECONDS - started)) s"
 
 say "ray job submit jobs/pretrain-quickstart.yaml, on a head started from the image"
 in_image dira-dist shard /tmp/quickstart/archive/images /tmp/shards --image-size 0 \
-  --labels /tmp/quickstart/archive/labels.csv --split train=0.8,val=0.2 --group-by patient >"$WORK/log" 2>&1
+  --labels /tmp/quickstart/archive/labels.csv --label-columns finding,findings,pattern \
+  --split train=0.8,val=0.2 --group-by patient >"$WORK/log" 2>&1
 in_image ray start --head --block --num-cpus=2 --object-store-memory=134217728 >"$WORK/head.log" 2>&1 &
 HEAD_PID=$!
 # the image's own health check, as Docker would run it

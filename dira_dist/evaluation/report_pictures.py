@@ -186,26 +186,45 @@ def _draw_map(axes: Axes, case: LocalizationCase) -> None:
     axes.set_title(f"{case.label}: {verdict}\nIoU {figures[IOU]:.2f}, energy {figures[ENERGY]:.2f}", fontsize=7)
 
 
-def side_by_side(models: Mapping[str, Sequence[SegmentationCase]]) -> Picture:
-    """What several models say of the same images, a row for each: those at the quartiles of the gain from the first
-    model to the last, by their mean Dice, so that neither the best nor the worst are picked. Truth green, model red.
+def chances_side_by_side(
+    images: Sequence[npt.NDArray[np.uint8]],
+    truth: Sequence[int] | npt.NDArray[np.int64],
+    models: Mapping[str, Floats],
+    classes: Sequence[str],
+) -> Picture:
+    """What several classifiers say of the same images, a row for each: those at the quartiles of what the last model
+    gives the true class more than the first one, so that neither the best nor the worst are picked. Truth green.
 
     Args:
-        models: cases of the same images in the same order, by what a model is called.
+        images: (H, W) each, N of them.
+        truth: (N,) place of the true class.
+        models: (N, K) chances, by what a model is called.
+        classes: K names.
     """
-    of = list(models.values())
-    rows = _at_quartiles(of[0], of[-1])
-    figure = Figure(figsize=(2.4 * len(models), 2.7 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), len(models), squeeze=False)
-    for line, place in zip(grid, rows, strict=True):
-        for axes, (name, cases) in zip(line, models.items(), strict=True):
-            _draw_case(axes, cases[place], f"{name}: Dice {_mean_dice(cases[place]):.3f}")
+    rows = _at_quartiles(
+        *(chances[np.arange(len(truth)), truth] for chances in (*models.values(),)[:: len(models) - 1])
+    )
+    figure = Figure(figsize=(2.6 * (1 + len(models)), 2.2 * len(rows)), layout="constrained")
+    for line, place in zip(figure.subplots(len(rows), 1 + len(models), squeeze=False), rows, strict=True):
+        line[0].imshow(images[place], cmap="gray", vmin=0, vmax=255)
+        line[0].set_title(f"truth: {classes[truth[place]]}", fontsize=8)
+        line[0].set_axis_off()
+        for axes, (name, chances) in zip(line[1:], models.items(), strict=True):
+            _draw_chances(axes, chances[place], int(truth[place]), classes)
+            axes.set_title(f"{name}: {chances[place, truth[place]]:.2f} for the truth", fontsize=8)
     return drawn(figure, _DPI)
 
 
-def _at_quartiles(first: Sequence[SegmentationCase], last: Sequence[SegmentationCase]) -> list[int]:
-    """Places of the cases whose gains are the lower quartile, the median and the upper quartile."""
-    assert [case.key for case in first] == [case.key for case in last]
-    gains = np.array([_mean_dice(after) - _mean_dice(before) for before, after in zip(first, last, strict=True)])
-    order = np.argsort(gains, kind="stable")
+def _draw_chances(axes: Axes, chances: Floats, truth: int, classes: Sequence[str]) -> None:
+    colours = [_TRUE if place == truth else "0.6" for place in range(len(classes))]
+    axes.barh(range(len(classes)), chances, color=colours)
+    axes.set_yticks(range(len(classes)), classes, fontsize=7)
+    axes.set(xlim=(0, 1))
+    axes.tick_params(axis="x", labelsize=7)
+    axes.invert_yaxis()
+
+
+def _at_quartiles(first: Floats, last: Floats) -> list[int]:
+    """Places whose gains from (N,) to (N,) are the lower quartile, the median and the upper quartile."""
+    order = np.argsort(last - first, kind="stable")
     return [int(order[round(share * (len(order) - 1))]) for share in (0.25, 0.5, 0.75)]

@@ -1,138 +1,117 @@
-"""Does the pretraining pay? The same few masks learned from random weights and from what was pretrained."""
+"""Does the pretraining pay? The same few labels learned from random weights and from what was pretrained."""
 
-import csv
-import io
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from rich.console import Console
 
-from dira_dist.cluster.fit.driver import fit
 from dira_dist.cluster.fit.outcome import Outcome
+from dira_dist.cluster.tune.compare import ComparisonOutcome, compare
 from dira_dist.config import read_document
 from dira_dist.data.store import open_store
+from dira_dist.data.validation import ValidationStream
 from dira_dist.drawing import Picture
-from dira_dist.evaluation.intervals import Floats, Measured, Resamples, weighted_mean
-from dira_dist.evaluation.report_pictures import side_by_side
-from dira_dist.evaluation.segmentation import DICE, SegmentationCase
-from dira_dist.jobs.load import LoadedJob, load_training_job
-from dira_dist.registry.checkpoint import download_checkpoint
+from dira_dist.evaluation.report_pictures import chances_side_by_side
+from dira_dist.jobs.load import LoadedComparison, load_job
+from dira_dist.runs.folder import COMPARISON_DATA
 from dira_dist.runs.report import read_report
-from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.run import TrackingRun
-from dira_dist.training.finetune.networks import build_networks
-from dira_dist.training.finetune.prediction import SetReader, predict_masks
-from dira_dist.training.finetune.recipe import FinetuneRecipe
-from dira_dist.training.finetune.samples import FinetuneSamples
-from dira_dist.training.task import recipe_of
+from dira_dist.training.finetune.recipe import Classify, FinetuneData
+from dira_dist.training.finetune.report_tables import SampleRows, read_rows
 
-JOB_FILE = Path(__file__).parent / "jobs" / "finetune-quickstart.yaml"
-RANDOM, PRETRAINED = "random start", "pretrained start"
+PRETRAINED = "pretrained"
 PICTURE = "starts"
-_CASES = "cases-test.csv"
-_RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class StartsCompared:
-    """What two starts made of the same labels.
-
-    Attributes:
-        dice: (D, N) mean Dice over the organs for each draw of the labels and test image, by start.
-        patients: whom each of the N test images is of.
-    """
-
-    dice: Mapping[str, Floats]
-    patients: Sequence[str]
-
-    @property
-    def gain(self) -> Measured:
-        """Dice that the pretrained start is better by, mean of all draws; the interval is over test patients."""
-        differences = (self.dice[PRETRAINED] - self.dice[RANDOM]).mean(axis=0)
-        return Resamples(self.patients, _RESAMPLES).measure(weighted_mean(differences))
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether the pretrained start is better in each draw, and the whole interval is above 0."""
-        by_draw = (self.dice[PRETRAINED] - self.dice[RANDOM]).mean(axis=1)
-        return bool(self.gain.low > 0 and (by_draw > 0).all())
-
-    def lines(self) -> Iterator[str]:
-        """The comparison as a person reads it."""
-        draws, images = self.dice[RANDOM].shape
-        yield f"lungs and heart from two masks, Dice on {images} test images of {len(set(self.patients))} patients:"
-        yield f"{'':28}" + "".join(f"{f'draw {draw + 1}':>10}" for draw in range(draws)) + f"{'mean':>10}"
-        for start, found in self.dice.items():
-            yield f"{start:28}" + "".join(f"{value:10.3f}" for value in (*found.mean(axis=1), found.mean()))
-        gain = self.gain
-        verdict = "pretraining pays" if self.is_sure else "no gain to be sure of"
-        yield f"{verdict}: {gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f} over test patients"
+_BATCH = 64
 
 
 def compare_starts(
-    folder: Path, shards: str, pretrained: Outcome, *, seed: int, draws: int, console: Console | None
-) -> StartsCompared:
-    """Fine-tune from both starts, with the same labels, steps and rate within a draw, in the Ray that is there.
+    job_file: Path, folder: Path, shards: str, pretrained: Outcome, *, seed: int, console: Console | None
+) -> ComparisonOutcome:
+    """Fine-tune from both starts, in the Ray that is there, and log a picture of both starts' answers.
 
     Args:
+        job_file: of the comparison, with a start named ``pretrained``.
         folder: of the quickstart.
         shards: address with the sets train, val and test below it.
         pretrained: the run to start from; the picture is logged to it.
-        seed: of networks and labels; each draw has its own.
-        draws: of the labelled images.
+        seed: of networks and labels; each draw of the labels has its own.
         console: where progress is shown.
 
     Raises:
-        JobFailedError: a fine-tuning failed; the same call goes on.
+        JobFailedError: too few fine-tunings came to their end; the same call goes on.
     """
-    starts = {RANDOM: "random", PRETRAINED: pretrained.model}
-    jobs = {
-        start: [_load(folder, shards, address, seed * draws + draw) for draw in range(draws)]
-        for start, address in starts.items()
+    loaded = _load(job_file, folder, shards, pretrained.model, seed)
+    outcome = compare(loaded, console=console)
+    if not outcome.already_done:
+        _log(loaded, pretrained, _picture(loaded))
+    return outcome
+
+
+def gain_lines(outcome: ComparisonOutcome) -> Iterator[str]:
+    """The comparison as a person reads it: table, what it is of, and what can be said."""
+    yield from outcome.table
+    yield ""
+    yield from outcome.notes
+    yield ""
+    yield from outcome.sentences.values()
+
+
+def _load(job_file: Path, folder: Path, shards: str, model: str, seed: int) -> LoadedComparison:
+    document = read_document(job_file)
+    draws = int(document.values["seeds"])
+    sets = [f"base.data.{part}={shards}/{part}" for part in ("train", "val", "test")]
+    seeds = [f"base.seed={seed * draws}", f"base.data.fraction_seed={seed * draws}"]
+    places = [f"base.checkpoint.storage={folder / 'runs'}", f"base.tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
+    loaded = load_job(job_file, [*sets, *seeds, *places, f"starts.{PRETRAINED}.from={model}"])
+    assert isinstance(loaded, LoadedComparison)
+    return loaded
+
+
+def _picture(loaded: LoadedComparison) -> Picture:
+    """What the first draw's fits say of test images."""
+    task, data = loaded.comparison.base.task, loaded.comparison.base.data
+    assert isinstance(task, Classify) and task.classes is not None
+    rows = _first_draw(loaded)
+    first = next(iter(rows.values()))
+    assert first.truth is not None and all(each.keys == first.keys for each in rows.values())
+    images = _images(data)
+    return chances_side_by_side(
+        [images[key] for key in first.keys],
+        first.truth.argmax(axis=1),
+        {name: each.values for name, each in rows.items()},
+        task.classes,
+    )
+
+
+def _first_draw(loaded: LoadedComparison) -> dict[str, SampleRows]:
+    """The answers on the test set by start, with the first seed and the rate that was chosen."""
+    comparison, job = loaded.comparison, loaded.job.resolve_paths()
+    found = json.loads(open_store(job.run_folder).read_bytes(COMPARISON_DATA))
+    names = {
+        cell["start"]: comparison.fit_name(cell["start"], cell["fraction"], cell["learning_rate"], job.seed)
+        for cell in found["cells"]
     }
-    outcomes = {start: [fit(job, console=console) for job in jobs[start]] for start in jobs}
-    found = {start: [_test_dice(job) for job in jobs[start]] for start in jobs}
-    picture = side_by_side({start: _cases_of(done[0]) for start, done in outcomes.items()})
-    _log(jobs[RANDOM][0].job.tracking, pretrained, picture)
-    dice = {start: np.stack([values for values, _ in each]) for start, each in found.items()}
-    return StartsCompared(dice, found[RANDOM][0][1])
+    runs = job.checkpoint.storage.rstrip("/")
+    return {start: read_rows(read_report(open_store(f"{runs}/{names[start]}")), "test") for start in comparison.starts}
 
 
-def _load(folder: Path, shards: str, start: str, draw: int) -> LoadedJob:
-    name = f"quickstart-masks-{'random' if start == 'random' else 'pretrained'}-{draw}"
-    sets = [f"data.{part}={shards}/{part}" for part in ("train", "val", "test")]
-    places = [f"checkpoint.storage={folder / 'runs'}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
-    own = [f"name={name}", f"start.from={start}", f"seed={draw}", f"data.fraction_seed={draw}"]
-    return load_training_job(read_document(JOB_FILE).with_overrides([*sets, *places, *own]))
+def _images(data: FinetuneData) -> dict[str, npt.NDArray[np.uint8]]:
+    """(H, W) of the test set's samples by key."""
+    assert data.test is not None
+    with ValidationStream(data.test, data.read_options, batch_size=_BATCH, rank=0, world_size=1) as stream:
+        return {
+            batch.keys[place]: batch.images[place, 0].numpy()
+            for batch in stream
+            for place in np.flatnonzero(batch.valid.numpy()).tolist()
+        }
 
 
-def _test_dice(loaded: LoadedJob) -> tuple[Floats, list[str]]:
-    """(N,) mean Dice of each test image over the organs, as the run's report has it, and whom it is of."""
-    text = read_report(open_store(loaded.job.run_folder))[_CASES].decode()
-    rows = list(csv.DictReader(io.StringIO(text)))
-    names = [name for name in rows[0] if name.startswith(f"{DICE} ")]
-    values = [[float(row[name] or "nan") for name in names] for row in rows]
-    return np.nanmean(np.array(values), axis=1), [row["group"] for row in rows]
-
-
-def _cases_of(outcome: Outcome) -> list[SegmentationCase]:
-    """What the chosen networks of a fine-tuning say of the test images."""
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = download_checkpoint(outcome.best, Path(scratch)).checkpoint
-    recipe = recipe_of(checkpoint.job)
-    assert isinstance(recipe, FinetuneRecipe)
-    networks = build_networks(recipe)
-    networks.load_state_dict(checkpoint.tensors["networks"])
-    reader = SetReader(recipe, FinetuneSamples(per_epoch=1), networks, torch.device("cpu"))
-    return predict_masks(reader, "test", in_full=True)
-
-
-def _log(tracking: TrackingConfig, pretrained: Outcome, picture: Picture) -> None:
+def _log(loaded: LoadedComparison, pretrained: Outcome, picture: Picture) -> None:
     """To the run of the pretraining, which is over."""
-    run = TrackingRun.attach(tracking.model_copy(update={"system_metrics_every_s": 0.0}), pretrained.run_id)
+    tracking = loaded.job.tracking.model_copy(update={"system_metrics_every_s": 0.0})
+    run = TrackingRun.attach(tracking, pretrained.run_id)
     run.log_picture(PICTURE, picture, pretrained.steps)
     run.finish("FINISHED")

@@ -3,10 +3,15 @@
 They stand in for an archive where there is none: the quickstart, tests and demonstrations. A phantom is a function of
 ``(seed, number)`` alone. Two neighbouring numbers are two images of one patient: the same anatomy, another exposure,
 another pose, their own findings. The primary findings are balanced in every block of six numbers.
+
+Beside these findings, each at its place, a patient's lungs may have a diffuse pattern, as those of interstitial disease
+have: a fine network (reticular), a coarse one (honeycomb) or many small spots (miliary). Both images of a patient show
+it, at any place of the lungs and among local findings that have nothing to do with it; how strong and how coarse it is
+differs from image to image. The patterns are balanced in every block of as many patients.
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +22,8 @@ from PIL import Image
 from dira_dist.quickstart.radiograph import ORGANS, SIDES, LesionBox, Radiograph, draw_anatomy, soft_step
 
 FINDINGS = ("normal", "nodule", "consolidation", "effusion", "cardiomegaly", "pneumothorax")
+CLEAR = "clear"
+PATTERNS = (CLEAR, "reticular", "honeycomb", "miliary")
 IMAGES_PER_PATIENT = 2
 _SECOND_FINDING = 0.15
 
@@ -32,6 +39,7 @@ class Phantom:
         findings: all findings; ``("normal",)`` where there is none.
         boxes: one for each lesion.
         patient: identifier shared by the images of one patient.
+        pattern: of both lungs, one of :data:`PATTERNS`.
     """
 
     image: NDArray[np.uint8]
@@ -40,6 +48,7 @@ class Phantom:
     findings: tuple[str, ...]
     boxes: tuple[LesionBox, ...]
     patient: str
+    pattern: str
 
 
 # -------------------------------------------------------------------- lesions
@@ -113,16 +122,49 @@ _LESIONS = {
 }
 
 
+# ----------------------------------------------------------- diffuse patterns
+
+_CELLS = {"reticular": (16, 20), "honeycomb": (8, 10)}  # meshes across the image
+_SPOTS = 16
+
+
+def _add_pattern(radiograph: Radiograph, pattern: str, random: np.random.Generator) -> None:
+    """Attenuation of both lungs together; on average next to none, so that their brightness tells little.
+
+    Drawn by a generator of its own: all else of the image is the same with and without it.
+    """
+    if pattern == CLEAR:
+        return
+    strength = random.uniform(0.7, 1.3)
+    lungs = np.maximum(radiograph.lung_depth["right"], radiograph.lung_depth["left"])
+    texture = _spots(radiograph, random) if pattern == "miliary" else _network(radiograph, random, *_CELLS[pattern])
+    radiograph.extra += strength * texture * soft_step(lungs / 0.04)
+
+
+def _network(radiograph: Radiograph, random: np.random.Generator, fewest: int, most: int) -> NDArray[np.float32]:
+    """Lines where smooth noise passes through zero, twice over each other."""
+    cells = round(random.uniform(fewest, most))
+    lines = sum(np.exp(-((radiograph.smooth_noise(cells, random) / 0.35) ** 2)) for _ in range(2))
+    return np.asarray(0.22 * (lines - 0.5), dtype=np.float32)
+
+
+def _spots(radiograph: Radiograph, random: np.random.Generator) -> NDArray[np.float32]:
+    """The peaks of smooth noise."""
+    peaks = np.clip(radiograph.smooth_noise(_SPOTS, random) - 0.7, 0, None)
+    return np.asarray(0.30 * (peaks - 0.14), dtype=np.float32)
+
+
 # -------------------------------------------------------------------- phantoms
 
 
-def make_phantom(seed: int, number: int, size_px: int = 128) -> Phantom:
+def make_phantom(seed: int, number: int, size_px: int = 128, patterns: Sequence[str] = (CLEAR,)) -> Phantom:
     """Phantom ``number`` of the archive ``seed``; equal arguments give equal phantoms.
 
     Args:
         seed: which archive, not negative.
         number: which image of it, not negative.
         size_px: side of the square image, at least 32.
+        patterns: of the archive, of which each patient has one.
     """
     assert seed >= 0 and number >= 0 and size_px >= 32
     patient = number // IMAGES_PER_PATIENT
@@ -133,6 +175,8 @@ def make_phantom(seed: int, number: int, size_px: int = 128) -> Phantom:
     for finding in sorted(findings, key=FINDINGS.index, reverse=True):  # a large heart comes before what lies beside it
         if finding in _LESIONS:
             _LESIONS[finding](radiograph)
+    pattern = _draw_pattern(seed, patient, patterns)
+    _add_pattern(radiograph, pattern, np.random.default_rng([seed, 4, number]))
     image = np.round(radiograph.expose() * 255).astype(np.uint8)
     return Phantom(
         image=image,
@@ -141,6 +185,7 @@ def make_phantom(seed: int, number: int, size_px: int = 128) -> Phantom:
         findings=findings,
         boxes=tuple(radiograph.boxes),
         patient=f"phantom-{seed}-{patient:06d}",
+        pattern=pattern,
     )
 
 
@@ -154,26 +199,34 @@ def _draw_findings(seed: int, number: int, random: np.random.Generator) -> tuple
     return (primary, second)
 
 
-def write_archive(folder: Path, count: int, seed: int = 0, size_px: int = 128) -> None:
+def _draw_pattern(seed: int, patient: int, patterns: Sequence[str]) -> str:
+    block, place = divmod(patient, len(patterns))
+    order = np.random.default_rng([seed, 3, block]).permutation(len(patterns))
+    return patterns[int(order[place])]
+
+
+def write_archive(
+    folder: Path, count: int, seed: int = 0, size_px: int = 128, patterns: Sequence[str] = (CLEAR,)
+) -> None:
     """Lays phantoms out as a user's archive, for ``dira-dist shard`` to read::
 
         images/000000.png   masks/000000.png   labels.csv   boxes.csv
 
-    ``labels.csv`` has the columns image, patient, finding, findings (joined by ``|``); ``boxes.csv`` image, finding, x,
-    y, width, height in pixels; ``masks`` hold indices into :data:`ORGANS`.
+    ``labels.csv`` has the columns image, patient, finding, findings (joined by ``|``), pattern; ``boxes.csv`` image,
+    finding, x, y, width, height in pixels; ``masks`` hold indices into :data:`ORGANS`.
     """
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     labels: list[Mapping[str, object]] = []
     boxes: list[Mapping[str, object]] = []
     for number in range(count):
-        phantom, name = make_phantom(seed, number, size_px), f"{number:06d}.png"
+        phantom, name = make_phantom(seed, number, size_px, patterns), f"{number:06d}.png"
         Image.fromarray(phantom.image).save(folder / "images" / name, compress_level=3)
         Image.fromarray(phantom.organs).save(folder / "masks" / name, compress_level=3)
-        findings = "|".join(phantom.findings)
-        labels.append({"image": name, "patient": phantom.patient, "finding": phantom.finding, "findings": findings})
+        known = {name: getattr(phantom, name) for name in ("patient", "finding", "pattern")}
+        labels.append({"image": name, **known, "findings": "|".join(phantom.findings)})
         boxes.extend({"image": name, **vars(box)} for box in phantom.boxes)
-    _write_csv(folder / "labels.csv", ("image", "patient", "finding", "findings"), labels)
+    _write_csv(folder / "labels.csv", ("image", "patient", "finding", "findings", "pattern"), labels)
     _write_csv(folder / "boxes.csv", ("image", "finding", "x", "y", "width", "height"), boxes)
 
 

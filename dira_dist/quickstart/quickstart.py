@@ -10,14 +10,15 @@ from rich.console import Console
 from dira_dist.cluster.fit.driver import fit
 from dira_dist.cluster.fit.outcome import Outcome
 from dira_dist.cluster.session import embedded_ray
-from dira_dist.config import RequestError, read_document
+from dira_dist.cluster.tune.compare import ComparisonOutcome
+from dira_dist.config import read_document
 from dira_dist.data.ingest import ShardReport, shard
 from dira_dist.evaluation.pictures import RESTORATIONS
 from dira_dist.jobs.load import LoadedJob, load_training_job
 from dira_dist.metrics import KNN_ACCURACY, KNN_AUROC, LOSS, PSNR, RANKME, SSIM
 from dira_dist.objectives.parts import DISCRIMINATIVE, LOSSES
 from dira_dist.quickstart.embedded_s3 import embedded_s3
-from dira_dist.quickstart.few_labels import PICTURE, StartsCompared, compare_starts
+from dira_dist.quickstart.few_labels import PICTURE, compare_starts, gain_lines
 from dira_dist.quickstart.subjects import Radiographs, Subject, Volumes
 from dira_dist.registry.pull import Pulled, pull
 from dira_dist.tracking.history import metric_history, save_pictures
@@ -33,7 +34,7 @@ class QuickstartReport:
         subject: what it was shown on.
         losses: first and last value of each loss, unweighted; of MoCo's the first with a full queue.
         pictures: files.
-        compared: the same few masks learned from both starts; none where that was not asked for.
+        compared: the same few labels learned from random weights and from these; none in 3D.
         elapsed_s: wall time of all of it.
     """
 
@@ -42,7 +43,7 @@ class QuickstartReport:
     losses: dict[str, tuple[float, float]]
     pictures: list[Path]
     pulled: Pulled
-    compared: StartsCompared | None
+    compared: ComparisonOutcome | None
     elapsed_s: float
 
     def lines(self) -> Iterator[str]:
@@ -51,8 +52,9 @@ class QuickstartReport:
         yield from self._figures()
         yield ""
         if self.compared is not None:
-            yield from self.compared.lines()
-            yield f"\npicture      {self._last(PICTURE)}  (both starts' masks, green the truth)"
+            yield "what it is worth: lung patterns from the labels of a few patients, from both starts\n"
+            yield from gain_lines(self.compared)
+            yield f"\npicture      {self._last(PICTURE)}  (both starts' answers, green the truth)"
         yield f"picture      {self._last(RESTORATIONS)}  (distorted view, restoration, target, difference)"
         yield f"MLflow page  {self.outcome.page}"
         yield f"weights      {self.pulled.path}  (pulled from {self.outcome.model})"
@@ -86,7 +88,6 @@ def run_quickstart(
     *,
     volumes: bool = False,
     seed: int = 0,
-    draws: int = 0,
     console: Console | None = None,
 ) -> QuickstartReport:
     """Run the main job end to end on this machine, with nothing but this package.
@@ -95,18 +96,13 @@ def run_quickstart(
         folder: everything goes below it; a run that is there already is gone on with, or shown if it is finished.
         volumes: whether it is shown in 3D, on cubes of CT volumes, in place of radiographs.
         seed: of images, networks and labels. Another seed wants another folder.
-        draws: how often two labelled images are drawn that a segmenter learns from, once from the pretrained weights
-            and once from random ones; 0: not at all.
         console: where progress is shown; standard error by default.
 
     Raises:
-        RequestError: the ``local`` extra is missing, the folder holds a run of another seed, or draws are asked for of
-            volumes.
+        RequestError: the ``local`` extra is missing, or the folder holds a run of another seed.
         JobFailedError: a training failed.
     """
     began, folder = time.monotonic(), Path(folder).absolute()
-    if volumes and draws:
-        raise RequestError("--compare: is of radiographs; leave --compare or --volumes out")
     subject: Subject = Volumes() if volumes else Radiographs()
     shards = f"s3://{BUCKET}/{subject.shards}"
     console = console or Console(stderr=True, soft_wrap=True, highlight=False)
@@ -118,10 +114,9 @@ def run_quickstart(
         with embedded_ray(loaded.job.resources):
             outcome = fit(loaded, console=console)
             compared = None
-            if draws:
-                compared = compare_starts(folder, shards, outcome, seed=seed, draws=draws, console=console)
-        form = "torch" if volumes else "torchvision"
-        pulled = pull(outcome.model, folder / "weights", format=form, tracking_uri=tracking.uri)
+            if subject.compare_file is not None:
+                compared = compare_starts(subject.compare_file, folder, shards, outcome, seed=seed, console=console)
+        pulled = pull(outcome.model, folder / "weights", format=subject.format, tracking_uri=tracking.uri)
     pictures = save_pictures(tracking, outcome.run_id, folder / "pictures")
     losses = _first_and_last_losses(loaded, outcome.run_id)
     return QuickstartReport(subject, outcome, losses, pictures, pulled, compared, time.monotonic() - began)

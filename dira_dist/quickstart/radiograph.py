@@ -87,9 +87,9 @@ class Radiograph:
         bend = self.smooth_noise(3) * 0.02, self.smooth_noise(3) * 0.02
         return (turned_x + bend[0]).astype(np.float32), (turned_y + bend[1]).astype(np.float32)
 
-    def smooth_noise(self, cells: int) -> Plane:
+    def smooth_noise(self, cells: int, random: np.random.Generator | None = None) -> Plane:
         """Unit-variance noise (H, W) that varies over about ``size / cells`` pixels."""
-        grid = self.random.standard_normal((cells + 1, cells + 1)).astype(np.float32)
+        grid = (random or self.random).standard_normal((cells + 1, cells + 1)).astype(np.float32)
         resized = Image.fromarray(grid).resize((self.size_px, self.size_px), Image.Resampling.BICUBIC)
         return np.asarray(resized, dtype=np.float32)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dira_dist.data.ingest import ShardOptions
-from dira_dist.quickstart.phantom import write_archive
+from dira_dist.quickstart.phantom import PATTERNS, write_archive
 from dira_dist.quickstart.phantom_volume import write_volumes
 
 _JOBS = Path(__file__).parent / "jobs"
@@ -28,6 +28,14 @@ class Subject(Protocol):
     def job_file(self) -> Path:
         """Of the pretraining."""
 
+    @property
+    def compare_file(self) -> Path | None:
+        """Of the comparison of starts that follows; none where there is no such."""
+
+    @property
+    def format(self) -> str:
+        """Library whose names the weights are pulled under."""
+
     def write(self, archive: Path, seed: int) -> None:
         """Draws the archive: ``images``, ``masks`` and ``labels.csv`` of a user."""
 
@@ -42,22 +50,27 @@ class Subject(Protocol):
 class Radiographs:
     """Flat images, split by patient in three."""
 
-    count: int = 480
-    side_px: int = 96
+    count: int = 1200
+    side_px: int = 48
     shards: str = "shards"
     job_file: Path = _JOBS / "pretrain-quickstart.yaml"
+    compare_file: Path = _JOBS / "compare-quickstart.yaml"
+    format: str = "timm"
 
     @property
     def what(self) -> str:
         return f"{self.count} synthetic radiographs"
 
     def write(self, archive: Path, seed: int) -> None:
-        write_archive(archive, self.count, seed, size_px=self.side_px)
+        write_archive(archive, self.count, seed, size_px=self.side_px, patterns=PATTERNS)
 
     def options(self, archive: Path) -> ShardOptions:
-        boxes = str(archive / "boxes.csv")
         return ShardOptions(
-            **_common(archive), image_size=None, boxes=boxes, split={"train": 0.7, "val": 0.1, "test": 0.2}
+            **_common(archive),
+            image_size=None,
+            label_columns=("finding", "findings", "pattern"),
+            boxes=str(archive / "boxes.csv"),
+            split={"train": 0.7, "val": 0.1, "test": 0.2},
         )
 
     def own(self) -> Iterator[str]:
@@ -75,6 +88,8 @@ class Volumes:
     cubes_per_volume: int = 8
     shards: str = "cubes"
     job_file: Path = _JOBS / "pretrain-quickstart-volumes.yaml"
+    compare_file: None = None
+    format: str = "torch"
 
     @property
     def what(self) -> str:

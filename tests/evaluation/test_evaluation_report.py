@@ -1,12 +1,14 @@
 """What stands in a report: counts, bands, units, and curves that do not depend on the order of the samples."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
 from dira_dist.evaluation.classification import ClassPredictions, plain_chances
 from dira_dist.evaluation.report import case_table, class_table, class_tables, markdown_table
-from dira_dist.evaluation.report_pictures import class_pictures, curve
+from dira_dist.evaluation.report_pictures import chances_side_by_side, class_pictures, curve
 from dira_dist.evaluation.segmentation import SegmentationCase
 
 
@@ -84,3 +86,23 @@ def test_curves_are_drawn(kind: str, classes: int) -> None:
 def test_a_class_that_nobody_has_is_not_drawn() -> None:
     made = predictions(np.zeros((20, 1)), "binary")
     assert class_pictures(made, plain_chances(made.logits, made.kind))["curves"].ndim == 3
+
+
+def test_models_side_by_side_show_the_quartiles_of_the_gain_and_no_other_image() -> None:
+    """Of gains 0, 0.1 ... 0.8 these are 0.2, 0.4 and 0.6; the picture of those three alone is the same."""
+    gains = np.array([3, 0, 7, 5, 8, 1, 2, 6, 4])
+    images = [np.full((16, 16), 20 * gain, np.uint8) for gain in gains]
+    truth = gains % 2
+
+    def of_truth(chance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.where(np.arange(2) == truth[:, None], chance[:, None], 1 - chance[:, None])
+
+    models = {"first": of_truth(np.full(9, 0.1)), "last": of_truth(0.1 + 0.1 * gains)}
+
+    def shown(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        of_rows = {name: chances[rows] for name, chances in models.items()}
+        return chances_side_by_side([images[row] for row in rows], truth[rows], of_rows, ("no", "yes"))
+
+    every = shown(np.arange(9))
+    assert np.array_equal(every, shown(np.flatnonzero(np.isin(gains, (2, 4, 6)))))
+    assert not np.array_equal(every, shown(np.arange(3)))

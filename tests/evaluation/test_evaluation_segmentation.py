@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from surface_distance import compute_robust_hausdorff, compute_surface_dice_at_tolerance, compute_surface_distances
 
 from dira_dist.evaluation.report import case_table, case_tables
-from dira_dist.evaluation.report_pictures import case_pictures, side_by_side
+from dira_dist.evaluation.report_pictures import case_pictures
 from dira_dist.evaluation.segmentation import SegmentationCase, case_figures, val_figures
 
 
@@ -160,20 +160,3 @@ def test_distances_in_mm_and_in_pixels_have_no_mean() -> None:
     assert row["hd95"]["value"] == pytest.approx(np.mean([case.figures["hd95"][0] for case in made[:2]]))
     alone = case_table(made[2:], ("a", "b"), 50)["a"]["hd95"]
     assert alone["unit"] == "px" and alone["value"] == made[2].figures["hd95"][0] and alone["low"] is None
-
-
-def test_models_side_by_side_show_the_quartiles_of_the_gain_and_no_other_case() -> None:
-    """Of gains 0, 0.1 ... 0.8 these are 0.2, 0.4 and 0.6; the picture of those three alone is the same."""
-    image, mask = np.zeros((16, 16), np.uint8), np.zeros((1, 16, 16), bool)
-    mask[:, 4:9] = True
-
-    def case(number: int, dice: float) -> SegmentationCase:
-        return SegmentationCase(f"{number}", "", {}, {"dice": [dice]}, image + 20 * number, mask, mask)
-
-    order = (3, 0, 7, 5, 8, 1, 2, 6, 4)
-    models = {"first": [case(n, 0.1) for n in order], "last": [case(n, 0.1 + 0.1 * n) for n in order]}
-    shown = side_by_side(models)
-    three = {name: [each for each in cases if each.key in "246"] for name, cases in models.items()}
-    assert np.array_equal(shown, side_by_side(three))
-    others = {name: cases[:3] for name, cases in models.items()}
-    assert not np.array_equal(shown, side_by_side(others))

@@ -132,9 +132,7 @@ def test_what_is_refused_is_named_with_its_remedy(overrides: list[str], words: l
 def test_the_jobs_of_the_project_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     loaded = load_job(path)
-    assert isinstance(
-        loaded.job, FinetuneJob if "finetune" in path.stem or path.stem.startswith("compare") else PretrainJob
-    )
+    assert isinstance(loaded.job, FinetuneJob if "finetune" in path.stem or "compare" in path.stem else PretrainJob)
     jsonschema.validate(yaml.safe_load(path.read_text()), job_schema())
     assert path.stat().st_mode & 0o111, "job files are executable"
 

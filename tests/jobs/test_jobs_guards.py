@@ -11,7 +11,7 @@ from dira_dist.jobs.load import load_job
 JOBS = sorted(
     each
     for each in (Path(__file__).parents[2] / "jobs").glob("*.yaml")
-    if "finetune" not in each.stem and not each.stem.startswith("compare")
+    if "finetune" not in each.stem and "compare" not in each.stem
 )
 SMALL: dict[str, Any] = {
     "name": "a",

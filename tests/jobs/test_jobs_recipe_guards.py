@@ -14,7 +14,7 @@ JOBS = Path(__file__).parents[2] / "jobs"
 SETS = {
     "pretrain.yaml": (106_514, 256),
     "pretrain-kermany.yaml": (2848, 96),
-    "pretrain-quickstart.yaml": (300, 96),
+    "pretrain-quickstart.yaml": (840, 48),
     "pretrain-quickstart-volumes.yaml": (240, 32, 24),
     "tune-kermany.yaml": (2520, 96),
     "tune-loss-weights.yaml": (106_514, 256),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dira_dist.quickstart.phantom import FINDINGS, ORGANS, Phantom, make_phantom, write_archive
+from dira_dist.quickstart.phantom import CLEAR, FINDINGS, ORGANS, PATTERNS, Phantom, make_phantom, write_archive
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,28 @@ def test_a_large_heart_is_large(phantoms: list[Phantom]) -> None:
     assert np.median(areas[True]) > 1.5 * np.median(areas[False])
 
 
+def test_each_patient_has_one_pattern_and_all_are_as_frequent() -> None:
+    found = [make_phantom(3, number, 32, PATTERNS) for number in range(16)]
+    assert [each.pattern for each in found[::2]] == [each.pattern for each in found[1::2]]
+    assert Counter(each.pattern for each in found) == dict.fromkeys(PATTERNS, 4)
+
+
+def test_a_pattern_is_in_the_lungs_alone_and_hardly_brightens_them() -> None:
+    """Against the same phantom without it."""
+    brighter = []
+    for number in range(32):
+        ours, clear = make_phantom(3, number, 96, PATTERNS), make_phantom(3, number, 96)
+        assert clear.pattern == CLEAR and (ours.organs == clear.organs).all()
+        change = ours.image.astype(float) - clear.image.astype(float)
+        if ours.pattern == CLEAR:
+            assert not change.any()
+            continue
+        lungs = (ours.organs == 1) | (ours.organs == 2)
+        assert change[lungs].std() > 3 * change[~lungs].std()
+        brighter.append(change[lungs].mean())
+    assert abs(np.mean(brighter)) < 8
+
+
 def test_it_looks_the_same_at_any_size() -> None:
     """Lesions and anatomy do not move with the resolution; noise and vessels differ."""
     large, small = make_phantom(0, 5, 128), make_phantom(0, 5, 64)
@@ -93,18 +115,19 @@ def test_it_looks_the_same_at_any_size() -> None:
 
 
 def test_an_archive_lies_as_users_lay_theirs(tmp_path: Path) -> None:
-    write_archive(tmp_path, 7, seed=2, size_px=64)
+    write_archive(tmp_path, 7, seed=2, size_px=64, patterns=PATTERNS)
     with (tmp_path / "labels.csv").open() as file:
         labels = list(csv.DictReader(file))
     with (tmp_path / "boxes.csv").open() as file:
         boxes = list(csv.DictReader(file))
     assert [row["image"] for row in labels] == sorted(path.name for path in (tmp_path / "images").iterdir())
     for number, row in enumerate(labels):
-        phantom = make_phantom(2, number, 64)
-        assert (row["patient"], row["finding"], row["findings"]) == (
+        phantom = make_phantom(2, number, 64, PATTERNS)
+        assert (row["patient"], row["finding"], row["findings"], row["pattern"]) == (
             phantom.patient,
             phantom.finding,
             "|".join(phantom.findings),
+            phantom.pattern,
         )
         assert (np.asarray(Image.open(tmp_path / "images" / row["image"])) == phantom.image).all()
         assert (np.asarray(Image.open(tmp_path / "masks" / row["image"])) == phantom.organs).all()

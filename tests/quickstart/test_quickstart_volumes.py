@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 
-from dira_dist.config import RequestError
 from dira_dist.quickstart import quickstart
 from dira_dist.quickstart.quickstart import run_quickstart
 from dira_dist.quickstart.subjects import Volumes
@@ -30,6 +29,7 @@ def test_in_3d_as_in_2d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert last < first
     for figure in ("val/psnr", "val/ssim", "val/rankme", "probe/knn_auroc"):
         assert figure in report.outcome.quality["3-dira"]
+    assert report.compared is None
     text = "\n".join(report.lines())
     assert "DiRA on 48 cubes of 8 synthetic CT volumes" in text and "--content cubes" in text
     assert any(path.name.startswith("restorations") for path in report.pictures)
@@ -39,9 +39,3 @@ def test_in_3d_as_in_2d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     exec(report.pulled.loading_lines, scope)  # strict, with the file beside the weights, and without this package
     with torch.no_grad():
         assert scope["model"](torch.rand(2, 1, 24, 24, 16)).shape == (2, 1, 24, 24, 16)
-
-
-def test_starts_are_compared_on_radiographs_alone(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="--compare: is of radiographs"):
-        run_quickstart(tmp_path, volumes=True, draws=1)
-    assert not any(tmp_path.iterdir())
