@@ -137,7 +137,7 @@ def test_what_it_does_without_is_said_once(tmp_path: Path, workers: int, said: s
     for step in (1, 2):
         scratch, name = tmp_path / f"scratch-{step}", f"step-00000000{step}-aa"
         saved = {"networks": networks.state_dict()}
-        write_checkpoint(scratch, Checkpoint(Position(step=step), label=f"step-{step}", tensors=saved))
+        write_checkpoint(scratch, Checkpoint(Position(step=step), {}, label=f"step-{step}", tensors=saved))
         CheckpointFolder(store).upload(name, scratch)
     coordinator: Any = heard
     with (
