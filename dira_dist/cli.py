@@ -366,7 +366,7 @@ def pull(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID, or a checkpoint")],
     dest: Annotated[Path, typer.Argument(help="folder for the weights")],
     format: Annotated[  # noqa: A002
-        str, typer.Option(help="torchvision, timm or smp; torch of 3D networks; or onnx")
+        str, typer.Option(help="torchvision, timm or smp; torch or monai of 3D networks; or onnx")
     ] = "torchvision",
     in_channels: Annotated[
         int | None, typer.Option(help="1 or 3 of a grey or colour model; the model's own where left out")

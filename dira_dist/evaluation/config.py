@@ -25,6 +25,16 @@ class EvaluationConfig(Section):
         description="CPU threads of the evaluating task, beside what resources gives to workers",
         json_schema_extra=MAY_CHANGE,
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "cpu",
+        description="where checkpoints are evaluated. cuda: on a GPU beside those of the workers, or on the CPU where "
+        "there is none to spare; auto: so where the workers have GPUs",
+        json_schema_extra=MAY_CHANGE,
+    )
+
+    def gpus(self, of_a_worker: float | None) -> int:
+        """GPUs that evaluations take beside the workers', one of which has so many."""
+        return int(self.device == "cuda" or (self.device == "auto" and bool(of_a_worker)))
 
 
 class ProbeConfig(Section):

@@ -49,6 +49,11 @@ class Preflight:
         workers = f"{low}" if low == high else f"{low} to {high}"
         yield f"images   {self.train.samples:,} in {len(self.train.shards)} shards, {_mib(self.train.bytes)}"
         yield f"workers  {workers}, {job.resources.cpus_per_worker:g} CPUs each, {job.lanes} lanes"
+        resources = job.resources
+        if job.is_evaluated_beside and job.evaluation.gpus(resources.gpus_per_worker):
+            gpus = [count * (resources.gpus_per_worker or 0) for count in (low, high)]
+            most = f"{gpus[0]:g}" if low == high else f"{gpus[0]:g} to {gpus[1]:g}"
+            yield f"GPUs     {most} of the workers and 1 for evaluation"
         for span in self.plan.spans:
             batch = span.config.global_batch
             each = f"{batch // low}" if low == high else f"{batch // high} to {batch // low}"

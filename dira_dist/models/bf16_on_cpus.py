@@ -1,6 +1,5 @@
 """Where PyTorch's half precision on CPUs is wrong, and float32 is computed in its place."""
 
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -31,7 +30,6 @@ def is_faulty(size: tuple[int, ...], stride: tuple[int, ...] = (1, 1, 1)) -> boo
     return min(sides) <= FAULTY_VOXELS
 
 
-@cache
 def _avoiding(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *maps: Tensor) -> Any:
         given = maps[-1]

@@ -262,9 +262,8 @@ def test_a_growing_cluster_is_asked_for_what_the_search_says(
 ) -> None:
     monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --no-monitor")
     search = SimpleNamespace(max_concurrent=asked)
-    plan: Any = SimpleNamespace(
-        loaded=SimpleNamespace(search=search, job=SimpleNamespace(resources=ResourcesConfig())), most_trials=trials
-    )
+    job = SimpleNamespace(resources=ResourcesConfig())
+    plan: Any = SimpleNamespace(loaded=SimpleNamespace(search=search, job=job), most_trials=trials)
     assert trials_at_once(plan) == at_once
     search.max_concurrent = None
     with pytest.raises(RequestError, match=r"search\.max_concurrent: left out, and this cluster grows"):

@@ -56,6 +56,27 @@ def test_pods_come_from_the_resources() -> None:
     assert elastic["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
 
 
+def test_evaluations_on_a_gpu_have_a_pod_of_their_own(kuberay: dict[str, Validator]) -> None:
+    """As large as the evaluation's threads, with no CPU that a training worker could take."""
+    gpus = "resources={workers: 4, gpus_per_worker: 1, cpus_per_worker: 6}"
+    job = ray_job(gpus, "evaluation.device=cuda", "evaluation.threads=3")
+    kuberay["RayJob"].validate(job)
+    training, evaluating = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert training == workers(ray_job(gpus))
+    assert (evaluating["minReplicas"], evaluating["replicas"], evaluating["maxReplicas"]) == (1, 1, 1)
+    limits = evaluating["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"cpu": "3", "memory": "12Gi", "nvidia.com/gpu": "1"}
+    assert (evaluating["rayStartParams"]["num-cpus"], evaluating["rayStartParams"]["num-gpus"]) == ("0", "1")
+    budgets = yaml.safe_load_all(render(JOB, [gpus, "evaluation.device=cuda"]))
+    assert [each["spec"]["minAvailable"] for each in budgets if each["kind"] == "PodDisruptionBudget"] == [1, 5]
+
+
+@pytest.mark.parametrize(("gpus", "groups"), [(0, 1), (1, 2)])
+def test_evaluations_follow_the_workers_where_the_job_says_auto(gpus: int, groups: int) -> None:
+    job = ray_job(f"resources={{workers: 4, gpus_per_worker: {gpus}, cpus_per_worker: 6}}", "evaluation.device=auto")
+    assert len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) == groups
+
+
 def test_workers_share_pods_that_they_fill() -> None:
     job = ray_job("resources={workers: [4, 8], gpus_per_worker: 0.5, cpus_per_worker: 4}", workers_per_pod=4)
     group = workers(job)

@@ -12,6 +12,7 @@ import torch
 
 from dira_dist.background import Background
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, EvaluationRequest
+from dira_dist.cluster.fit.evaluation_gpu import EvaluationGpu
 from dira_dist.config import RequestError
 from dira_dist.data.store import Store, open_store
 from dira_dist.jobs.base import TrainingJob
@@ -25,6 +26,14 @@ from dira_dist.training.task import Evaluation
 
 EVALUATION_WARNINGS_TAG = "dira.warnings.evaluation"
 _POLL_S = 0.25
+NO_GPU = (
+    "evaluation.device: there is no GPU beside those of the workers, so that checkpoints are evaluated on the CPU; "
+    "give the cluster one more, lower resources.workers, or set it to cpu"
+)
+UNUSABLE_GPU = (
+    "evaluation.device: Ray gave a GPU and PyTorch finds none, so that checkpoints are evaluated on the CPU; see that "
+    "drivers and a CUDA build of PyTorch are there, or set it to cpu"
+)
 _MAX_RETRIES = 2
 _MOST_TRIES = 3
 
@@ -80,14 +89,20 @@ def evaluate_checkpoint(setup: EvaluationSetup, request: EvaluationRequest) -> A
         run = TrackingRun.attach(setup.tracking, setup.run_id, folder=setup.job.run_folder)
     _log(run, setup.job, request, evaluation)
     logged = run.flush(setup.job.checkpoint.storage_timeout_s)
-    return Answer(evaluation.metrics, logged=logged, warnings=evaluation.warnings)
+    unusable = (UNUSABLE_GPU,) if ray.get_gpu_ids() and _device().type == "cpu" else ()
+    return Answer(evaluation.metrics, logged=logged, warnings=(*evaluation.warnings, *unusable))
 
 
 def _evaluate(job: TrainingJob, request: EvaluationRequest, checkpoint: Checkpoint) -> Evaluation:
-    task, device = job.build_task(), torch.device("cpu")
+    task, device = job.build_task(), _device()
     networks = task.build()
     networks.load_state_dict(checkpoint.tensors["networks"])
-    return task.evaluate(networks, device, checkpoint.position, title=f"{job.name}: {request.label}")
+    return task.evaluate(networks.to(device), device, checkpoint.position, title=f"{job.name}: {request.label}")
+
+
+def _device() -> torch.device:
+    """The GPU that Ray gave this process, else the CPU."""
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 
 def log_late(run: Run, store: Store) -> None:
@@ -122,16 +137,21 @@ class EvaluationRunner(Background):
     Args:
         setup: for the tasks.
         coordinator: the job's, where workers request evaluations.
+        gpu: what is reserved for them.
         on_evaluation: called in a thread after each evaluation with its label, step and figures.
     """
 
     def __init__(
-        self, setup: EvaluationSetup, coordinator: CoordinatorClient, on_evaluation: OnEvaluation | None = None
+        self,
+        setup: EvaluationSetup,
+        coordinator: CoordinatorClient,
+        gpu: EvaluationGpu,
+        on_evaluation: OnEvaluation | None = None,
     ) -> None:
         super().__init__("evaluations")
         self._setup, self._coordinator, self._on_evaluation = setup, coordinator, on_evaluation
-        self._store = open_store(setup.job.run_folder)
-        self._task = ray.remote(num_cpus=0, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(evaluate_checkpoint)
+        self._store, self._gpu = open_store(setup.job.run_folder), gpu
+        self._task = ray.remote(max_retries=_MAX_RETRIES)(evaluate_checkpoint)
         self._queue: deque[EvaluationRequest] = deque()
         self._requests_known = 0
         self._tries: Counter[str] = Counter()
@@ -198,11 +218,14 @@ class EvaluationRunner(Background):
             self._warn(f"{request.label} was not evaluated: {answer.refusal}")
             return
         for warning in answer.warnings:
-            if warning not in self._warned:  # the next evaluation finds the same
-                self._warned.add(warning)
-                self._warn(warning)
+            self._warn_once(warning)  # the next evaluation finds the same
         if self._on_evaluation is not None:
             self._on_evaluation(request.label, request.step, answer.metrics)
+
+    def _warn_once(self, warning: str) -> None:
+        if warning not in self._warned:
+            self._warned.add(warning)
+            self._warn(warning)
 
     def _warn(self, warning: str) -> None:
         self._coordinator.send(Coordinator.warn, warning)
@@ -225,7 +248,10 @@ class EvaluationRunner(Background):
         """
         if request.figures is not None:
             return Answer(request.figures)
-        task = self._task.remote(self._setup, request)
+        options = self._gpu.options()
+        if self._gpu.wanted and "num_gpus" not in options:
+            self._warn_once(NO_GPU)
+        task = self._task.options(**options).remote(self._setup, request)
         while not self._cancelled.is_set():
             ready, _ = ray.wait([task], timeout=_POLL_S)
             if ready:

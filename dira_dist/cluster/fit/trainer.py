@@ -9,6 +9,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, start_coordinator
+from dira_dist.cluster.fit.evaluation_gpu import EvaluationGpu
 from dira_dist.cluster.fit.evaluations import EvaluationRunner, EvaluationSetup
 from dira_dist.cluster.fit.failures import COLLATERAL_ERRORS, advice_on_memory
 from dira_dist.cluster.fit.guarding import GuardWatch
@@ -38,8 +39,12 @@ def train_on_ray(session: FitSession, run: Run, console: Console) -> None:
     watch = GuardWatch(job.running_guards(), coordinator, run, session.facts.warnings)
     watch.catch_up(read_evaluations(session.store))
     heard = watch.before(session.on_evaluation)
-    evaluating = EvaluationRunner(EvaluationSetup(job, session.tracking, run_id), coordinator, heard)
-    with ProgressView(coordinator, plan, console, watch.reported), evaluating, tempfile.TemporaryDirectory() as scratch:
+    with (
+        EvaluationGpu(job) as gpu,
+        ProgressView(coordinator, plan, console, watch.reported),
+        EvaluationRunner(EvaluationSetup(job, session.tracking, run_id), coordinator, gpu, heard),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         trainer = TorchTrainer(
             partial(train_worker, setup),
             torch_config=TorchConfig(timeout_s=job.guards.hang_timeout_s),

@@ -91,12 +91,16 @@ class Fleet:
         size: of each worker's.
         min_pods: pods the job starts with and never has less of.
         max_pods: more than ``min_pods`` for an elastic run, whose pods the autoscaler adds and removes.
+        evaluation: size of a pod whose GPU is for evaluations; none where they take no GPU.
+        evaluation_pods: how many of those.
     """
 
     head: PodSize
     size: PodSize
     min_pods: int
     max_pods: int
+    evaluation: PodSize | None = None
+    evaluation_pods: int = 0
 
     @property
     def elastic(self) -> bool:
@@ -128,7 +132,16 @@ def fleet(loaded: AnyLoaded, *, workers_per_pod: int = 1, memory_gib: int | None
     size = PodSize(cpus, memory_gib or max(4, _MEMORY_GIB_PER_CPU * cpus), gpus)
     head = _HEAD_SIZES[loaded.driver]
     fewest, most = (trials * workers // workers_per_pod for workers in resources.worker_range)
-    return Fleet(head, size, fewest, most)
+    evaluation = _evaluation_size(loaded.job)
+    return Fleet(head, size, fewest, most, evaluation, trials if evaluation else 0)
+
+
+def _evaluation_size(job: TrainingJob) -> PodSize | None:
+    """Of the pod beside the workers' that evaluates on a GPU, where the job asks for one."""
+    threads, gpus = job.evaluation.threads, job.evaluation.gpus(job.resources.gpus_per_worker)
+    if not (gpus and job.is_evaluated_beside):
+        return None
+    return PodSize(threads, max(4, _MEMORY_GIB_PER_CPU * threads), gpus)
 
 
 def render(
@@ -226,7 +239,7 @@ def _job_file(name: str, text: str) -> Manifest:
 
 def _disruption_budgets(name: str, pods: Fleet) -> Iterator[Manifest]:
     """Nothing but the end of a machine takes the head or a worker that the run cannot go on without."""
-    for component, count in (("ray-head", 1), ("ray-worker", pods.min_pods)):
+    for component, count in (("ray-head", 1), ("ray-worker", pods.min_pods + pods.evaluation_pods)):
         yield {
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
@@ -272,16 +285,28 @@ def _cluster(name: str, image: str, pods: Fleet) -> Manifest:
             "rayStartParams": {"dashboard-host": "0.0.0.0"} | pods.head.ray_start_params(schedulable=False),
             "template": _head(name, image, pods.head, needs_kubernetes=pods.elastic),
         },
-        "workerGroupSpecs": [
-            {
-                "groupName": "workers",
-                "replicas": pods.min_pods,
-                "minReplicas": pods.min_pods,
-                "maxReplicas": pods.max_pods,
-                "rayStartParams": pods.size.ray_start_params(schedulable=True),
-                "template": _worker(name, image, pods.size),
-            }
-        ],
+        "workerGroupSpecs": list(_worker_groups(name, image, pods)),
+    }
+
+
+def _worker_groups(name: str, image: str, pods: Fleet) -> Iterator[Manifest]:
+    """The training's, and one whose GPUs are for evaluations: without CPUs for Ray, so that no worker goes there."""
+    yield _worker_group("workers", _worker(name, image, pods.size), pods.size, (pods.min_pods, pods.max_pods))
+    if pods.evaluation is not None:
+        counts = (pods.evaluation_pods, pods.evaluation_pods)
+        yield _worker_group("evaluation", _worker(name, image, pods.evaluation), pods.evaluation, counts, trains=False)
+
+
+def _worker_group(
+    name: str, template: Manifest, size: PodSize, counts: tuple[int, int], *, trains: bool = True
+) -> Manifest:
+    return {
+        "groupName": name,
+        "replicas": counts[0],
+        "minReplicas": counts[0],
+        "maxReplicas": counts[1],
+        "rayStartParams": size.ray_start_params(schedulable=trains),
+        "template": template,
     }
 
 

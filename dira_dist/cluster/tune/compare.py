@@ -115,11 +115,11 @@ def _differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterat
 
 
 def _room(plan: ComparisonPlan) -> _Room:
-    asked, resources = plan.loaded.comparison.max_concurrent, plan.loaded.job.resources
-    fits = at_once(resources, asked, plan.most_trials, key="max_concurrent", member="fits")
+    asked = plan.loaded.comparison.max_concurrent
+    fits = at_once(plan.loaded.job, asked, plan.most_trials, key="max_concurrent", member="fits")
     of_pretrainings = {
         name: at_once(
-            start.pretraining.resources,
+            start.pretraining,
             asked if cluster_grows() else None,
             plan.loaded.comparison.seeds,
             key=f"starts.{name}.from.resources",

@@ -1,16 +1,17 @@
 """How many trials a cluster holds at once."""
 
+from dira_dist.cluster.fit.evaluation_gpu import gpus_for_evaluation
 from dira_dist.cluster.session import cluster_grows, gpus_per_worker, live_nodes
 from dira_dist.config import RequestError
-from dira_dist.jobs.base import ResourcesConfig
+from dira_dist.jobs.base import TrainingJob
 from dira_dist.search.fitting import ResourceRequest, trials_that_fit
 
 
-def at_once(resources: ResourcesConfig, asked: int | None, most: int, *, key: str, member: str) -> int:
+def at_once(job: TrainingJob, asked: int | None, most: int, *, key: str, member: str) -> int:
     """How many trials run at once.
 
     Args:
-        resources: of one.
+        job: that each of them is, its evaluations' GPU included.
         asked: how many are wanted; as many as fit where left out.
         most: as many as there are.
         key: of the job file, where ``asked`` stands.
@@ -23,11 +24,13 @@ def at_once(resources: ResourcesConfig, asked: int | None, most: int, *, key: st
     if cluster_grows():
         return min(_asked_of_a_growing_cluster(asked, key, member), most)
     sizes = [node.size for node in live_nodes()]
+    resources, evaluating = job.resources, gpus_for_evaluation(job)
     requests = [ResourceRequest(resources.cpus_per_worker, gpus_per_worker(resources))] * resources.max_workers
-    fit = trials_that_fit(sizes, requests)
+    fit = trials_that_fit(sizes, [*requests, *[ResourceRequest(0, evaluating)] * bool(evaluating)])
     if fit == 0 or (asked or 0) > fit:
         room = ", ".join(f"{cpus:g} CPUs and {gpus} GPUs" for cpus, gpus in sizes)
         each = f"{len(requests)} workers with {requests[0].cpus:g} CPUs and {requests[0].gpus:g} GPUs"
+        each += " and one more for evaluation.device" if evaluating else ""
         remedy = f"lower it to {fit} or leave it out" if fit else "lower base.resources, or use a larger cluster"
         raise RequestError(
             f"{key}: {asked or 1} {member} of {each} are asked for at once, and {fit} fit into this Ray "

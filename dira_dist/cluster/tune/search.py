@@ -148,7 +148,7 @@ def trials_at_once(plan: SearchPlan) -> int:
         RequestError: see :func:`dira_dist.cluster.tune.room.at_once`.
     """
     asked = plan.loaded.search.max_concurrent
-    return at_once(plan.loaded.job.resources, asked, plan.most_trials, key="search.max_concurrent", member="trials")
+    return at_once(plan.loaded.job, asked, plan.most_trials, key="search.max_concurrent", member="trials")
 
 
 def _search(controller: SearchController, side_by_side: int) -> None:
