@@ -112,7 +112,7 @@ def _differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterat
 
 def _room(plan: FoldsPlan) -> int:
     job = plan.loaded.job
-    return at_once(job.resources, job.max_concurrent, plan.most_trials, key="max_concurrent", member="folds")
+    return at_once(job, job.max_concurrent, plan.most_trials, key="max_concurrent", member="folds")
 
 
 def _trained(plan: FoldsPlan, store: Store, state: SearchState, console: Console, side_by_side: int) -> FoldsOutcome:
