@@ -130,12 +130,18 @@ def case_pictures(cases: Sequence[SegmentationCase]) -> dict[str, Picture]:
     order = sorted(seen, key=lambda case: _mean_dice(case))
     count = min(_SHOWN, len(order))
     rows = {"worst": order[:count], "best": order[::-1][:count]}
-    figure = Figure(figsize=(2.4 * count, 2 * 2.7), layout="constrained")
+    figure = Figure(figsize=(2.4 * count, 2 * _row_in(seen)), layout="constrained")
     grid = figure.subplots(2, count, squeeze=False)
     for (title, shown), line in zip(rows.items(), grid, strict=True):
         for case, axes in zip(shown, line, strict=True):
             _draw_case(axes, case, f"{title}: Dice {_mean_dice(case):.3f}")
     return {"cases": drawn(figure, _DPI)}
+
+
+def _row_in(cases: Sequence[SegmentationCase]) -> float:
+    """Height of a row of cases with their titles: of squares, or of what is as flat as slices side by side."""
+    shares = [case.image.shape[0] / case.image.shape[1] for case in cases if case.image is not None]
+    return 2.4 * min(1.0, max(shares, default=1.0)) + 0.3
 
 
 def _mean_dice(case: SegmentationCase) -> float:
