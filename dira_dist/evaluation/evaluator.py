@@ -23,7 +23,7 @@ from dira_dist.evaluation.rank import representation_health, view_distances
 from dira_dist.evaluation.restoration import psnr, ssim
 from dira_dist.metrics import ALIGNMENT, COLLAPSED, COMMON_GROUPS, FEATURE_STD, PSNR, RANKME, SSIM, UNIFORMITY
 from dira_dist.models.backbone import Backbone
-from dira_dist.objectives import judged
+from dira_dist.objectives import discriminator_input
 from dira_dist.views import ViewsConfig, make_views
 
 BATCH = 64
@@ -142,7 +142,7 @@ class Evaluator:
 
     def _scores(self, discriminator: nn.Module, shown: Restorations, device: torch.device) -> PatchScores:
         distorted = shown.distorted if self.conditional else None
-        seen = (judged(images, distorted).to(device) for images in (shown.target, shown.restored))
+        seen = (discriminator_input(images, distorted).to(device) for images in (shown.target, shown.restored))
         return PatchScores(*(discriminator(images).float().cpu() for images in seen))
 
     def _batch_size(self) -> int:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from dira_dist.objectives.adversarial import AdversarialConfig, Opponent, adversarial_loss, discriminator_loss, judged
+from dira_dist.objectives.adversarial import (
+    AdversarialConfig,
+    Opponent,
+    adversarial_loss,
+    discriminator_input,
+    discriminator_loss,
+)
 from dira_dist.objectives.collectives import GlobalBatch
 from dira_dist.objectives.method import Method, MethodSection
 from dira_dist.objectives.restorative import RestorativeConfig, restorative_loss
@@ -45,7 +51,7 @@ __all__ = [
     "RestorativeConfig",
     "adversarial_loss",
     "default_method",
+    "discriminator_input",
     "discriminator_loss",
-    "judged",
     "restorative_loss",
 ]

@@ -100,7 +100,7 @@ def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
     return (steepness - 1).square().mean()
 
 
-def judged(images: Tensor, distorted: Tensor | None) -> Tensor:
+def discriminator_input(images: Tensor, distorted: Tensor | None) -> Tensor:
     """What a discriminator sees: (B, C, *S) images, where it is conditional each beside its distorted input."""
     return images if distorted is None else torch.cat([images, distorted], 1)
 
@@ -127,7 +127,7 @@ class Opponent(nn.Module):
             mix: (B,) in [0, 1), where between restoration and target the slope is looked at; of ``wgan_gp`` alone.
         """
         beside = None if distorted is None else torch.cat([distorted, distorted])
-        scores = self.discriminator(judged(torch.cat([target, restoration]), beside))
+        scores = self.discriminator(discriminator_input(torch.cat([target, restoration]), beside))
         real, restored = scores.chunk(2)
         loss = discriminator_loss(real, restored, self.config.loss)
         if self.config.loss != "wgan_gp" or self.config.gradient_penalty == 0:
@@ -141,4 +141,4 @@ class Opponent(nn.Module):
             share = mix.to(real.dtype).view(-1, *(1,) * (target.ndim - 1))
             between = torch.lerp(at_least_float32(restoration), real, share).requires_grad_()
             beside = None if distorted is None else at_least_float32(distorted)
-            return gradient_penalty(self.discriminator(judged(between, beside)), between)
+            return gradient_penalty(self.discriminator(discriminator_input(between, beside)), between)

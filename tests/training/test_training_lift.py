@@ -16,8 +16,8 @@ from dira_dist.objectives import (
     Opponent,
     RestorativeConfig,
     adversarial_loss,
+    discriminator_input,
     discriminator_loss,
-    judged,
     restorative_loss,
 )
 from dira_dist.objectives.adversarial import gradient_penalty
@@ -211,9 +211,9 @@ def test_the_penalty_equals_plain_autograd(axes: int, conditional: bool) -> None
     for n in range(3):
         beside = distorted[n : n + 1] if conditional else None
         between = (mix[n] * target[n : n + 1] + (1 - mix[n]) * restoration[n : n + 1]).requires_grad_()
-        (slope,) = torch.autograd.grad(critic(judged(between, beside)).mean(), between, create_graph=True)
+        (slope,) = torch.autograd.grad(critic(discriminator_input(between, beside)).mean(), between, create_graph=True)
         penalties.append((slope.square().sum().sqrt() - 1) ** 2)
-        score = [critic(judged(each[n : n + 1], beside)).mean() for each in (restoration, target)]
+        score = [critic(discriminator_input(each[n : n + 1], beside)).mean() for each in (restoration, target)]
         scores.append(score[0] - score[1])
     wanted = sum(scores) / 3 + 7 * sum(penalties) / 3
     wanted.backward()

@@ -14,7 +14,7 @@ from dira_dist.objectives import (
     Opponent,
     RestorativeConfig,
     adversarial_loss,
-    judged,
+    discriminator_input,
     restorative_loss,
 )
 from dira_dist.objectives.method import Encode, MethodInputs
@@ -231,7 +231,7 @@ class PretrainLosses:
         """What the cache of a part is pulled by, what U-Net and method minimise, unweighted, and the restoration."""
         with autocast:
             method, restoration = self._forward(views, batch, passing.cache, passing.part)
-            seen = None if self._discriminator is None else judged(restoration, self._condition(views))
+            seen = None if self._discriminator is None else discriminator_input(restoration, self._condition(views))
             scores = None if self._discriminator is None else self._discriminator(seen)
         whole = method is not None and passing.cache is None
         losses = {str(DISCRIMINATIVE): method} if whole else {}

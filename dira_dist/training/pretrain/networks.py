@@ -70,7 +70,7 @@ class PretrainNetworks(Networks):
             parameter.requires_grad_(name in self._learnable and name not in unused and used[name.split(".")[0]])
 
 
-def judged_channels(unet: Backbone, adversarial: AdversarialConfig) -> int:
+def discriminator_channels(unet: Backbone, adversarial: AdversarialConfig) -> int:
     """Channels that a discriminator sees: the restoration's, and of a conditional one the input's."""
     return unet.restored_channels + (unet.config.in_channels if adversarial.conditional else 0)
 
@@ -119,7 +119,9 @@ def build_networks(
         if weights is not None:
             load_weights(unet, weights)
         built = method.build(unet.encoder, unet.channels)
-        discriminator = PatchDiscriminator(adversarial.discriminator, unet.dims, judged_channels(unet, adversarial))
+        discriminator = PatchDiscriminator(
+            adversarial.discriminator, unet.dims, discriminator_channels(unet, adversarial)
+        )
     return PretrainNetworks(
         unet,
         built if parts.discriminates else None,
