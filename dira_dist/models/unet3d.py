@@ -101,18 +101,11 @@ class UNet3dBackbone(Backbone):
         self.segmentation_head = network.segmentation_head
         self.channels = network.encoder.channels[-1]
         if config.gradient_checkpointing:
-            self._recompute_levels()
+            _recompute_levels(network)
         for module in (*network.encoder.modules(), *network.decoder.modules()):
             _initialize(module)
             if isinstance(module, nn.Conv3d | Join):
                 avoid_faulty_bf16(module)
-
-    def _recompute_levels(self) -> None:
-        """Levels as a whole; of the decoder's last, whose maps are the largest, each half by itself."""
-        *deeper, last = self.decoder.blocks
-        last.join.__class__ = SparingJoin
-        for segment in (*self.encoder.blocks, *deeper, *last.children()):
-            recompute(segment)
 
     def decode(self, maps: list[Tensor]) -> Tensor:
         """The restoration; its sigmoid is in float32."""
@@ -121,6 +114,14 @@ class UNet3dBackbone(Backbone):
 
     def last_layer(self, outputs: int) -> nn.Module:
         return last_layer(self.config.width, outputs)
+
+
+def _recompute_levels(network: UNet3d) -> None:
+    """Levels as a whole; of the decoder's last, whose maps are the largest, each half by itself."""
+    *deeper, last = network.decoder.blocks
+    last.get_submodule("join").__class__ = SparingJoin
+    for segment in (*network.encoder.blocks, *deeper, *last.children()):
+        recompute(segment)
 
 
 class SparingJoin(Join):

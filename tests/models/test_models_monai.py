@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dira_dist.config import RequestError
 from dira_dist.models import monai_networks
 from dira_dist.models.choice import read_model
-from dira_dist.models.export import save_feature_program, save_weights
+from dira_dist.models.export import save_weights
 from dira_dist.models.fine_tuned_files import exported_network
+from dira_dist.models.model_files import ModelFacts, network_of, read_facts, write_model_folder
 from dira_dist.models.monai_networks import MonaiBackbone
 from dira_dist.models.pretrained import import_weights
 from dira_dist.models.supervised import Classifier, Segmenter, parameter_depths
@@ -173,11 +176,26 @@ def test_classifiers_and_segmenters_stand_on_it(name: str) -> None:
         assert len(set(parameter_depths(network).values())) >= 4
 
 
-def test_its_encoder_is_stored_as_a_program(tmp_path: Path) -> None:
+def test_a_registered_model_says_how_monai_loads_it(tmp_path: Path) -> None:
     network = small("segresnet").eval()
-    assert save_feature_program(network.state_dict(), network.config, SIZES["segresnet"], tmp_path / "a.pt2") == 32
-    program = torch.export.load(tmp_path / "a.pt2").module()
-    torch.testing.assert_close(program(cubes("segresnet", 3)), network(cubes("segresnet", 3), False)[0])
+    facts = ModelFacts(
+        "ct", network.config.label, 1, SIZES["segresnet"], ("restorative",), True, network=network.config.model_dump()
+    )
+    folder = write_model_folder(tmp_path / "model", network.state_dict(), facts, job="name: ct")
+    known = read_facts(folder)
+    assert (known.encoder_names, known.dims, known.feature_channels) == ("monai", 3, 32)
+    with safe_open(folder / "unet.safetensors", "pt") as file:
+        assert file.metadata()["names"] == "dira-dist"
+    lines = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    space: dict[str, Any] = {}
+    exec(lines.replace("'encoder.safetensors'", repr(str(folder / "encoder.safetensors"))), space)
+    program = torch.export.load(folder / "features.pt2").module()
+    with torch.no_grad():
+        expected = network(cubes("segresnet", 3), False)[0]
+        torch.testing.assert_close(eval(known.features, space | {"x": cubes("segresnet", 3)}), expected)
+    torch.testing.assert_close(program(cubes("segresnet", 3)), expected)
+    again = network_of(known.network, known.encoder, known.in_channels).build()
+    again.load_state_dict(load_file(folder / "unet.safetensors"))
 
 
 def test_strided_convolutions_of_small_maps_are_right_in_bf16() -> None:
