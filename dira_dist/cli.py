@@ -83,11 +83,14 @@ def quickstart(
         Path | None, typer.Argument(help="where everything goes; quickstart, or quickstart-volumes where left out")
     ] = None,
     volumes: Annotated[bool, typer.Option("--volumes", help="in 3D, on cubes of CT volumes")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="ask what the weights are worth, too: a dozen short fine-tunings")
+    ] = False,
     seed: Annotated[int, typer.Option(help="of images, networks and labels", min=0)] = 0,
 ) -> None:
-    """The whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, weights, and what they gain."""
+    """The whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, register, pull."""
     place = folder or Path("quickstart-volumes" if volumes else "quickstart")
-    report = dira_dist.run_quickstart(place, volumes=volumes, seed=seed, console=_err)
+    report = dira_dist.run_quickstart(place, volumes=volumes, compare=compare, seed=seed, console=_err)
     for line in report.lines():
         _out.print(line, markup=False)
 

@@ -34,7 +34,7 @@ class QuickstartReport:
         subject: what it was shown on.
         losses: first and last value of each loss, unweighted; of MoCo's the first with a full queue.
         pictures: files.
-        compared: the same few labels learned from random weights and from these; none in 3D.
+        compared: the same few labels learned from random weights and from these, where that was asked for.
         elapsed_s: wall time of all of it.
     """
 
@@ -87,6 +87,7 @@ def run_quickstart(
     folder: Path | str = "quickstart",
     *,
     volumes: bool = False,
+    compare: bool = False,
     seed: int = 0,
     console: Console | None = None,
 ) -> QuickstartReport:
@@ -95,15 +96,19 @@ def run_quickstart(
     Args:
         folder: everything goes below it; a run that is there already is gone on with, or shown if it is finished.
         volumes: whether it is shown in 3D, on cubes of CT volumes, in place of radiographs.
+        compare: whether to ask what the weights are worth: a dozen fine-tunings from them and from random ones.
         seed: of images, networks and labels. Another seed wants another folder.
         console: where progress is shown; standard error by default.
 
     Raises:
-        RequestError: the ``local`` extra is missing, or the folder holds a run of another seed.
+        RequestError: the ``local`` extra is missing, the folder holds a run of another seed, or there is no comparison
+            in 3D.
         JobFailedError: a training failed.
     """
     began, folder = time.monotonic(), Path(folder).absolute()
     subject: Subject = Volumes() if volumes else Radiographs()
+    if compare and subject.compare_file is None:
+        raise RequestError("compare with volumes: the quickstart compares starts on radiographs; leave one of them out")
     shards = f"s3://{BUCKET}/{subject.shards}"
     console = console or Console(stderr=True, soft_wrap=True, highlight=False)
     with embedded_s3(BUCKET) as endpoint:
@@ -114,7 +119,7 @@ def run_quickstart(
         with embedded_ray(loaded.job.resources):
             outcome = fit(loaded, console=console)
             compared = None
-            if subject.compare_file is not None:
+            if compare and subject.compare_file is not None:
                 compared = compare_starts(subject.compare_file, folder, shards, outcome, seed=seed, console=console)
         pulled = pull(outcome.model, folder / "weights", format=subject.format, tracking_uri=tracking.uri)
     pictures = save_pictures(tracking, outcome.run_id, folder / "pictures")

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from dira_dist.config import RequestError
 from dira_dist.quickstart import quickstart
 from dira_dist.quickstart.quickstart import run_quickstart
 from dira_dist.quickstart.subjects import Volumes
@@ -30,6 +31,8 @@ def test_in_3d_as_in_2d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for figure in ("val/psnr", "val/ssim", "val/rankme", "probe/knn_auroc"):
         assert figure in report.outcome.quality["3-dira"]
     assert report.compared is None
+    with pytest.raises(RequestError, match="compares starts on radiographs"):
+        run_quickstart(tmp_path / "other", volumes=True, compare=True)
     text = "\n".join(report.lines())
     assert "DiRA on 48 cubes of 8 synthetic CT volumes" in text and "--content cubes" in text
     assert any(path.name.startswith("restorations") for path in report.pictures)
