@@ -11,7 +11,7 @@ from dira_dist.cluster.fit.driver import fit
 from dira_dist.cluster.fit.outcome import Outcome
 from dira_dist.cluster.session import embedded_ray
 from dira_dist.cluster.tune.compare import ComparisonOutcome
-from dira_dist.config import read_document
+from dira_dist.config import RequestError, read_document
 from dira_dist.data.ingest import ShardReport, shard
 from dira_dist.evaluation.pictures import RESTORATIONS
 from dira_dist.jobs.load import LoadedJob, load_training_job
