@@ -7,6 +7,7 @@ from typing import Literal
 from dira_dist.config import RequestError
 from dira_dist.data.shards import INDEX_NAME, ShardSetIndex, read_index
 from dira_dist.data.store import asking
+from dira_dist.jobs.load import SCHEMA_FILE
 
 DraftKind = Literal["pretrain", "finetune", "compare"]
 PARTS = ("train", "val", "test")
@@ -188,6 +189,7 @@ def _head(sets: FoundSets, room: Room) -> list[str]:
     size = size if image.depth_px is None else f"{image.depth_px.median} x {size}"
     return [
         "#!/usr/bin/env -S python -m dira_dist run",
+        f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}",
         f"# For {sets.train.samples:,} samples of {size} px ({image.mode}) on {room.where}.",
         "# Every key may be changed; `dira-dist check` says what the file does, and what is likely to go wrong.",
     ]

@@ -1,5 +1,6 @@
 """The job file as a whole: what stages inherit, which combinations are refused, what may be written down."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ import yaml
 
 from dira_dist.config import RENAMED_KEYS, RequestError, flatten, mutable_keys
 from dira_dist.jobs.finetune import FinetuneJob
-from dira_dist.jobs.load import dump_job, job_schema, load_job
+from dira_dist.jobs.load import SCHEMA_FILE, dump_job, job_schema, load_job
 from dira_dist.jobs.pretrain import PretrainJob
 from dira_dist.training.optimizer import OptimizerConfig
 
@@ -135,6 +136,18 @@ def test_the_jobs_of_the_project_are_valid(path: Path, monkeypatch: pytest.Monke
     assert isinstance(loaded.job, FinetuneJob if "finetune" in path.stem or "compare" in path.stem else PretrainJob)
     jsonschema.validate(yaml.safe_load(path.read_text()), job_schema())
     assert path.stat().st_mode & 0o111, "job files are executable"
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_editors_find_the_schema_by_the_second_line(path: Path) -> None:
+    line = path.read_text().splitlines()[1]
+    place = line.removeprefix("# yaml-language-server: $schema=")
+    assert (path.parent / place).resolve() == SCHEMA_FILE
+
+
+def test_the_schema_of_editors_is_the_jobs() -> None:
+    same = json.loads(SCHEMA_FILE.read_text()) == job_schema()
+    assert same, "write it anew: dira-dist schema > dira_dist/jobs/job.schema.json"
 
 
 def test_the_schema_refuses_what_the_job_refuses() -> None:

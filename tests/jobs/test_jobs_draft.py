@@ -10,7 +10,7 @@ import dira_dist
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions
 from dira_dist.jobs.draft import DEFAULTS, Room, defaults_for, draft, find_sets
-from dira_dist.jobs.load import load_job
+from dira_dist.jobs.load import SCHEMA_FILE, load_job
 from dira_dist.jobs.recipe_guards import stale_queue
 
 LAPTOP, CLUSTER = Room(2, 0, "this machine"), Room(32, 4, "a Ray cluster")
@@ -56,7 +56,9 @@ def test_init_writes_once_and_what_check_accepts(sets: Path, tmp_path: Path, mon
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     file = dira_dist.init(str(sets), "own.yaml")
-    assert file.read_text().startswith("#!/usr/bin/env -S python -m dira_dist run\n")
+    first, second, *_ = file.read_text().splitlines()
+    assert first == "#!/usr/bin/env -S python -m dira_dist run"
+    assert second == f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
     facts = dira_dist.check(load_job(file))
     assert facts.plan.steps > 0
     with pytest.raises(RequestError, match="is there already"):
