@@ -77,3 +77,6 @@ class Drawn(IntEnum):
     FOLD_UNITS = 11
     FOLDS = 12
     CUBE = 13
+    WORD = 14
+    WORD_PLACE = 15
+    WORD_SIZE = 16
