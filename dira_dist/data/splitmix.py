@@ -78,5 +78,6 @@ class Drawn(IntEnum):
     FOLDS = 12
     CUBE = 13
     WORD = 14
-    WORD_PLACE = 15
-    WORD_SIZE = 16
+    WORD_VOLUME = 15
+    WORD_PLACE = 16
+    WORD_SIZE = 17

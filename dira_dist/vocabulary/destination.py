@@ -35,7 +35,7 @@ class Vocabulary:
 
     Attributes:
         request: all that decides what the sets are.
-        words: in the order of their numbers; empty while they are looked for.
+        words: in the order of their numbers; empty while their cubes are cut.
         finished: whether all is written.
     """
 
@@ -47,8 +47,8 @@ class Vocabulary:
 FORMAT = FileFormat(Vocabulary, version=1)
 
 
-def claim(store: Store, request: Mapping[str, Any]) -> Vocabulary:
-    """Begins at a place, or finds that all is there; what an interrupted call has left is cleared away.
+def is_finished(store: Store, request: Mapping[str, Any]) -> bool:
+    """Whether all that is asked for lies at a place already; writes nothing.
 
     Raises:
         RequestError: the place holds something else.
@@ -56,21 +56,21 @@ def claim(store: Store, request: Mapping[str, Any]) -> Vocabulary:
     if store.stat(STATE) is None:
         if (found := next(iter(store.list()), None)) is not None:
             raise RequestError(f"{store.address}: holds other files ({found.key} for one); give a new or empty folder")
-        return _begun(store, request)
+        return False
     there = FORMAT.load(store.read_bytes(STATE), store.join(STATE))
     if there.request != request:
         names = [name for name in {**there.request, **request} if there.request.get(name) != request.get(name)]
         raise RequestError(
-            f"{store.address}: holds words that were found otherwise (other {', '.join(names)}); give another folder"
+            f"{store.address}: holds words that were found otherwise (other {', '.join(names)}), and no set is changed "
+            "in place: give another folder"
         )
-    return there if there.finished else _begun(store, request)
+    return there.finished
 
 
-def _begun(store: Store, request: Mapping[str, Any]) -> Vocabulary:
-    """The indexes go first: without them, what is left is no set."""
+def begin(store: Store, request: Mapping[str, Any]) -> None:
+    """Notes what is made at a place, and clears away what an interrupted call has left: the indexes go first, for
+    without them it is no set."""
+    store.write_bytes(STATE, FORMAT.dump(Vocabulary(dict(request))))
     left = [found.key for found in store.list() if found.key.endswith((INDEX_NAME, ".tar")) or found.key == SHEET]
     for key in sorted(left, key=lambda key: not key.endswith(INDEX_NAME)):
         store.delete(key)
-    begun = Vocabulary(dict(request))
-    store.write_bytes(STATE, FORMAT.dump(begun))
-    return begun

@@ -9,48 +9,51 @@ import numpy.typing as npt
 from dira_dist.data.ingest.cubes import Start, filter_of
 from dira_dist.data.ingest.grids import Sides
 from dira_dist.data.lanes import ShardSet
-from dira_dist.prediction.work import device_of
 from dira_dist.vocabulary.destination import Word
-from dira_dist.vocabulary.places import Place, nearest_volumes, place_of, places_apart, starts_tried
+from dira_dist.vocabulary.places import Place, choose_apart, nearest_volumes, place_of, starts_tried
 from dira_dist.vocabulary.plan import WordsPlan
 from dira_dist.vocabulary.volumes import StoredVolume, features_of, read_volumes
 
 Features = npt.NDArray[np.float32]
+Places = list[Place]
 
 
-def find_words(plan: WordsPlan, read: Callable[[], object]) -> list[Word]:
+def find_words(plan: WordsPlan, device: str, read: Callable[[], object]) -> list[Word]:
     """The words, with the volumes that they are cut of.
 
     Args:
         plan: of the work.
+        device: where features are computed.
         read: called after each volume.
 
     Raises:
         RequestError: a volume cannot be read, or a word has no place.
     """
-    features, tried = _look(plan, read)
-    places = places_apart(tried, plan.options.apart)
-    return [_word(plan, number, place, features) for number, place in enumerate(places)]
+    features, kept = _look(plan, device, read)
+    tried = [
+        [(reference, place) for reference in references for place in kept[word, reference]]
+        for word, references in enumerate(plan.references)
+    ]
+    chosen = choose_apart([[place for _, place in spots] for spots in tried], plan.options.apart)
+    return [_word(plan, word, *tried[word][number], features) for word, number in enumerate(chosen)]
 
 
-def _look(plan: WordsPlan, read: Callable[[], object]) -> tuple[Features, list[list[Place]]]:
-    """The features of all volumes, and of each word the places in its reference whose content is kept."""
-    features, places = [], [list[Place]() for _ in plan.references]
-    device = device_of(plan.options.device)
+def _look(plan: WordsPlan, device: str, read: Callable[[], object]) -> tuple[Features, dict[tuple[int, int], Places]]:
+    """The features of all volumes; and, by word and volume that it is looked for in, the places that are kept."""
+    features, kept = [], dict[tuple[int, int], Places]()
     plan.model.network.to(device)
     volumes = read_volumes(ShardSet(plan.volumes, plan.index), range(len(plan.table)))
     for number, volume in enumerate(volumes):
         features.append(features_of(volume, plan.model, device))
-        found_here = [word for word, reference in enumerate(plan.references) if reference == number]
-        for word, kept in zip(found_here, _kept_places(plan, volume, found_here), strict=True):
-            places[word] = kept
+        words = [word for word, references in enumerate(plan.references) if number in references]
+        kept |= {(word, number): places for word, places in zip(words, _kept_places(plan, volume, words), strict=True)}
         read()
-    return np.stack(features), places
+    return np.stack(features), kept
 
 
-def _kept_places(plan: WordsPlan, volume: StoredVolume, words: Sequence[int]) -> Iterator[list[Place]]:
+def _kept_places(plan: WordsPlan, volume: StoredVolume, words: Sequence[int]) -> Iterator[Places]:
     if not words:
-        return  # no reference, and its values in their own unit would be computed in vain
+        return  # no reference: its values in their own unit would be computed in vain
     options, cube, voxels = plan.options, plan.cube, volume.channels[0].voxels
     keeps = filter_of(volume.in_own_unit(), cube, options.content_filter)
     for word in words:
@@ -65,8 +68,8 @@ def _holds_something(voxels: npt.NDArray[Any], start: Start, cube: Sides) -> boo
     return bool(part.min() < part.max())
 
 
-def _word(plan: WordsPlan, number: int, place: Place, features: Features) -> Word:
-    reference, keys = plan.references[number], plan.table.keys
+def _word(plan: WordsPlan, number: int, reference: int, place: Place, features: Features) -> Word:
+    keys = plan.table.keys
     nearest = {
         part: nearest_volumes(features, reference, plan.table.groups, ids, plan.nearest[part])
         for part, ids in plan.ids.items()

@@ -21,7 +21,11 @@ class WordsOptions(Section):
             "at most. Of further parts the same share",
         ),
     ] = None
-    cube: Annotated[CubeSize, Field(description="sides x,y,z of a cube in voxels")] = (64, 64, 32)
+    cube: Annotated[CubeSize, Field(description="sides x,y,z of a cube in voxels, 64,64,32 as published")] = (
+        64,
+        64,
+        32,
+    )
     sizes: Annotated[
         int,
         Field(

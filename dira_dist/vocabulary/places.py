@@ -16,7 +16,8 @@ from dira_dist.data.ingest.cubes import Start, relative_place, span_of_starts
 from dira_dist.data.ingest.grids import Sides
 from dira_dist.data.splitmix import Drawn, drawn, key_of, permutation
 
-TRIES = 50
+TRIES = 50  # in a reference
+_MOST_REFERENCES = 3
 _MOST_NEAREST, _SHARE_NEAREST = 200, 0.45  # published: 200 of 445 patients
 
 Place = tuple[float, float, float]
@@ -41,10 +42,14 @@ def patients_per_word(asked: int | None, patients: Mapping[str, int]) -> dict[st
     return {part: max(1, round(nearest * each / count)) for part, each in patients.items()}
 
 
-def reference_of(word: int, patients: Sequence[str], seed: int) -> str:
-    """The patient in whom a word is found: each once before any comes again."""
+def references_of(word: int, patients: Sequence[str], seed: int) -> list[str]:
+    """The patients in whom a word is looked for, one after another: each is the first of a word before any comes again.
+
+    Most words are found in the first; the others stand in where nothing there has a content that is kept.
+    """
     turn, place = divmod(word, len(patients))
-    return patients[int(permutation(len(patients), seed, Drawn.WORD, turn)[place])]
+    order = permutation(len(patients), seed, Drawn.WORD, turn)
+    return [patients[order[(place + ahead) % len(order)]] for ahead in range(min(_MOST_REFERENCES, len(order)))]
 
 
 def starts_tried(word: int, volume: Sides, cube: Sides, margin: Sequence[float], seed: int) -> Iterator[Start]:
@@ -84,8 +89,8 @@ def _inside(start: int, side: int, has: int) -> int:
     return min(max(start, 0), has - side) if side <= has else (has - side) // 2
 
 
-def places_apart(tried: Sequence[Sequence[Place]], apart: float) -> list[Place]:
-    """Of each word the first of its places that lies far enough from those of all words before it.
+def choose_apart(tried: Sequence[Sequence[Place]], apart: float) -> list[int]:
+    """Of each word which of its places it gets: the first that lies far enough from those of all words before it.
 
     The number of words changes none of them.
 
@@ -97,16 +102,20 @@ def places_apart(tried: Sequence[Sequence[Place]], apart: float) -> list[Place]:
         RequestError: a word has none.
     """
     found: list[Place] = []
+    chosen: list[int] = []
     for word, places in enumerate(tried):
-        place = next((each for each in places if all(dist(each, other) >= apart for other in found)), None)
-        if place is None:
+        far = (number for number, place in enumerate(places) if all(dist(place, other) >= apart for other in found))
+        number = next(far, None)
+        if number is None:
             raise RequestError(
-                f"words {len(tried)}: of the {TRIES} places tried for word {word}, {len(places)} have a content that "
-                f"is kept, and none of these lies {apart:g} (shares of a volume's sides) or more from all words before "
-                "it: give fewer words, a smaller --apart, --margin or --cube, or another --content-filter"
+                f"words {len(tried)}: {len(places)} of the places tried for word {word} ({TRIES} in each of a few "
+                f"patients) have a content that is kept, and none of these lies {apart:g} (shares of a volume's sides) "
+                "or more from all words before it: give fewer words, a smaller --apart, --margin or --cube, or another "
+                "--content-filter"
             )
-        found.append(place)
-    return found
+        found.append(places[number])
+        chosen.append(number)
+    return chosen
 
 
 def nearest_volumes(

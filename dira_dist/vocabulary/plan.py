@@ -16,7 +16,7 @@ from dira_dist.data.splitmix import Drawn, drawn
 from dira_dist.prediction.model import Model
 from dira_dist.training.trained_on import fed_by
 from dira_dist.vocabulary.options import WordsOptions
-from dira_dist.vocabulary.places import patients_per_word, reference_of
+from dira_dist.vocabulary.places import patients_per_word, references_of
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,15 @@ class WordsPlan:
         return patients_per_word(self.options.nearest, {part: len(known) for part, known in self.patients.items()})
 
     @cached_property
-    def references(self) -> list[int]:
-        """Of each word the volume that it is found in."""
+    def references(self) -> list[list[int]]:
+        """Of each word the volumes that it is looked for in, one of a patient."""
         seed = self.options.seed
         of_patient: dict[str, list[int]] = defaultdict(list)
         for each in sorted(self.ids[self.first], key=lambda each: self.table.keys[each]):
             of_patient[self.table.groups[each]].append(each)
-        found = [of_patient[reference_of(word, self.patients[self.first], seed)] for word in range(self.options.words)]
-        return [own[drawn(len(own), seed, Drawn.WORD, word, 0)] for word, own in enumerate(found)]
+        words = (references_of(word, self.patients[self.first], seed) for word in range(self.options.words))
+        own = ((word, [of_patient[patient] for patient in patients]) for word, patients in enumerate(words))
+        return [[each[drawn(len(each), seed, Drawn.WORD_VOLUME, word)] for each in volumes] for word, volumes in own]
 
     @cached_property
     def request(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _stored(shards: ShardSet, sample: EncodedSample) -> StoredVolume:
         metadata = read_metadata(sample.members.get("json", b"{}"))
     except CorruptSampleError as error:
         raise RequestError(f"{shards.address}: the sample {sample.key} cannot be read: {error}") from error
-    if not metadata.get("intensity"):
+    if not _says_its_scale(metadata.get("intensity")):
         raise RequestError(
             f"{shards.address}: the sample {sample.key} does not say which of its file's values became black and white "
             "on 16 bits: make the set with --intensity (range:-1000,1000 for CT in HU, percentiles:0.5,99.5 for MR)"
@@ -90,6 +90,11 @@ def _stored(shards: ShardSet, sample: EncodedSample) -> StoredVolume:
     affine = metadata.get("affine_ras_mm")
     known = None if affine is None else np.array(affine, dtype=np.float64)
     return StoredVolume(sample.key, tuple(Volume(each, tuple(spacing), known) for each in pixels), metadata)
+
+
+def _says_its_scale(known: Any) -> bool:
+    scales = known if isinstance(known, list) else [known]
+    return bool(scales) and all(isinstance(each, dict) and {"low", "high"} <= each.keys() for each in scales)
 
 
 @torch.inference_mode()

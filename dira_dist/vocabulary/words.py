@@ -17,11 +17,12 @@ from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable, open_store
 from dira_dist.prediction.model import Model, files_of, load_encoder
 from dira_dist.prediction.predict import absolute
+from dira_dist.prediction.work import device_of
 from dira_dist.registry.model_folder import fetch_model_folder
 from dira_dist.tracking.config import tracking_at
 from dira_dist.views import check_viewable
 from dira_dist.vocabulary.cutting import LABEL, Cutter
-from dira_dist.vocabulary.destination import FORMAT, SHEET, STATE, Vocabulary, claim
+from dira_dist.vocabulary.destination import FORMAT, SHEET, STATE, Vocabulary, begin, is_finished
 from dira_dist.vocabulary.finding import find_words
 from dira_dist.vocabulary.options import WordsOptions
 from dira_dist.vocabulary.plan import WordsPlan
@@ -110,16 +111,16 @@ def make_words(
     plan = WordsPlan(volumes, index, dest, model, options)
     nearest = plan.nearest  # which refuses too few patients
     check_reachable(dest, write=True)
-    found = claim(open_store(dest), plan.request)
-    if not found.finished:
-        _make(plan, progress)
+    was_complete = is_finished(open_store(dest), plan.request)
+    if not was_complete:
+        _make(plan, device_of(options.device), progress)
     patients = {part: (nearest[part], len(known)) for part, known in plan.patients.items()}
-    parts = {part: _part_report(plan.address_of(part), found.finished) for part in plan.ids}
-    return WordsReport(dest, parts, options.words, patients, plan.table.has_groups, found.finished)
+    parts = {part: _part_report(plan.address_of(part), was_complete) for part in plan.ids}
+    return WordsReport(dest, parts, options.words, patients, plan.table.has_groups, was_complete)
 
 
-def _make(plan: WordsPlan, progress: Progress | None) -> None:
-    """Both passes, the picture, and last of all the indexes."""
+def _make(plan: WordsPlan, device: str, progress: Progress | None) -> None:
+    """Both passes, the picture, and last of all the indexes; nothing is written before the words are found."""
     done, total = 0, 2 * len(plan.table)
 
     def tell() -> None:
@@ -128,10 +129,10 @@ def _make(plan: WordsPlan, progress: Progress | None) -> None:
         if progress is not None:
             progress(done, total)
 
-    found = find_words(plan, tell)
+    found, store = find_words(plan, device, tell), open_store(plan.dest)
+    begin(store, plan.request)
     cutter = Cutter(plan, found, tell)
     published = {part: cutter.publish(part) for part in plan.ids}
-    store = open_store(plan.dest)
     store.write_bytes(SHEET, as_png(cutter.sheet()))
     for part, shards in published.items():
         cutter.publish_index(part, shards)
