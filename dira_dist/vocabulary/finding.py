@@ -1,11 +1,12 @@
 """The first pass over the volumes: their features, the places of the words, and the volumes nearest to each."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dira_dist.config import RequestError
 from dira_dist.data.ingest.cubes import Start, filter_of
 from dira_dist.data.ingest.grids import Sides
 from dira_dist.data.lanes import ShardSet
@@ -27,7 +28,7 @@ def find_words(plan: WordsPlan, device: str, read: Callable[[], object]) -> list
         read: called after each volume.
 
     Raises:
-        RequestError: a volume cannot be read, or a word has no place.
+        RequestError: a volume cannot be read, lies nobody knows how, or a word has no place.
     """
     features, kept = _look(plan, device, read)
     tried = [
@@ -40,15 +41,29 @@ def find_words(plan: WordsPlan, device: str, read: Callable[[], object]) -> list
 
 def _look(plan: WordsPlan, device: str, read: Callable[[], object]) -> tuple[Features, dict[tuple[int, int], Places]]:
     """The features of all volumes; and, by word and volume that it is looked for in, the places that are kept."""
-    features, kept = [], dict[tuple[int, int], Places]()
+    features, kept, placed = [], dict[tuple[int, int], Places](), dict[bool, str]()
     plan.model.network.to(device)
     volumes = read_volumes(ShardSet(plan.volumes, plan.index), range(len(plan.table)))
     for number, volume in enumerate(volumes):
+        placed.setdefault(volume.is_placed, volume.key)
+        _check_common_place(plan.volumes, placed)
         features.append(features_of(volume, plan.model, device))
         words = [word for word, references in enumerate(plan.references) if number in references]
         kept |= {(word, number): places for word, places in zip(words, _kept_places(plan, volume, words), strict=True)}
         read()
     return np.stack(features), kept
+
+
+def _check_common_place(address: str, placed: Mapping[bool, str]) -> None:
+    """Raises:
+    RequestError: of some volumes it is known how they lie in the patient, and of others not.
+    """
+    if len(placed) > 1:
+        raise RequestError(
+            f"{address}: volumes have no common place: of {placed[True]} it is known how it lies in the patient, of "
+            f"{placed[False]} not (affine_ras_mm), so that its axes may be others. Make a set of those with whole "
+            "headers; the report of dira-dist shard names the others"
+        )
 
 
 def _kept_places(plan: WordsPlan, volume: StoredVolume, words: Sequence[int]) -> Iterator[Places]:

@@ -46,6 +46,11 @@ class StoredVolume:
         sides: Sides = self.channels[0].voxels.shape
         return sides
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is known how it lies in the patient, and so that its axes run towards head, back and left."""
+        return self.channels[0].affine is not None
+
     @cached_property
     def lowest(self) -> tuple[float, ...]:
         """What stands beyond each channel."""

@@ -58,7 +58,7 @@ def voxels_of(number: int) -> np.ndarray:
 
 
 def write_volumes(
-    address: Path, count: int = 20, *, intensity: bool = True, dtype: Any = np.uint16, **index: Any
+    address: Path, count: int = 20, *, placed: int = 20, intensity: bool = True, dtype: Any = np.uint16, **index: Any
 ) -> None:
     """Volumes of patients, every third of whom has two; keys in the order of nothing."""
     with ShardWriter(str(address), mode="volume", encoding="npy", samples_per_shard=4, **index) as writer:
@@ -69,7 +69,7 @@ def write_volumes(
                 "labels": {"finding": "none"},
                 "split_group": f"p{number // 2 * 2 if number % 6 == 1 else number}",
                 "spacing_mm": [2.0, 1.0, 1.5],
-                "affine_ras_mm": affine.tolist(),
+                "affine_ras_mm": affine.tolist() if number < placed else None,
                 "columns": {"sex": "f"},
             }
             if intensity:
@@ -216,6 +216,9 @@ def test_the_set_streams_and_trains_by_its_words(made: Path) -> None:
     assert preflight(load_job(values).job).train.samples == 45
     with pytest.raises(RequestError, match=r"method.words: the label 'word' has the value '4'"):
         preflight(load_job(values, ["method.words=4"]).job)
+    whole = {"train": str(made / "volumes"), "image_size": [16, 16, 16], "global_batch": 8}
+    of_the_autoencoder = {"data": whole, "stages": [{"objective": "re", "steps": 2}]}
+    assert preflight(load_job(values | of_the_autoencoder).job).train.samples == 20, "it needs no words"
     with pytest.raises(RequestError, match="'word' is none of its labels; known: none"):
         preflight(load_job(values, [f"data.train={made / 'volumes'}"]).job)
 
@@ -306,6 +309,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(made: Path, t
     with ShardWriter(str(tmp_path / "flat"), mode="L", encoding="png") as writer:
         writer.add(Sample("a", b"", "png", 8, 8))
     assert "is a set of images" in refusal(tmp_path / "flat", dest, model())
+    write_volumes(tmp_path / "unlike", 6, placed=3)
+    assert "volumes have no common place: of" in refusal(tmp_path / "unlike", dest, model(), split=None)
     assert not dest.exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
