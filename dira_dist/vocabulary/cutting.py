@@ -15,7 +15,7 @@ from dira_dist.drawing import Picture
 from dira_dist.vocabulary.destination import Word
 from dira_dist.vocabulary.places import key_number, other_size, place_of, start_at
 from dira_dist.vocabulary.plan import WordsPlan
-from dira_dist.vocabulary.sheet import COLUMNS, Slices, contact_sheet, middle_slices
+from dira_dist.vocabulary.sheet import COLUMNS, ROWS, Slices, contact_sheet, middle_slices
 from dira_dist.vocabulary.volumes import StoredVolume, cut, read_volumes, sample_of
 
 LABEL = "word"
@@ -74,15 +74,16 @@ class Cutter:
     def sheet(self) -> Picture:
         """The words to look at, when their cubes are cut."""
         columns = range(1 + max(column for _, column in self.shown))
-        rows = [[self.shown[word.number, column] for column in columns] for word in self.words]
-        return contact_sheet(rows, [word.place_xyz for word in self.words])
+        words = self.words[:ROWS]
+        rows = [[self.shown[word.number, column] for column in columns] for word in words]
+        return contact_sheet(rows, [word.place_xyz for word in words])
 
     def _samples(self, volume: StoredVolume, words: Sequence[Word], part: str) -> Iterator[Sample]:
         for word in words:
             for number, (start, sides) in enumerate(self._cubes(word, volume, part)):
                 cube = cut(volume, start, sides, self.plan.cube)
                 column = word.nearest[part].index(volume.key)
-                if part == self.plan.first and number == 0 and column < COLUMNS:
+                if part == self.plan.first and number == 0 and column < COLUMNS and word.number < ROWS:
                     self.shown[word.number, column] = middle_slices(cube[0].voxels)
                 own = {
                     "labels": {LABEL: str(word.number)},

@@ -13,6 +13,7 @@ from dira_dist.evaluation.pictures import labelled_grid, orthogonal_slices
 from dira_dist.vocabulary.places import Place
 
 COLUMNS = 6
+ROWS = 100  # more would be no picture to look at
 
 Slices = npt.NDArray[np.float32]
 """(H, W) in [0, 1]: three slices side by side."""

@@ -108,8 +108,8 @@ def features_of(volume: StoredVolume, model: Model, device: str) -> npt.NDArray[
 
     Haghighi et al. (2021), section III-A, where whole scans are resized to one size likewise.
     """
-    stacked = np.stack([each.voxels.T for each in volume.channels]).astype(np.float32)
-    images = torch.from_numpy(stacked / np.float32(_TOP))[None].to(device)
+    stacked = torch.from_numpy(np.stack([each.voxels.T for each in volume.channels]))
+    images = stacked.to(device, torch.float32)[None].div_(_TOP)
     size = per_axis(model.image_size, model.dims)
     resized = functional.interpolate(images, size, mode="trilinear", align_corners=False)
     features: torch.Tensor = model.network(center_view(resized, size, model.in_channels))[0]

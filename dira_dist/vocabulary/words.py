@@ -26,7 +26,7 @@ from dira_dist.vocabulary.destination import FORMAT, SHEET, STATE, Vocabulary, b
 from dira_dist.vocabulary.finding import find_words
 from dira_dist.vocabulary.options import WordsOptions
 from dira_dist.vocabulary.plan import WordsPlan
-from dira_dist.vocabulary.sheet import as_png
+from dira_dist.vocabulary.sheet import ROWS, as_png
 
 Progress = Callable[[int, int], object]
 
@@ -61,7 +61,8 @@ class WordsReport:
             yield "nothing to do: all of it was there"
         if not self.has_patients:
             yield "note: the volumes name no patient, so that each counts as one (shard --group-by says whose they are)"
-        yield f"look at the words: {self.dest.rstrip('/')}/{SHEET}, a row for each"
+        shown = f" of the first {ROWS}" if self.words > ROWS else ""
+        yield f"look at the words: {self.dest.rstrip('/')}/{SHEET}, a row for each{shown}"
         yield f"in a job: method: {{name: visual_words, label: {LABEL}, words: {self.words}}}"
 
 

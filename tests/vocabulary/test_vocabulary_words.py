@@ -195,7 +195,8 @@ def test_a_cube_is_that_part_of_its_volume(made: Path) -> None:
             and not verify(str(made / "words" / part))
         )
     assert len(sizes) > 2 and all(sides[0] == 8 and 6 <= sides[2] <= 10 for sides in sizes)
-    assert Image.open(made / "words" / "words.png").size[0] > 3 * 192
+    columns = min(6, 3)
+    assert Image.open(made / "words" / "words.png").width == columns * (192 + 4) + 4
 
 
 def test_the_set_streams_and_trains_by_its_words(made: Path) -> None:
@@ -255,6 +256,20 @@ def test_more_words_change_none_of_the_first(made: Path, tmp_path: Path) -> None
     first = json.loads((made / "words" / "words.json").read_text())["words"]
     assert json.loads((tmp_path / "words" / "words.json").read_text())["words"][:5] == first
     assert {key[-2:] for key, _, _ in samples(tmp_path / "words" / "train")} == {"00"}
+
+
+def test_the_picture_shows_the_middle_of_each_words_cubes(made: Path) -> None:
+    picture = np.asarray(Image.open(made / "words" / "words.png").convert("L")).astype(float)
+    cubes = {key: cube for key, _, cube in samples(made / "words" / "train")}
+    row_px = 64 + 4 + 20
+    for word in json.loads((made / "words" / "words.json").read_text())["words"]:
+        for column, volume in enumerate(word["nearest"]["train"]):
+            cube = cubes[f"{volume}-{word['number']:05d}-00"] / 65535 * 255
+            top, left = 20 + word["number"] * row_px, 4 + column * 196
+            cell = picture[top : top + 64, left : left + 192]
+            axial, coronal, sagittal = cube[4], cube[::-1, 4], cube[::-1, :, 4]
+            own = np.concatenate([axial, coronal, sagittal], axis=1)
+            assert np.abs(cell[4::8, 4::8] - own).mean() < 0.1 * np.ptp(own), "enlarged eight times"
 
 
 def test_without_a_split_there_is_one_set(made: Path, tmp_path: Path) -> None:
