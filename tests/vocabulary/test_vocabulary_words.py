@@ -26,6 +26,7 @@ from dira_dist.jobs.preflight import preflight
 from dira_dist.prediction.model import Model
 from dira_dist.vocabulary.options import WordsOptions
 from dira_dist.vocabulary.words import make_words
+from tests.conftest import S3Server
 
 SIZE = (4, 5, 6)  # x, y, z of the volumes that features are taken of
 OPTIONS = WordsOptions(words=5, nearest=3, cube=(8, 8, 8), apart=0.05, split={"train": 0.6, "val": 0.4}, seed=1)
@@ -330,3 +331,12 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(made: Path, t
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert "holds other files (notes.txt for one)" in refusal(volumes, tmp_path / "full", model())
+
+
+def test_the_sets_may_lie_in_a_bucket(made: Path, s3: S3Server) -> None:
+    dest = s3.address("words")
+    make_words(str(made / "volumes"), dest, model(), OPTIONS)
+    for part in ("train", "val"):
+        assert read_index(f"{dest}/{part}").digest == read_index(str(made / "words" / part)).digest
+        assert not verify(f"{dest}/{part}")
+    assert make_words(str(made / "volumes"), dest, model(), OPTIONS).was_complete
