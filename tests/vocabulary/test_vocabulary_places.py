@@ -4,7 +4,7 @@ from math import dist, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dira_dist.config import RequestError
@@ -24,6 +24,7 @@ SIDES = st.tuples(*[st.integers(4, 60)] * 3)
 SHARES = st.tuples(*[st.floats(0, 1)] * 3)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 9), st.integers(2, 40), st.integers(0, 200))
 def test_each_patient_is_a_reference_once_before_any_comes_again(seed: int, count: int, word: int) -> None:
     patients = [f"p{number:03d}" for number in range(count)]
@@ -34,6 +35,7 @@ def test_each_patient_is_a_reference_once_before_any_comes_again(seed: int, coun
     assert own == found[word % count] and len(set(own)) == len(own) == min(3, count)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 9), st.integers(0, 99), SIDES, SIDES, SHARES.map(lambda shares: [each / 2.5 for each in shares]))
 def test_starts_lie_within_the_margins_and_a_place_leads_back_to_its_start(
     seed: int, word: int, volume: tuple[int, int, int], cube: tuple[int, int, int], margin: list[float]
@@ -50,6 +52,7 @@ def test_starts_lie_within_the_margins_and_a_place_leads_back_to_its_start(
         assert start_at(place_of(start, volume, cube), volume, cube) == start
 
 
+@settings(deadline=None)
 @given(SHARES, SIDES, SIDES)
 def test_a_cube_lies_in_the_volume_with_its_centre_as_near_to_the_place_as_can_be(
     place: tuple[float, float, float], volume: tuple[int, int, int], cube: tuple[int, int, int]
@@ -62,6 +65,7 @@ def test_a_cube_lies_in_the_volume_with_its_centre_as_near_to_the_place_as_can_b
             assert off[first] <= min(off.values()) + 1e-9
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(SHARES, min_size=1, max_size=6), min_size=1, max_size=6), st.floats(0, 0.5))
 def test_a_word_keeps_away_from_those_before_it(tried: list[list[tuple[float, float, float]]], apart: float) -> None:
     plain: list[tuple[float, float, float]] = []
@@ -80,6 +84,7 @@ def test_a_word_keeps_away_from_those_before_it(tried: list[list[tuple[float, fl
         assert choose_apart(tried, apart) == chosen, "the number of words changes none before"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 7), st.data())
 def test_the_nearest_are_the_nearest_volumes_of_the_nearest_patients(
     seed: int, count: int, data: st.DataObject
@@ -102,6 +107,7 @@ def test_the_nearest_are_the_nearest_volumes_of_the_nearest_patients(
     assert found == plain[:count] and found[0] == reference
 
 
+@settings(deadline=None)
 @given(st.integers(0, 9), st.integers(0, 9), SIDES, SIDES, st.floats(1, 2), st.floats(0, 0.5), st.data())
 def test_other_sizes_stay_within_what_is_asked_for(
     seed: int, word: int, cube: tuple[int, int, int], volume: tuple[int, int, int], scale: float, shift: float,
