@@ -28,5 +28,7 @@ from .prediction.options import PredictOptions as PredictOptions
 from .quickstart.quickstart import run_quickstart as run_quickstart
 from .registry.publish import register as register
 from .registry.pull import pull as pull
+from .vocabulary.options import WordsOptions as WordsOptions
+from .vocabulary.words import words as words
 
 __version__: str

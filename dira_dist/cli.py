@@ -26,6 +26,7 @@ from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.retry import StoreError
 from dira_dist.jobs.draft import DraftKind
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
+from dira_dist.vocabulary.options import WordsOptions
 
 if TYPE_CHECKING:
     from dira_dist.data.ingest import Progress as ShardProgress
@@ -238,6 +239,26 @@ def evaluate(
     """What a fine-tuned model is worth on a labelled set, with its own thresholds and calibration."""
     found = dira_dist.evaluate(model, shard_set, dest, device=device, tracking_uri=tracking_uri)
     _out.print(found.text, markup=False)
+
+
+@app.command()
+@_options_of(WordsOptions)
+def words(
+    volumes: Annotated[str, typer.Argument(help="shard set of whole volumes, made with --intensity")],
+    dest: Annotated[str, typer.Argument(help="folder or s3://bucket/prefix for the sets of cubes and the picture")],
+    encoder: Annotated[
+        str,
+        typer.Option(help="3D, for the features: models:/NAME@ALIAS, runs:/ID, a checkpoint, or a model's folder"),
+    ],
+    tracking_uri: TrackingUri = None,
+    *,
+    options: WordsOptions,
+) -> None:
+    """Visual words (TransVW) of whole volumes: a new set of cubes that carry their word as the label `word`."""
+    with _progress_bar("finding words") as progress:
+        done = dira_dist.words(volumes, dest, encoder, options, tracking_uri=tracking_uri, progress=progress)
+    for line in done.lines():
+        _out.print(line, markup=False)
 
 
 @app.command()

@@ -77,3 +77,7 @@ class Drawn(IntEnum):
     FOLD_UNITS = 11
     FOLDS = 12
     CUBE = 13
+    WORD = 14
+    WORD_VOLUME = 15
+    WORD_PLACE = 16
+    WORD_SIZE = 17

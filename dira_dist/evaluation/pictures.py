@@ -259,13 +259,13 @@ def _in_blocks(columns: Sequence[FloatArray], titles: Sequence[str], captions: S
     count = len(columns[0])
     height = -(-count // BLOCKS)
     parts = [slice(start, start + height) for start in range(0, count, height)]
-    grids = [_labelled_grid([column[part] for column in columns], titles, captions[part], cell_px) for part in parts]
+    grids = [labelled_grid([column[part] for column in columns], titles, captions[part], cell_px) for part in parts]
     tallest = max(len(grid) for grid in grids)
     padded = [np.pad(grid, ((0, tallest - len(grid)), (0, 0), (0, 0)), constant_values=_PAPER) for grid in grids]
     return np.concatenate(padded, axis=1)
 
 
-def _labelled_grid(
+def labelled_grid(
     columns: Sequence[FloatArray], titles: Sequence[str], captions: Sequence[str], cell_px: int
 ) -> Picture:
     """Columns of ``(B, H, W, 3)`` in [0, 1] side by side, a title over each and a caption under each row."""

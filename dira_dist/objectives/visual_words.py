@@ -1,7 +1,8 @@
 """Visual words: which pattern of the anatomy the first view shows, as a label of the sample says.
 
 Haghighi et al., *Transferable Visual Words* (IEEE TMI 2021), section III: words are found in the archive itself,
-without a label by hand. Here a set of samples that carry their word is asked for.
+without a label by hand. ``dira-dist words`` finds them and makes a set of samples that carry them; here such a set is
+asked for.
 """
 
 from collections.abc import Mapping
@@ -47,7 +48,10 @@ class VisualWordsConfig(MethodSection):
     def check_labels(self, labels: Mapping[str, tuple[str, ...] | None]) -> None:
         if self.label not in labels:
             known = ", ".join(labels) or "none"
-            raise RequestError(f"method.label: {self.label!r} is none of its labels; known: {known}")
+            raise RequestError(
+                f"method.label: {self.label!r} is none of its labels; known: {known}; dira-dist words makes a set of "
+                "cubes that carry their word"
+            )
         found = labels[self.label]
         wrong = [value for value in found or () if not _is_word(value, self.words)]
         if wrong:

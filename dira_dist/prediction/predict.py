@@ -277,7 +277,7 @@ class _Job:
         """Raises:
         RequestError: results would be taken for images by the next call.
         """
-        source, dest = (place.rstrip("/") + "/" for place in (_absolute(self.source), _absolute(self.dest)))
+        source, dest = (place.rstrip("/") + "/" for place in (absolute(self.source), absolute(self.dest)))
         if dest.startswith(source):
             raise RequestError(f"{self.dest}: lies in SOURCE, whose files are read: give a folder beside it")
 
@@ -320,5 +320,6 @@ class _Job:
         )
 
 
-def _absolute(address: str) -> str:
+def absolute(address: str) -> str:
+    """The address with a folder's whole path, by which places are compared."""
     return address if "://" in address else str(Path(address).expanduser().resolve())

@@ -154,7 +154,7 @@ def cubes_of(
             "labels": {**record["labels"], **labels},
             "split_group": record.get("split_group", key),
             "volume": key,
-            "place_xyz": _relative(start, sides, source.grid),
+            "place_xyz": relative_place(start, sides, source.grid.sides),
         }
         yield source.part(f"{key}-{number:05d}", start, sides, record | own)
 
@@ -175,9 +175,9 @@ def _check(source: Source) -> None:
         raise UnreadableError(f"its mask holds other values than labels from 0 to {_MOST_LABEL}")
 
 
-def _relative(start: Start, sides: Sides, grid: Grid) -> list[float]:
+def relative_place(start: Start, sides: Sides, volume: Sides) -> list[float]:
     """Where a cube's centre lies in its volume, as shares of the volume's sides x, y and z."""
-    places = zip(start, sides, grid.sides, strict=True)
+    places = zip(start, sides, volume, strict=True)
     return [round((first + side / 2) / most, 6) for first, side, most in places][::-1]
 
 
@@ -187,10 +187,10 @@ def _relative(start: Start, sides: Sides, grid: Grid) -> list[float]:
 def _at_random(key: str, source: Source, sides: Sides, options: ShardOptions, note: Note) -> list[Start]:
     wanted = options.cubes_per_volume
     spans = [
-        _span(has, side, margin)
+        span_of_starts(has, side, margin)
         for has, side, margin in zip(source.grid.sides, sides, options.margin[::-1], strict=True)
     ]
-    found, tried = random_starts(options.seed, key, spans, wanted, _filter_of(source, sides, options))
+    found, tried = random_starts(options.seed, key, spans, wanted, filter_of(source, sides, options.content_filter))
     if len(found) < wanted:
         places = prod(count for _, count in spans)
         why = f"after {tried} tries" if places > wanted else f"there are {places} places for one"
@@ -203,7 +203,7 @@ def _at_random(key: str, source: Source, sides: Sides, options: ShardOptions, no
     return found
 
 
-def _span(has: int, side: int, margin: float) -> tuple[int, int]:
+def span_of_starts(has: int, side: int, margin: float) -> tuple[int, int]:
     """First start along an axis, and how many there are; a margin that leaves no room for a cube leaves its middle."""
     first = floor(margin * has)
     free = has - 2 * first - side
@@ -240,11 +240,11 @@ def random_starts(
     return found, tried
 
 
-def _filter_of(source: Source, sides: Sides, options: ShardOptions) -> Keeps:
+def filter_of(source: Source, sides: Sides, content_filter: str | None) -> Keeps:
     """What keeps a place, by the values of its cube in the volume's own unit; of several channels the first's."""
-    if options.content_filter is None:
+    if content_filter is None:
         return lambda start: True
-    rule = parse_filter(options.content_filter)
+    rule = parse_filter(content_filter)
     voxels, lowest, grid = source.volume.voxels, source.lowest[0], source.grid
     if rule is not None:
         mean = float(voxels.mean(dtype=np.float64))

@@ -131,6 +131,18 @@ def grid_of(volume: Volume, spacing_mm: Sequence[float] | None) -> Grid:
     return Grid((first, second, third), steps, tuple(lengths), _affine_of(volume, steps), own)  # type: ignore[arg-type]
 
 
+def grid_of_sides(volume: Volume, sides: Sides) -> Grid:
+    """As many evenly spaced places as are wanted along each axis (D, H, W), over the whole of a volume."""
+    own: Sides = volume.voxels.shape
+    first, second, third = (side / wanted for side, wanted in zip(own, sides, strict=True))
+    steps = (first, second, third)
+    lengths = (
+        None if length is None else round(length * step, 6)
+        for length, step in zip(volume.spacing_mm, steps, strict=True)
+    )
+    return Grid(sides, steps, tuple(lengths), _affine_of(volume, steps), own)  # type: ignore[arg-type]
+
+
 def _steps(volume: Volume, spacing_mm: Sequence[float] | None) -> tuple[float, float, float]:
     if spacing_mm is None:
         return (1.0, 1.0, 1.0)
