@@ -48,5 +48,6 @@ def read_model(values: Mapping[str, Any]) -> BackboneSection:
         section: BackboneSection = TypeAdapter(ModelConfig).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise RequestError(f"the recorded network: {dotted(first['loc'])}: {first['msg']}") from None
+        place = ": ".join(filter(None, ("the recorded network", dotted(first["loc"]))))
+        raise RequestError(f"{place}: {first['msg']}") from None
     return section

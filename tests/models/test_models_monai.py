@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -235,7 +234,7 @@ def test_sizes_that_the_levels_do_not_divide_are_refused_with_the_nearest(name: 
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(RequestError, match=message):
         read_model(wrong)
 
 
