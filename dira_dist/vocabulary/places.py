@@ -57,7 +57,8 @@ def starts_tried(word: int, volume: Sides, cube: Sides, margin: Sequence[float],
 
     Args:
         word: its number.
-        volume, cube: sides (D, H, W).
+        volume: its sides (D, H, W).
+        cube: sides (D, H, W).
         margin: shares of the volume's sides (D, H, W) that no cube reaches into.
         seed: of the set.
     """
@@ -150,7 +151,8 @@ def other_size(
 
     Args:
         start: of the word's own cube.
-        cube, volume: sides (D, H, W).
+        cube: sides (D, H, W).
+        volume: its sides (D, H, W).
         scale: times larger or smaller at most, the same along x and y.
         shift: share of the sides by which the centre moves at most.
         draw: words that the draw is made of: seed, word, volume and number of the cube.

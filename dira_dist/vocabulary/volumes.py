@@ -121,7 +121,8 @@ def cut(volume: StoredVolume, start: Start, sides: Sides, cube: Sides) -> tuple[
 
     Args:
         volume: it.
-        start, sides: of the part, (D, H, W).
+        start: of the part, (D, H, W).
+        sides: of the part, (D, H, W).
         cube: of what is made of it, (D, H, W).
     """
     grid = grid_of(volume.channels[0], None)

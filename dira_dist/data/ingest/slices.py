@@ -28,7 +28,9 @@ def slices_of_channels(
 
     Args:
         volumes: the channels.
-        axis, every, rule: as of :func:`slices_of`.
+        axis: as of :func:`slices_of`.
+        every: likewise.
+        rule: likewise.
     """
     each = [_Slices(volume, axis, rule) for volume in volumes]
     for number in slice_numbers(volumes[0], axis, every):
