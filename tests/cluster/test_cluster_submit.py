@@ -240,7 +240,7 @@ def test_a_job_that_the_cluster_cannot_hold_fails_at_once(site: Site, overrides:
     """Valid where it is submitted, refused where it runs, and the submission ends as the job does."""
     larger = [*overrides, "data.global_batch=32", "resources.workers=[4, 8]"]
     done = site.dira("submit", JOB, *named("too-large", larger))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "4 workers with 1 CPUs and 0 GPUs each are asked for, and this cluster holds 2 of them" in done.stdout
 
 
