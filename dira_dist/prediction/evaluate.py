@@ -85,7 +85,7 @@ def evaluate(
 def _report(model: FineTuned, shard_set: str, device: torch.device) -> Report:
     index = read_index(shard_set)
     try:
-        check_viewable(index.image, model.dims, model.in_channels)
+        check_viewable(index.image, model.dims, model.in_channels, rgb=model.rgb)
     except RequestError as error:
         raise RequestError(f"{shard_set}: the set has {error}") from None
     table = read_samples(shard_set, index)

@@ -43,6 +43,7 @@ class Model:
         image_size, in_channels, fit: of the frame that an image is brought into.
         fed: how the images that it learned from were made; see :class:`dira_dist.training.trained_on.TrainedOn`.
         dims: spatial axes that it takes.
+        rgb: whether its three channels are red, green and blue, and no sequences.
     """
 
     address: str
@@ -53,6 +54,7 @@ class Model:
     fit: Fit
     fed: Mapping[str, Any]
     dims: int
+    rgb: bool
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def load_fine_tuned(folder: Path, address: str) -> FineTuned:
         fit=facts.fit,
         fed=facts.fed,
         dims=network.config.dims,
+        rgb=network.config.is_rgb,
         facts=facts,
         recipe=recipe,
         folder=folder,
@@ -181,8 +184,8 @@ def load_encoder(folder: Path, address: str) -> Model:
     encoder.load_state_dict({name.removeprefix("encoder."): weight for name, weight in state.items()})
     network = Features(encoder).eval()
     digest = _digest(folder / UNET, [facts.image_size, facts.in_channels, facts.fed])
-    dims = recipe.model.dims
-    return Model(address, digest, network, facts.image_size, facts.in_channels, "crop", facts.fed, dims)
+    dims, rgb = recipe.model.dims, recipe.model.is_rgb
+    return Model(address, digest, network, facts.image_size, facts.in_channels, "crop", facts.fed, dims, rgb)
 
 
 def over_volumes(model: Model) -> Model:

@@ -80,7 +80,7 @@ def find_samples(address: str, model: Model, options: EmbedOptions) -> SetSource
     """
     index = read_index(address)
     try:
-        check_viewable(index.image, model.dims, model.in_channels)
+        check_viewable(index.image, model.dims, model.in_channels, rgb=model.rgb)
     except RequestError as error:
         raise RequestError(f"{address}: the set has {error}") from None
     table, pool = read_samples(address, index), options.pool if isinstance(options, PredictOptions) else None

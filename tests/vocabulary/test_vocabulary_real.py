@@ -27,7 +27,7 @@ def test_words_of_the_hippocampus(shared_data: Path, tmp_path: Path) -> None:
     shard(shared_data / "hippocampus-mr" / "images", tmp_path / "volumes", volumes)
     torch.manual_seed(0)
     network = Features(UNet3dConfig(width=4, levels=3).build().encoder).eval()
-    model = Model("drawn", hashlib.sha256(b"drawn").hexdigest(), network, (32, 48, 32), 1, "crop", {}, 3)
+    model = Model("drawn", hashlib.sha256(b"drawn").hexdigest(), network, (32, 48, 32), 1, "crop", {}, 3, False)
     options = WordsOptions(
         words=8, nearest=10, cube=(16, 16, 16), sizes=1, apart=0.15, content_filter="above:mean,0.3",
         split={"train": 0.8, "val": 0.2},

@@ -42,7 +42,14 @@ class Pooled(nn.Module):
 
 
 def model(network: nn.Module | None = None, **other: Any) -> Model:
-    values: dict[str, Any] = {"image_size": SIZE, "in_channels": 1, "fit": "crop", "fed": {}, "dims": 3} | other
+    values: dict[str, Any] = {
+        "image_size": SIZE,
+        "in_channels": 1,
+        "fit": "crop",
+        "fed": {},
+        "dims": 3,
+        "rgb": False,
+    } | other
     return Model("models:/halves@best", "d" * 64, network or Pooled(), **values)
 
 
