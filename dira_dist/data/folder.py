@@ -100,10 +100,10 @@ class LocalStore:
     def _begun(self, path: Path) -> BinaryIO:
         """A new file in a folder that somebody else may remove in this moment, for it was empty."""
         for _ in range(_FOLDER_TRIES):
-            with suppress(FileNotFoundError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                return path.open("xb")
-        raise FileNotFoundError(f"{path.parent} is removed again and again")
+            # mkdir says "exists", too, of a folder that is gone when it looks what exists there
+            with suppress(FileNotFoundError, FileExistsError):
+                return _new_file(path)
+        return _new_file(path)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for key in sorted(path.relative_to(self._folder).as_posix() for path in self._files()):
@@ -186,6 +186,11 @@ def _leads_back(path: Path) -> bool:
 
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def _new_file(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb")
 
 
 @contextmanager
