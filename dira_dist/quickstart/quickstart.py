@@ -130,10 +130,10 @@ def run_quickstart(
 def _first_and_last_losses(loaded: LoadedJob, run_id: str) -> dict[str, tuple[float, float]]:
     """MoCo's loss begins low, as long as the queue holds noise that no image looks like, so it counts from then on."""
     job = loaded.job
-    queue_full_step = loaded.public["method"]["queue_size"] // job.data.global_batch
+    queue_full_step = loaded.public["method"].get("queue_size", 0) // job.data.global_batch
     found = {}
     for name in LOSSES:
-        since = queue_full_step + job.tracking.log_every_steps if name == DISCRIMINATIVE else 0
+        since = queue_full_step + job.tracking.log_every_steps if name == DISCRIMINATIVE and queue_full_step else 0
         history = metric_history(job.tracking, run_id, LOSS.of(name))
         values = [value for step, value in history if step >= since]
         found[name] = (values[0], values[-1])

@@ -45,7 +45,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Radiographs]:
     """What is shown in place of the usual radiographs."""
     usual, place = Radiographs(), tmp_path_factory.mktemp("jobs")
     pretrain, compare = (yaml.safe_load(file.read_text()) for file in (usual.job_file, usual.compare_file))
-    pretrain["data"]["global_batch"], pretrain["method"]["queue_size"] = 32, 64
+    pretrain["data"]["global_batch"] = 32
     for stage, epochs in zip(pretrain["stages"], (4, 10, 4), strict=True):
         stage["epochs"] = epochs
     compare |= {"label_fractions": [0.1], "seeds": 2, "learning_rates": [1.0e-3]}
@@ -98,7 +98,7 @@ def test_the_run_of_the_pretraining_has_every_metric(client: MlflowClient, repor
     wanted |= {"val/psnr", "val/ssim", "val/rankme", "probe/knn_accuracy", "probe/knn_auroc", "probe/auroc"}
     assert wanted <= set(run.data.metrics)
     assert all(find(name) for name in run.data.metrics), "every reported figure is in the catalogue"
-    assert run.data.params["method.name"] == "moco_v2"
+    assert run.data.params["method.name"] == "barlow_twins"
     assert run.data.params["stages.2.objective"] == "dira"
     assert run.inputs.dataset_inputs[0].dataset.name == "train"
 
