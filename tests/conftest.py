@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     longest_s: defaultdict[Path, float] = defaultdict(float)
     for item in items:
         mark = item.get_closest_marker("timeout")
-        longest_s[item.path] = max(longest_s[item.path], *(mark.args if mark else [0.0]))
+        longest_s[item.path] = max(longest_s[item.path], mark.args[0] if mark else 0.0)
     items.sort(key=lambda item: -longest_s[item.path])
 
 
