@@ -12,7 +12,7 @@ quickstart: install  ## the whole way on this machine: images, shards in S3, 2 w
 	$(BIN)/dira-dist quickstart
 
 test: install lightly  ## every test; those on real images skip themselves where the images are absent
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25
 
 lint: install  ## style, types, and the floors of the house
 	$(BIN)/ruff check .

@@ -271,10 +271,11 @@ def check(
     images_per_second: Annotated[
         float | None, typer.Option(help="of all workers, where you know it: says how long a run is")
     ] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="estimate a worker's memory, too")] = False,
 ) -> None:
     """Validate a job, print it resolved and what it will do; touches nothing."""
     loaded = dira_dist.load_job(job, overrides or [])
-    facts = dira_dist.check(loaded, "measured" if measure else images_per_second)
+    facts = dira_dist.check(loaded, "measured" if measure else images_per_second, memory=memory)
     _out.print(dump_yaml(loaded.public), markup=False)
     for line in facts.lines():
         _out.print(line, markup=False)

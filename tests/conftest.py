@@ -1,6 +1,7 @@
 """What the tests of every floor share: the real S3 server, the folder of real images, single-threaded arithmetic."""
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,17 @@ import torch
 torch.set_num_threads(1)
 # An MLflow server starts ten processes for jobs that nothing here asks of it, and leaves them behind when it is killed.
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, files that may take longest come first: else one process does the last of them alone."""
+    if not hasattr(config, "workerinput"):
+        return
+    longest_s: defaultdict[Path, float] = defaultdict(float)
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        longest_s[item.path] = max(longest_s[item.path], mark.args[0] if mark else 0.0)
+    items.sort(key=lambda item: -longest_s[item.path])
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_check_prints_the_resolved_job_and_its_plan_and_touches_nothing(
     capsys.readouterr()
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    assert dira_dist(monkeypatch, "check", job, "--set", "stages=[{objective: dira, epochs: 8}]") == 0
+    assert dira_dist(monkeypatch, "check", job, "--memory", "--set", "stages=[{objective: dira, epochs: 8}]") == 0
     printed = capsys.readouterr().out
     # 11 images in 4 lanes are 8 samples per epoch, 2 batches of 4
     assert "16 steps of 4 images (4 per worker), 8 epochs, rate 0.03" in printed

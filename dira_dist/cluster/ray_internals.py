@@ -4,6 +4,7 @@ A new version of Ray is taken up by reading this file against it; nothing else h
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 
@@ -11,6 +12,11 @@ import ray
 # controller's states say when one is planned, and only its own kind of callback sees them; there is no public one.
 from ray._private.state import state
 from ray.core.generated import gcs_pb2
+
+# Two of the actors that Ray Train starts for every job have nothing to do in ours; only these names tell them apart.
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
     PreemptingState,
@@ -29,6 +35,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 __all__ = [
     "AUTHENTICATION_LOGGER",
     "ControllerCallback",
+    "LeanTrainer",
     "LoggingConfig",
     "PreemptingState",
     "ReschedulingState",
@@ -43,6 +50,18 @@ __all__ = [
 
 # Prints at every start that token authentication is on; loggers have no public names.
 AUTHENTICATION_LOGGER = "ray._private.authentication"
+
+
+class LeanTrainer(TorchTrainer):
+    """Ray Train's trainer without two of its actors, each of which takes seconds to start.
+
+    One hands out Ray Data's datasets, which no job of ours has. The other removes the workers' placement group once
+    the controller was killed: Ray does so itself at the end of the driver, and :func:`remove_orphaned_groups` before.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback | PlacementGroupCleanerCallback)]
 
 
 def worker_failures(error: BaseException) -> Mapping[int, BaseException]:

@@ -22,6 +22,8 @@ from dira_dist.jobs.base import ResourcesConfig
 from dira_dist.search.fitting import ResourceRequest, trials_that_fit
 
 OBJECT_STORE_BYTES = 128 * 2**20
+# No notice comes that a single machine is taken away, and there is no other to go on with.
+_ON_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 _GCS_PORT, _FOUND_BY_RAY = 6379, ("auto", "local")
 
 # Ray's own defaults wait for ever, or half an hour, where a training should report a failure.
@@ -68,7 +70,7 @@ def embedded_ray(resources: ResourcesConfig) -> Iterator[None]:
         raise RequestError("this process is connected to a Ray already; call ray.shutdown() first")
     logging.getLogger(AUTHENTICATION_LOGGER).setLevel(logging.ERROR)
     _settle_environment()
-    with environment(**_token_for_a_home_that_takes_none()):
+    with environment(**_ON_ONE_MACHINE, **_token_for_a_home_that_takes_none()):
         _start_embedded(max(os.cpu_count() or 1, math.ceil(resources.min_workers * resources.cpus_per_worker)))
         try:
             _check_gpus(resources)

@@ -5,14 +5,16 @@ which wraps the same way in numpy and in torch, on every device.
 """
 
 from enum import IntEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Int64s = npt.NDArray[np.int64]
-WordsT = TypeVar("WordsT", Tensor, Int64s)
+WordsT = TypeVar("WordsT", "Tensor", Int64s)
 
 
 def signed(value: int) -> int:

@@ -9,12 +9,12 @@ from dira_dist.jobs.bill import bill_at, measured_bill
 from dira_dist.jobs.compare_plan import ComparisonPlan, plan_comparison
 from dira_dist.jobs.folds_plan import FoldsPlan, plan_folds
 from dira_dist.jobs.load import AnyLoaded, Driver, LoadedJob
-from dira_dist.jobs.preflight import Preflight, preflight
+from dira_dist.jobs.preflight import Preflight, estimate_memory, preflight
 from dira_dist.jobs.search_plan import SearchPlan, plan_search
 
 
 def check(
-    loaded: AnyLoaded, images_per_second: float | Literal["measured"] | None = None
+    loaded: AnyLoaded, images_per_second: float | Literal["measured"] | None = None, *, memory: bool = False
 ) -> Preflight | SearchPlan | ComparisonPlan | FoldsPlan:
     """Check everything that a job names, and lay out what it will do; touches nothing.
 
@@ -22,15 +22,20 @@ def check(
         loaded: the job.
         images_per_second: of all workers, where you know it, or ``measured`` by a few steps on this machine: adds the
             time that a run takes.
+        memory: whether to estimate a worker's memory too, for which the networks' shapes are counted.
 
     Raises:
         RequestError: for what cannot run as asked.
     """
     facts = _CHECKS[loaded.driver](loaded)
-    if images_per_second is None:
+    if images_per_second is None and not memory:
         return facts
     if not isinstance(facts, Preflight):
-        raise RequestError("the time of a search or comparison is that of its runs: check one of them for it")
+        raise RequestError("time and memory of a search or comparison are those of its runs: check one of them for it")
+    if memory:
+        facts = replace(facts, memory=estimate_memory(facts.job))
+    if images_per_second is None:
+        return facts
     return replace(
         facts, bill=measured_bill(facts) if images_per_second == "measured" else bill_at(facts, images_per_second)
     )

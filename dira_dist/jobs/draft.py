@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dira_dist.config import RequestError
 from dira_dist.data.shards import INDEX_NAME, ShardSetIndex, read_index
 from dira_dist.data.store import asking
-from dira_dist.jobs.load import SCHEMA_FILE
 
 DraftKind = Literal["pretrain", "finetune", "compare"]
 PARTS = ("train", "val", "test")
+SCHEMA_FILE = Path(__file__).with_name("job.schema.json")
+"""What :func:`dira_dist.jobs.load.job_schema` gives, for editors: a job file's second line names it to them."""
 
 
 @dataclass(frozen=True)

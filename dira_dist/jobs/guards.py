@@ -30,7 +30,10 @@ def warnings(job: PretrainJob) -> list[str]:
 
 def few_per_batch_norm(job: PretrainJob) -> Iterator[str]:
     """Stages that leave one or two images to a batch norm, at the most workers that the job may have."""
-    networks, workers = networks_on_meta(job.model, job.method, job.adversarial, job.parts()), job.resources.max_workers
+    workers = job.resources.max_workers
+    if all(min(_passing(stage, workers, job.execution)) > FEW_PER_NORM for stage in job.stages):
+        return  # whatever norms there are, and to build the networks takes seconds
+    networks = networks_on_meta(job.model, job.method, job.adversarial, job.parts())
     for number, stage in enumerate(job.stages):
         images = images_per_norm(networks, stage, workers, job.execution)
         if images is not None and images <= FEW_PER_NORM:
@@ -74,16 +77,20 @@ def images_per_norm(
     learning = {norm for part in networks.trainable_parts() for norm in _batch_norms(part)}
     by_parts = {norm for part in networks.passed_by_parts(parts) for norm in _batch_norms(part)}
     norms = by_parts.union(*(_batch_norms(head) for head in heads))
-    batch = GlobalBatch((stage.global_batch // workers,) * workers)
-    passing = batch.parts(execution.micro_batch)[-1][1].passing or 0
+    passing, local = _passing(stage, workers, execution)
     return min(
         (
-            (passing if norm in by_parts else batch.local_size)
-            * (workers if execution.sync_batchnorm and norm in learning else 1)
+            (passing if norm in by_parts else local) * (workers if execution.sync_batchnorm and norm in learning else 1)
             for norm in norms
         ),
         default=None,
     )
+
+
+def _passing(stage: PretrainStage, workers: int, execution: ExecutionConfig) -> tuple[int, int]:
+    """Fewest images of a worker that pass its networks at once, and all of its images."""
+    batch = GlobalBatch((stage.global_batch // workers,) * workers)
+    return batch.parts(execution.micro_batch)[-1][1].passing or 0, batch.local_size
 
 
 def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:

@@ -21,8 +21,6 @@ from dira_dist.training.precision import Precision
 
 Driver = Literal["fit", "search", "compare", "folds"]
 """What brings a job to its end."""
-SCHEMA_FILE = Path(__file__).with_name("job.schema.json")
-"""What :func:`job_schema` gives, for editors: a job file's second line names it to them."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +337,7 @@ def _search_over(kind: Any) -> type[TuneJob[TrainingJob]]:
 def job_schema() -> dict[str, Any]:
     """JSON Schema of the job file, for editors; what stages inherit and ``${env:NAME}`` included.
 
-    :data:`SCHEMA_FILE` holds it, too; ``dira-dist schema > dira_dist/jobs/job.schema.json`` writes it anew.
+    :data:`dira_dist.jobs.draft.SCHEMA_FILE` holds it, too; ``dira-dist schema > dira_dist/jobs/job.schema.json`` writes it anew.
     """
     any_kind: Any = reduce(or_, kinds().values())
     return TypeAdapter(any_kind | _search_over(any_kind) | CompareJob).json_schema()

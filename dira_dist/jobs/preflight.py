@@ -27,9 +27,9 @@ class Preflight:
         start: weights to start from, where they are brought to the workers.
         plan: the stages in steps.
         bytes_per_step: bytes read from storage for one global batch of the first stage.
-        memory: estimated device memory of one worker, in bytes, by purpose.
         warnings: what is allowed and likely to go wrong, each with its remedy.
         bill: what it will take, where that was asked for.
+        memory: estimated device memory of one worker, in bytes, by purpose, where that was asked for.
     """
 
     job: TrainingJob
@@ -39,9 +39,9 @@ class Preflight:
     start: Start | None
     plan: Plan
     bytes_per_step: int
-    memory: dict[str, int]
     warnings: tuple[str, ...]
     bill: Bill | None = None
+    memory: Mapping[str, int] | None = None
 
     def lines(self) -> Iterator[str]:
         """The plan as a person reads it."""
@@ -63,8 +63,9 @@ class Preflight:
         yield f"total    {self.plan.steps:,} steps, {self.plan.samples:,} images"
         yield f"reading  {_mib(self.bytes_per_step)} per step from storage"
         yield from self.bill.lines() if self.bill else ()
-        parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())
-        yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
+        if self.memory is not None:
+            parts = ", ".join(f"{purpose} {_mib(size)}" for purpose, size in self.memory.items())
+            yield f"memory   about {_mib(sum(self.memory.values()))} per worker (estimate: {parts})"
         yield from (f"preset   {text}" for text in job.filled_in())
         yield from (f"warning  {text}" for text in self.warnings)
 
@@ -106,7 +107,6 @@ def preflight(job: TrainingJob, recorded: Mapping[str, Any] | None = None) -> Pr
         start=settled.start,
         plan=plan,
         bytes_per_step=per_step,
-        memory=estimate_memory(job),
         warnings=(*settled.notes, *samples.notes, *job.warnings(index)),
     )
 

@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import segmentation_models_pytorch as smp
-import timm
 import torch
-import torchvision
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -292,6 +289,8 @@ def _encoder_with(unet_state: Mapping[str, Tensor], network: BackboneSection) ->
 
 def _input_layers(encoder: str) -> list[str]:
     """Names of the weights whose shape depends on the number of input channels."""
+    import segmentation_models_pytorch as smp
+
     with torch.random.fork_rng(devices=[]):
         grey, colour = (
             smp.encoders.get_encoder(encoder, in_channels=channels, weights=None).state_dict() for channels in (1, 3)
@@ -324,6 +323,8 @@ def _decoder_channels(state: Mapping[str, Tensor]) -> Iterator[int]:
 
 def _first_that_fits(own: StateDict, encoder: str, library: Format, in_channels: int) -> Exported | None:
     """The first model of the library that takes the weights and gives the same features."""
+    import segmentation_models_pytorch as smp
+
     reference = smp.encoders.get_encoder(encoder, in_channels=in_channels, weights=None)
     reference.load_state_dict(own)
     candidates = _torchvision_candidates if library == "torchvision" else _timm_candidates
@@ -361,6 +362,8 @@ def _library_name(encoder: str) -> str:
 
 
 def _torchvision_candidates(encoder: str, in_channels: int) -> Iterator[_Candidate]:
+    import torchvision
+
     name = _library_name(encoder)
     if name not in torchvision.models.list_models(torchvision.models):
         return
@@ -395,6 +398,8 @@ def _replace_input(candidate: _Candidate, in_channels: int) -> None:
 
 
 def _timm_candidates(encoder: str, in_channels: int) -> Iterator[_Candidate]:
+    import timm
+
     name = encoder.removeprefix(TIMM_PREFIX) if encoder.startswith(TIMM_PREFIX) else _library_name(encoder)
     if not timm.is_model(name):
         return
@@ -424,6 +429,8 @@ def export_classifier(
         encoder: its name in segmentation_models_pytorch.
         in_channels: of the network.
     """
+    import segmentation_models_pytorch as smp
+
     own = {name.removeprefix("encoder."): tensor for name, tensor in encoder_state.items()}
     reference = smp.encoders.get_encoder(encoder, in_channels=in_channels, weights=None)
     reference.load_state_dict(own)

@@ -1,6 +1,8 @@
 """The U-Net that is pretrained: an encoder of segmentation_models_pytorch or timm, a decoder with skips, a sigmoid.
 
 Ronneberger et al., *U-Net* (MICCAI 2015). Parts, their names and state dicts are segmentation_models_pytorch's.
+
+The libraries are imported where a network is built: they and what they import take as long as PyTorch itself.
 """
 
 import difflib
@@ -8,13 +10,9 @@ from collections.abc import Mapping
 from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import segmentation_models_pytorch as smp
-import timm
 import torch
 from pydantic import Field, field_validator, model_validator
-from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from dira_dist.config import RequestError, per_axis
 from dira_dist.models.backbone import Backbone, BackboneSection, Size, built_on_meta
@@ -24,6 +22,8 @@ from dira_dist.models.precision import at_least_float32
 
 TIMM_PREFIX = "tu-"
 DEFAULT_IMAGE_SIZE_PX = 224
+RESNETS = frozenset(f"resnet{layers}" for layers in (18, 34, 50, 101, 152))
+"""Encoders that are known without a look at the libraries: with them every multiple of 32 px is a size of images."""
 
 
 class UNetConfig(BackboneSection):
@@ -104,6 +104,9 @@ class UNet(Backbone):
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
+        import segmentation_models_pytorch as smp
+        from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+
         super().__init__()
         self.config = config
         self.encoder = _build_encoder(config)
@@ -129,6 +132,8 @@ class UNet(Backbone):
         return at_least_float32(logits).sigmoid()
 
     def last_layer(self, outputs: int) -> nn.Module:
+        import segmentation_models_pytorch as smp
+
         head: nn.Module = smp.base.SegmentationHead(self.config.decoder_channels[-1], outputs)
         smp.base.initialization.initialize_head(head)
         return head
@@ -146,7 +151,10 @@ def check_image_size(config: UNetConfig, image_size: Size) -> None:
     Raises:
         RequestError: the encoder or decoder cannot take that size.
     """
-    network, size = on_meta(config), per_axis(image_size, config.dims)
+    size = per_axis(image_size, config.dims)
+    if config.encoder in RESNETS and all(side and side % config.cell_px == 0 for side in size):
+        return
+    network = on_meta(config)
     try:
         with torch.no_grad():
             _, restoration = network.eval()(torch.empty(1, config.in_channels, *size, device="meta"))
@@ -176,6 +184,8 @@ def unused_parameters(config: UNetConfig, restore: bool) -> set[str]:
 
 
 def _build_encoder(config: UNetConfig) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
     try:
         encoder: nn.Module = smp.encoders.get_encoder(config.encoder, in_channels=config.in_channels, weights=None)
     except (RuntimeError, ValueError, AssertionError, AttributeError, KeyError, TypeError) as error:
@@ -190,6 +200,8 @@ def _build_encoder(config: UNetConfig) -> nn.Module:
 
 def _start_as_identity(encoder: nn.Module, name: str) -> None:
     """The last norm of each residual block at 0 (Goyal et al., *Accurate, Large Minibatch SGD*, 2017, section 5.1)."""
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     norms = [block.bn3 for block in encoder.modules() if isinstance(block, Bottleneck)]
     norms += [block.bn2 for block in encoder.modules() if isinstance(block, BasicBlock)]
     timms: list[Any] = [block for block in encoder.modules() if hasattr(block, "zero_init_last")]
@@ -224,11 +236,18 @@ def on_meta(config: UNetConfig) -> UNet:
 
 @cache
 def _known_encoders() -> tuple[str, ...]:
+    import segmentation_models_pytorch as smp
+    import timm
+
     return (*smp.encoders.get_encoder_names(), *(TIMM_PREFIX + name for name in timm.list_models()))
 
 
 def _is_known(name: str) -> bool:
+    if name in RESNETS:
+        return True
     if name.startswith(TIMM_PREFIX):
+        import timm
+
         return bool(timm.is_model(name.removeprefix(TIMM_PREFIX)))
     return name in _known_encoders()
 
@@ -237,6 +256,8 @@ def _usual_image_size(encoder: str) -> int:
     """Side in pixels the encoder was made for."""
     if not encoder.startswith(TIMM_PREFIX):
         return DEFAULT_IMAGE_SIZE_PX
+    import timm
+
     settings = timm.get_pretrained_cfg(encoder.removeprefix(TIMM_PREFIX))
     return int(settings.input_size[-1]) if settings else DEFAULT_IMAGE_SIZE_PX
 

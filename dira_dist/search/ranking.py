@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import t as student
-
 from dira_dist.metrics import Mode
 from dira_dist.search.trial import Trial, of_search
 
@@ -107,6 +105,8 @@ def compare(values: Mapping[int, float], published: Mapping[int, float], mode: M
     mean = fmean(differences)
     half = math.nan
     if len(seeds) > 1:
+        from scipy.stats import t as student
+
         half = float(student.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * stdev(differences) / math.sqrt(len(seeds))
     better = sum(difference > 0 if mode == "max" else difference < 0 for difference in differences)
     return Comparison(mean, mean - half, mean + half, better, len(seeds), mode)

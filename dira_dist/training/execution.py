@@ -1,14 +1,11 @@
 """How a step is computed: layout in memory, compilation, and several workers."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from timm.layers.drop import DropPath
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -35,9 +32,6 @@ class ExecutionConfig(Section):
         "batch, memory is that of a part; left out: all of them",
     )
 
-
-_synchronise_batch_norms: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm
-"""In place. timm's and not torch's, which would lose the activation inside timm's batch norms."""
 
 _NEWER = "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": False}
@@ -75,6 +69,13 @@ def prepare(networks: Networks, device: torch.device, execution: ExecutionConfig
             module.compile()
 
 
+def _synchronise_batch_norms(part: nn.Module) -> None:
+    """In place. timm's and not torch's, which would lose the activation inside timm's batch norms."""
+    from timm.layers.norm_act import convert_sync_batchnorm  # seconds to import, and no job file needs it
+
+    convert_sync_batchnorm(part)
+
+
 def distribute(module: nn.Module, execution: ExecutionConfig) -> nn.Module:
     """The module with its gradients averaged over the workers; without other workers the module itself.
 
@@ -105,6 +106,8 @@ def passes_alone(network: nn.Module) -> bool:
 
     Batch norms that learn see their neighbours, and dropout draws by place.
     """
+    from timm.layers.drop import DropPath
+
     return not any(
         (isinstance(module, BatchNorm) and module.training)
         or (isinstance(module, Dropout) and module.p > 0)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from dira_dist.config import Section
@@ -85,6 +84,8 @@ def build_optimizer(
         betas = (config.momentum, 0.999)
         return torch.optim.AdamW(groups, config.lr, betas, weight_decay=config.weight_decay, fused=True)
     if config.name == "lars":
+        from timm.optim.lars import Lars
+
         return Lars(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
     return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from dira_dist.config import RENAMED_KEYS, RequestError, flatten, mutable_keys
+from dira_dist.jobs.draft import SCHEMA_FILE
 from dira_dist.jobs.finetune import FinetuneJob
-from dira_dist.jobs.load import SCHEMA_FILE, dump_job, job_schema, load_job
+from dira_dist.jobs.load import dump_job, job_schema, load_job
 from dira_dist.jobs.pretrain import PretrainJob
 from dira_dist.training.optimizer import OptimizerConfig
 

@@ -9,8 +9,8 @@ from PIL import Image
 import dira_dist
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions
-from dira_dist.jobs.draft import DEFAULTS, Room, defaults_for, draft, find_sets
-from dira_dist.jobs.load import SCHEMA_FILE, load_job
+from dira_dist.jobs.draft import DEFAULTS, SCHEMA_FILE, Room, defaults_for, draft, find_sets
+from dira_dist.jobs.load import load_job
 from dira_dist.jobs.recipe_guards import stale_queue
 
 LAPTOP, CLUSTER = Room(2, 0, "this machine"), Room(32, 4, "a Ray cluster")

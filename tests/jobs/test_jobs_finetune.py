@@ -13,7 +13,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.samples import read_samples
 from dira_dist.data.shards import read_index
 from dira_dist.jobs.load import load_job
-from dira_dist.jobs.preflight import Preflight, preflight
+from dira_dist.jobs.preflight import Preflight, estimate_memory, preflight
 from dira_dist.quickstart.phantom import FINDINGS, write_archive
 from dira_dist.training.finetune.samples import FinetuneSamples
 
@@ -67,7 +67,7 @@ def test_what_is_settled_before_anything_starts(check: Check) -> None:
     assert facts.samples.class_weights is not None and len(facts.samples.class_weights) == 6
     assert facts.samples.per_epoch == len(facts.samples.selection.ids) == len(facts.samples.record["samples"])  # type: ignore[union-attr]
     assert any("data.label_fraction: 8 of 16 groups" in line for line in facts.warnings)
-    assert all(size > 0 for size in facts.memory.values())
+    assert all(size > 0 for size in estimate_memory(facts.job).values())
 
 
 def test_fractions_of_one_seed_lie_within_each_other(check: Check) -> None:

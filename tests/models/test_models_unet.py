@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dira_dist.config import RequestError
 from dira_dist.models.discriminator import DiscriminatorConfig, PatchDiscriminator
-from dira_dist.models.unet import UNet, UNetConfig, check_image_size, unused_parameters
+from dira_dist.models.unet import RESNETS, UNet, UNetConfig, check_image_size, on_meta, unused_parameters
 from dira_dist.models.weights import load_weights, read_weights
 
 FAMILIES = ("densenet121", "vgg11_bn", "mobilenet_v2", "efficientnet-b0", "mit_b0", "tu-convnext_atto")
@@ -77,6 +77,18 @@ def test_an_encoder_without_residual_blocks_cannot_start_them_as_the_identity() 
 def test_encoder_without_a_pyramid_is_refused() -> None:
     with pytest.raises(RequestError, match="no pyramid of feature maps"):
         UNet(UNetConfig(encoder="tu-vit_tiny_patch16_224"))
+
+
+@pytest.mark.parametrize("encoder", sorted(RESNETS))
+def test_what_is_known_of_resnets_without_building_them_is_so(encoder: str) -> None:
+    config = UNetConfig(encoder=encoder)
+    assert config.encoder in smp.encoders.get_encoder_names()
+    for size in (32, 96, 224, (32, 64)):
+        check_image_size(config, size)
+        height, width = (size, size) if isinstance(size, int) else size
+        with torch.no_grad():
+            restored = on_meta(config).eval()(torch.empty(1, 1, height, width, device="meta"))[1]
+        assert restored is not None and restored.shape[2:] == (height, width)
 
 
 def test_image_size_is_checked_without_arithmetic() -> None:

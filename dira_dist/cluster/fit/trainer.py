@@ -5,7 +5,7 @@ from functools import partial
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from rich.console import Console
 
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient, start_coordinator
@@ -18,7 +18,7 @@ from dira_dist.cluster.fit.progress import ProgressView
 from dira_dist.cluster.fit.session import FitSession
 from dira_dist.cluster.fit.stopping import JobStoppedError, fit_until_stopped
 from dira_dist.cluster.fit.worker import WorkerSetup, train_worker
-from dira_dist.cluster.ray_internals import LoggingConfig, worker_failures
+from dira_dist.cluster.ray_internals import LeanTrainer, LoggingConfig, remove_orphaned_groups, worker_failures
 from dira_dist.cluster.session import gpus_per_worker
 from dira_dist.config import JobFailedError
 from dira_dist.jobs.base import ResourcesConfig, TrainingJob
@@ -45,7 +45,7 @@ def train_on_ray(session: FitSession, run: Run, console: Console) -> None:
         EvaluationRunner(EvaluationSetup(job, session.tracking, run_id), coordinator, gpu, heard),
         tempfile.TemporaryDirectory() as scratch,
     ):
-        trainer = TorchTrainer(
+        trainer = LeanTrainer(
             partial(train_worker, setup),
             torch_config=TorchConfig(timeout_s=job.guards.hang_timeout_s),
             scaling_config=_scaling(job.resources),
@@ -56,6 +56,9 @@ def train_on_ray(session: FitSession, run: Run, console: Console) -> None:
             cause = coordinator.call(Coordinator.fatal)
         except ray.train.TrainingFailedError as error:
             stopped, cause = False, coordinator.call(Coordinator.fatal) or _cause(session, error)
+        except ray.exceptions.ActorDiedError:
+            remove_orphaned_groups()  # the controller is gone, and a driver that lives on would keep its workers' room
+            raise
         except TimeoutError as error:
             stopped, cause = False, _no_room(job.resources, error)
         if cause:

@@ -24,7 +24,6 @@ from dira_dist.runs.run import keep_precision
 from dira_dist.tracking.config import TrackingConfig
 from dira_dist.tracking.protocol import NullRun, Run
 from dira_dist.tracking.provenance import host_row
-from dira_dist.tracking.run import TrackingRun
 from dira_dist.training.checkpoints import CheckpointFolder
 from dira_dist.training.loop import InterruptedRunError, Training, train
 from dira_dist.training.precision import Precision, native_bf16, resolve, settle
@@ -144,6 +143,8 @@ def _open_reporter(
     first, measures = context.get_world_rank() == 0, setup.tracking.system_metrics_every_s > 0
     run: Run = NullRun()
     if setup.run_id and (first or (measures and context.get_local_rank() == 0)):  # each node's first measures it
+        from dira_dist.tracking.run import TrackingRun  # the other workers need not import MLflow
+
         pending, folder = pending if first else [], setup.loaded.job.run_folder
         run = TrackingRun.attach(setup.tracking, setup.run_id, pending, folder=folder)
     if not first:

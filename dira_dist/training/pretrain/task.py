@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from dira_dist.config import flatten
 from dira_dist.data.batch import LocalBatch
 from dira_dist.evaluation.evaluator import Evaluator
-from dira_dist.evaluation.pictures import evaluation_pictures
 from dira_dist.models import feature_model, sent_images
 from dira_dist.models.backbone import input_size
 from dira_dist.models.model_files import UNET, ModelFacts, example_input, write_model_folder
@@ -106,6 +105,8 @@ class PretrainTask:
 
     def evaluate(self, networks: Networks, device: torch.device, position: Position, *, title: str = "") -> Evaluation:
         """Restoration, health of the representation and probes, of networks on ``device``."""
+        from dira_dist.evaluation.pictures import evaluation_pictures  # workers need no matplotlib
+
         assert isinstance(networks, PretrainNetworks)
         recipe = self.recipe
         evaluator = Evaluator(
