@@ -252,8 +252,8 @@ def object_name(job_name: str) -> str:
     So it does a name of :data:`STANDING`.
     """
     name = re.sub(r"[^a-z0-9-]+", "-", job_name.lower()).strip("-")
-    if not name[0].isalpha():
-        name = f"job-{name}"
+    if not name[:1].isalpha():
+        name = f"job-{name}".rstrip("-")
     if name == job_name and len(name) <= _NAME_LENGTH and name not in STANDING:
         return name
     digest = hashlib.sha256(job_name.encode()).hexdigest()[:6]
