@@ -145,8 +145,8 @@ def test_a_suspended_job_gives_its_pods_back_and_goes_on(platform: ControlPlane,
         patch = f'{{"spec": {{"suspend": {suspended}}}}}'
         platform.kubectl("-n", "dira", "patch", "rayjob", name, "--type=merge", "-p", patch)
         until(lambda status=status: deployment_status(platform, name) == status, f"the job is {status}")
-        pods = platform.items("pods", **{"app.kubernetes.io/instance": name, **WORKER})
-        assert bool(pods) == (status == "Running") or status == "Running"
+        count = 2 if status == "Running" else 0
+        until(lambda count=count: running(platform, count, name, **WORKER) is not None, f"{count} workers run")
 
 
 def test_a_head_that_fails_at_its_start_has_a_deadline(platform: ControlPlane, operator: Kubelets, name: str) -> None:
