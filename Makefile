@@ -6,7 +6,7 @@ CHECKOV := 3.3.30
 LIGHTLY := 1.6.0
 TEST_PROCESSES ?= 2
 
-.PHONY: quickstart test lint docs install lightly clean image-test lint-k8s
+.PHONY: quickstart test lint docs install lightly clean image-test lint-k8s k8s-test
 
 quickstart: install  ## the whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, pulled weights
 	$(BIN)/dira-dist quickstart
@@ -32,6 +32,10 @@ lint-k8s: install  ## checkov over images and rendered manifests, in an environm
 	rm -rf $(VENV)/rendered && mkdir $(VENV)/rendered && cp docker/Dockerfile docker/mlflow.Dockerfile $(VENV)/rendered
 	$(BIN)/python k8s/lint.py $(VENV)/rendered
 	$(VENV)/checkov/bin/checkov --directory $(VENV)/rendered --config-file k8s/checkov.yaml
+
+k8s-test: install  ## manifests and rendered jobs on a real control plane; wants DIRA_K8S_BIN, see tests/k8s_real
+	@test -n "$(DIRA_K8S_BIN)" || { echo "DIRA_K8S_BIN must name a folder of Kubernetes' binaries: tests/k8s_real/conftest.py lists them" >&2; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:xdist -rs tests/k8s_real
 
 lightly: $(VENV)/lightly/.$(LIGHTLY)  ## a public library that the methods are held against, in an environment of its own
 

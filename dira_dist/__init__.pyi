@@ -9,6 +9,7 @@ from .cluster.submit.jobs import describe as describe
 from .cluster.submit.jobs import submission as submission
 from .cluster.submit.jobs import submissions as submissions
 from .cluster.submit.kubernetes import render as render
+from .cluster.submit.kubernetes import render_verb as render_verb
 from .cluster.submit.submit import submit as submit
 from .cluster.tune.compare import ComparisonOutcome as ComparisonOutcome
 from .cluster.tune.search import SearchOutcome as SearchOutcome

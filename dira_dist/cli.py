@@ -357,18 +357,59 @@ def stop(
     _out.print(f"{job_id}: {'stopping' if ended else 'had ended already'}", markup=False)
 
 
+Image = Annotated[str | None, typer.Option(help="of every pod; that of DIRA_DIST_IMAGE where left out")]
+Queue = Annotated[str | None, typer.Option(help="Kueue's LocalQueue that the job waits in")]
+
+
 @k8s.command()
 def render(
     job: Job,
     overrides: Overrides = None,
-    image: Annotated[str | None, typer.Option(help="of every pod; the project's own where left out")] = None,
+    image: Image = None,
     workers_per_pod: Annotated[int, typer.Option(min=1, help="workers of one pod share memory and NVLink")] = 1,
     memory_gib: Annotated[int | None, typer.Option(min=1, help="of one worker pod; 4 per CPU where left out")] = None,
+    queue: Queue = None,
 ) -> None:
     """Print the RayJob of a job file: pods, GPUs, memory and elasticity as its `resources` say."""
     sys.stdout.write(
-        dira_dist.render(job, overrides or [], image=image, workers_per_pod=workers_per_pod, memory_gib=memory_gib)
+        dira_dist.render(
+            job,
+            overrides or [],
+            image=image,
+            workers_per_pod=workers_per_pod,
+            memory_gib=memory_gib,
+            queue=queue,
+        )
     )
+
+
+@k8s.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def render_verb(
+    words: Annotated[list[str], typer.Argument(metavar="VERB ...", help="as after dira-dist")],
+    name: Annotated[str, typer.Option(help="of the RayJob")],
+    image: Image = None,
+    pods: Annotated[int, typer.Option(min=1, help="that share the files of predict and embed")] = 1,
+    cpus: Annotated[int, typer.Option(min=1, help="of one pod")] = 8,
+    gpus: Annotated[int, typer.Option(min=0, help="of one pod")] = 0,
+    memory_gib: Annotated[int | None, typer.Option(min=1, help="of one pod; 4 per CPU where left out")] = None,
+    queue: Queue = None,
+) -> None:
+    """Print the RayJob of shard, predict, embed, evaluate or words, which work long without a job file."""
+    manifest = dira_dist.render_verb(
+        words, name=name, image=image, pods=pods, cpus=cpus, gpus=gpus, memory_gib=memory_gib, queue=queue
+    )
+    _check_words(words)
+    sys.stdout.write(manifest)
+
+
+def _check_words(words: list[str]) -> None:
+    """Reads a verb's words as the pod will, and does nothing.
+
+    Raises:
+        click.UsageError: an option or argument that the verb does not take; typer prints it.
+    """
+    command: Any = typer.main.get_command(app)
+    command.commands[words[0]].make_context(words[0], words[1:])
 
 
 @app.command()

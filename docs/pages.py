@@ -23,6 +23,7 @@ BESIDE = ("LICENSE", "NOTICE", "docs/site.css")
 GUIDES = [
     "sharding",
     "dicom-and-volumes",
+    "kubernetes",
     "operations",
     "recovery",
     "evaluation",

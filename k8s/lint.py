@@ -34,7 +34,12 @@ def _named(manifest: dict[str, Any], part: str) -> dict[str, Any]:
 
 def main() -> None:
     target = Path(sys.argv[1])
-    files = [file for part in ("base", "overlays") for file in sorted((K8S / part).rglob("kustomization.yaml"))]
+    # components patch what others make, and secrets come from files that are not in git
+    files = [
+        file
+        for file in sorted(K8S.rglob("kustomization.yaml"))
+        if file.relative_to(K8S).parts[0] not in {"components", "secrets"}
+    ]
     for folder in (file.parent for file in files):
         command = ["kubectl", "kustomize", str(folder)]
         rendered = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

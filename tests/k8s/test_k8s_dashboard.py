@@ -7,7 +7,7 @@ from pathlib import Path
 from dira_dist.metrics import CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[2]
-DASHBOARD = ROOT / "k8s" / "components" / "monitoring" / "dira.json"
+DASHBOARD = ROOT / "k8s" / "monitoring" / "dira.json"
 
 
 def test_the_dashboard_shows_every_figure_and_no_other() -> None:

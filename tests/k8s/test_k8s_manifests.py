@@ -14,15 +14,23 @@ import kubernetes_validate
 import pytest
 import yaml
 from jsonschema.protocols import Validator
+from typer.testing import CliRunner
 
-from dira_dist.cluster.submit.kubernetes import DRAIN_TIMEOUT_S, render
+from dira_dist.cli import app
+from dira_dist.cluster.submit.kubernetes import STANDING, render
+from dira_dist.cluster.submit.pods import DRAIN_TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
+APART = ["cluster", "tracking", "database", "monitoring"]  # applied by themselves
 PLATFORMS = ["base", "overlays/gpu", "overlays/spot", "overlays/kueue", "overlays/smoke"]
 JOBS = ["base/pretrain", "overlays/gpu/pretrain", "overlays/spot/pretrain", "overlays/kueue/pretrain"]
 JOBS += ["base/search", "overlays/gpu/search", "overlays/kueue/search"]
-EVERYTHING = PLATFORMS + JOBS
+JOBS += [
+    "base/shard",
+    *(f"{place}/{verb}" for place in ("base", "overlays/gpu") for verb in ("predict", "embed", "evaluate")),
+]
+EVERYTHING = APART + PLATFORMS + JOBS
 KUBERNETES = "1.33"
 OTHER_OPERATORS = {"PodMonitor", "ResourceFlavor", "ClusterQueue", "LocalQueue"}  # their schemas are not here
 
@@ -208,31 +216,37 @@ def test_images_have_the_ray_and_the_version_of_the_project() -> None:
     assert pins["ray"].rpartition(".")[0] in ray
     named = {
         tag
-        for file in [*K8S.rglob("*.yaml"), *(ROOT / "docker").glob("*"), ROOT / "docs" / "operations.md"]
+        for file in [*K8S.rglob("*.yaml"), *(ROOT / "docker").glob("*"), *(ROOT / "docs").glob("*.md")]
         for tag in re.findall(r"\bdira-(?:dist|mlflow):(\d[\w.]*)", file.read_text())
     }
     assert named == {version[1]}
 
 
 @pytest.mark.parametrize("folder", EVERYTHING)
-def test_everything_referred_to_exists(kustomize: Kustomize, manifests: list[Manifest], tmp_path: Path) -> None:
+def test_everything_referred_to_exists(
+    kustomize: Kustomize, manifests: list[Manifest], folder: str, tmp_path: Path
+) -> None:
     shutil.copytree(K8S / "secrets", tmp_path / "secrets")
     for example in (tmp_path / "secrets").glob("*.example"):
         example.with_suffix("").write_text(example.read_text())
     standing = [*kustomize(str(tmp_path / "secrets")), *kustomize("base"), *manifests]
     keys = {
-        (each["kind"], each["metadata"]["name"]): each.get("data", {}).keys() | each.get("stringData", {}).keys()
+        (each["metadata"].get("namespace"), each["kind"], each["metadata"]["name"]): each.get("data", {}).keys()
         for each in standing
     }
-    for pod in pods_of(manifests):
-        assert ("ServiceAccount", pod.spec["serviceAccountName"]) in keys, pod.where
-    for found in walk(manifests):
-        for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret"), ("configMap", "ConfigMap")):
-            if isinstance(found.get(field), dict):
-                assert (kind, found[field]["name"]) in keys, found
-        for field, kind in (("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap")):
-            if field in found:
-                assert found[field]["key"] in keys[kind, found[field]["name"]], found
+    named = {"configMapRef": "ConfigMap", "secretRef": "Secret", "configMap": "ConfigMap"}
+    for manifest in manifests:
+        where = manifest["metadata"].get("namespace")
+        for pod in pods_of([manifest]):
+            assert (where, "ServiceAccount", pod.spec["serviceAccountName"]) in keys, pod.where
+        for found in walk(manifest):
+            for field, kind in named.items():
+                if isinstance(found.get(field), dict):
+                    assert (where, kind, found[field]["name"]) in keys, found
+            if "secretName" in found:
+                assert (where, "Secret", found["secretName"]) in keys or folder == "overlays/smoke", found
+            if "secretKeyRef" in found:
+                assert found["secretKeyRef"]["key"] in keys[where, "Secret", found["secretKeyRef"]["name"]], found
 
 
 @pytest.mark.parametrize("folder", EVERYTHING)
@@ -264,7 +278,7 @@ def test_every_pod_that_may_be_reached_is_under_a_policy_of_its_own(kustomize: K
         ]
         for peer, ports in outside:  # from another namespace: one kind of pod, one port, never the GCS
             assert peer["podSelector"]["matchLabels"]
-            assert [port["port"] for port in ports] in ([8265], [8080])
+            assert [port["port"] for port in ports] in ([8265], [8080], [5000])
 
 
 @pytest.mark.parametrize("overlay", ["gpu", "spot"])
@@ -302,7 +316,8 @@ def test_the_spot_overlay_is_elastic_with_its_head_on_demand(kustomize: Kustomiz
         assert cluster["enableInTreeAutoscaling"]
         assert cluster["autoscalerOptions"]["version"] == "v2"
         head, workers = groups_of(cluster)
-        assert (workers["minReplicas"], workers["replicas"], workers["maxReplicas"]) == (low, low, high)
+        assert (workers["minReplicas"], workers["maxReplicas"]) == (low, high)
+        assert "replicas" not in workers  # the autoscaler's, whatever is applied again
         assert head["template"]["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "on-demand"}
         assert workers["template"]["spec"]["nodeSelector"]["karpenter.sh/capacity-type"] == "spot"
         assert "nvidia.com/gpu.present" in workers["template"]["spec"]["nodeSelector"]
@@ -316,6 +331,7 @@ def test_kueue_admits_jobs_that_it_can(kustomize: Kustomize) -> None:
     (flavor,) = (each for each in platform if each["kind"] == "ResourceFlavor")
     (job,) = (each for each in jobs if each["kind"] == "RayJob")
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue["metadata"]["name"]
+    assert queue["metadata"]["name"] == "default"  # where Kueue puts jobs that name no queue
     assert queue["spec"]["clusterQueue"] == shared["metadata"]["name"]
     (resources,) = shared["spec"]["resourceGroups"][0]["flavors"]
     assert resources["name"] == flavor["metadata"]["name"]
@@ -323,22 +339,23 @@ def test_kueue_admits_jobs_that_it_can(kustomize: Kustomize) -> None:
     assert "clusterSelector" not in job["spec"]
     assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
     assert not any(each["kind"] == "RayCluster" for each in platform)
+    (quota,) = (each["spec"]["hard"] for each in platform if each["kind"] == "ResourceQuota")
+    nominal = {each["name"]: each["nominalQuota"] for each in resources["resources"]}
+    assert float(quota["requests.cpu"]) >= 2 * float(nominal["cpu"])
+    assert memory_bytes(quota["requests.memory"]) >= 2 * memory_bytes(nominal["memory"])
+    assert int(quota["requests.nvidia.com/gpu"]) >= 2 * int(nominal["nvidia.com/gpu"])
 
 
 @pytest.mark.parametrize("file", sorted(K8S.rglob("rayjob.*.yaml")), ids=lambda file: str(file.relative_to(K8S)))
-def test_rayjobs_are_what_the_command_in_them_prints(file: Path) -> None:
+def test_rayjobs_are_what_the_command_in_them_prints(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command stands in the file's first lines, between backticks; it is read, not assumed."""
+    monkeypatch.chdir(ROOT)
     comment = "".join(line.lstrip("# ") for line in file.read_text().splitlines(True) if line.startswith("#"))
-    found = re.search(r"`dira-dist k8s render (.+?)`", comment, re.DOTALL)
+    found = re.search(r"`dira-dist k8s (.+?)`", comment, re.DOTALL)
     assert found
-    job, *words = shlex.split(found[1].replace("\\\n", " "))
-    options = list(zip(words[::2], words[1::2], strict=True))
-    memory = [int(value) for option, value in options if option == "--memory-gib"]
-    printed = render(
-        ROOT / job, [value for option, value in options if option == "--set"], memory_gib=memory[0] if memory else None
-    )
-    assert file.read_text().endswith(printed)
-    assert {option for option, _ in options} <= {"--set", "--memory-gib"}
+    printed = CliRunner().invoke(app, ["k8s", *shlex.split(found[1].replace("\\\n", " "))])
+    assert printed.exit_code == 0, printed.output
+    assert file.read_text().endswith(printed.stdout)
 
 
 def test_the_everyday_cluster_has_the_pods_that_a_job_has(kustomize: Kustomize) -> None:
@@ -348,39 +365,161 @@ def test_the_everyday_cluster_has_the_pods_that_a_job_has(kustomize: Kustomize) 
         each for each in yaml.safe_load_all(render(ROOT / "jobs/pretrain.yaml", command)) if each["kind"] == "RayJob"
     )
     rendered = json.dumps(job["spec"]["rayClusterSpec"])
-    wanted = json.loads(rendered.replace(job["metadata"]["name"], "everyday"))
+    name = job["metadata"]["name"]
+    wanted = json.loads(rendered.replace(name, "everyday").replace("dira-environment", "everyday-environment"))
     (cluster,) = filter(None, map(cluster_of, kustomize("base")))
-    head = wanted["headGroupSpec"]["template"]["spec"]
-    head["volumes"] = [volume for volume in head["volumes"] if volume["name"] != "job"]
-    mounts = head["containers"][0]["volumeMounts"]
-    head["containers"][0]["volumeMounts"] = [mount for mount in mounts if mount["name"] != "job"]
-    wanted["workerGroupSpecs"][0] |= {"replicas": 0, "minReplicas": 0}
-    assert cluster == wanted
+    head = wanted["headGroupSpec"]["template"]
+    del head["metadata"]["annotations"]["dira-dist/job-file"]
+    for holder, key in ((head["spec"], "volumes"), (head["spec"]["containers"][0], "volumeMounts")):
+        holder[key] = [each for each in holder[key] if each["name"] != "job"]
+    wanted["workerGroupSpecs"][0] |= {"minReplicas": 0}
+    assert cluster.pop("upgradeStrategy") == {"type": "Recreate"}  # or a new image reaches its workers alone
+    assert json.loads(re.sub(r"(everyday-environment)-\w+", r"\1", json.dumps(cluster))) == wanted
+
+
+def test_what_restarts_on_a_changed_setting_names_it_by_its_content(kustomize: Kustomize, tmp_path: Path) -> None:
+    """The overlay of a person's own that docs/kubernetes.md shows."""
+    shutil.copytree(K8S, tmp_path / "dira-dist" / "k8s", ignore=shutil.ignore_patterns("*.env.example"))
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    (shown,) = (block for block in re.findall(r"```yaml\n(.+?)```", page, re.DOTALL) if "configMapGenerator" in block)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kustomization.yaml").write_text(shown.replace("sha256:...", f"sha256:{64 * '0'}"))
+    (tmp_path / "mine" / "settings.env").write_text("AWS_ENDPOINT_URL=https://s3.example.internal\n")
+    for before, after in zip(
+        *(_settings(kustomize(folder)) for folder in ("overlays/gpu", str(tmp_path / "mine"))), strict=True
+    ):
+        assert before != after
+    mine = kustomize(str(tmp_path / "mine"))
+    assert {each["data"]["AWS_ENDPOINT_URL"] for each in mine if each["kind"] == "ConfigMap"} == {
+        "https://s3.example.internal"
+    }
+    assert "registry.example/dira-dist@sha256:" in json.dumps([each for each in mine if each["kind"] == "RayCluster"])
+
+
+def _settings(manifests: list[Manifest]) -> list[str]:
+    """The ConfigMaps that the everyday cluster's head and workers and MLflow name."""
+    owned = [each for each in pods_of(manifests) if "dira-" not in each.where]
+    return [each.spec["containers"][0]["envFrom"][0]["configMapRef"]["name"] for each in owned]
 
 
 def test_files_are_named_by_kind_and_purpose_and_listed() -> None:
+    assert {str(file.parent.relative_to(K8S)) for file in K8S.rglob("kustomization.yaml")} - {"secrets"} == {
+        *EVERYTHING,
+        *(f"components/{name}" for name in ("gpu", "spot", "kueue")),
+    }
     for folder in {file.parent for file in K8S.rglob("kustomization.yaml")}:
         text = (folder / "kustomization.yaml").read_text()
         for file in folder.glob("*.yaml"):
             if file.name != "kustomization.yaml":
                 assert re.fullmatch(r"[a-z]+\.[a-z0-9-]+\.yaml", file.name), file
                 assert file.name in text, f"{file} belongs to nothing"
-                if not file.name.startswith("patch."):
+                if not file.name.startswith(("patch.", "configuration.")):
                     kinds = [each["kind"].lower() for each in yaml.safe_load_all(file.read_text())]
                     assert file.name.split(".")[0] in kinds
 
 
-def test_submitters_read_one_secret_and_change_no_platform(kustomize: Kustomize) -> None:
-    manifests = kustomize("base")
-    (role,) = (each for each in manifests if each["kind"] == "Role")
+def test_submitters_read_one_secret_and_change_nothing_but_jobs(kustomize: Kustomize) -> None:
+    manifests = kustomize("overlays/gpu")
+    roles = {each["metadata"]["name"]: each["rules"] for each in manifests if each["kind"] == "Role"}
     (cluster,) = (each for each in manifests if each["kind"] == "RayCluster")
-    (binding,) = (each for each in manifests if each["kind"] == "RoleBinding")
-    assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "dira-submitter"}
+    for binding in (each for each in manifests if each["kind"] == "RoleBinding"):
+        assert binding["roleRef"]["name"] == binding["metadata"]["name"]
+        assert binding["roleRef"]["name"] in roles
     changing = {"create", "update", "patch", "delete", "deletecollection", "*"}
-    for rule in role["rules"]:
+    for rule in (rule for rules in roles.values() for rule in rules):
         assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
         if "secrets" in rule["resources"]:  # KubeRay keeps a cluster's token in a Secret of the cluster's name
             assert (rule["resourceNames"], rule["verbs"]) == ([cluster["metadata"]["name"]], ["get"])
         if changing & set(rule["verbs"]):
-            changed = {"rayjobs", "configmaps", "poddisruptionbudgets", "pods/portforward"}
-            assert set(rule["resources"]) <= changed
+            assert set(rule["resources"]) <= {"rayjobs", "pods/portforward"}
+    mlflow = next(each for each in manifests if each["kind"] == "StatefulSet")
+    for rule in roles["mlflow-reader"]:  # not the database's pod, which stands beside it
+        assert rule["resourceNames"] == [f"{mlflow['metadata']['name']}-0"]
+
+
+def test_secrets_of_the_records_are_out_of_the_jobs_reach(kustomize: Kustomize, tmp_path: Path) -> None:
+    shutil.copytree(K8S / "secrets", tmp_path / "secrets")
+    for example in (tmp_path / "secrets").glob("*.example"):
+        example.with_suffix("").write_text(example.read_text())
+    secrets = {each["metadata"]["name"]: each["metadata"]["namespace"] for each in kustomize(str(tmp_path / "secrets"))}
+    jobs, tracking = "dira", "dira-tracking"
+    assert secrets == {"dira-s3": jobs, "dira-salt": jobs, "mlflow-s3": tracking, "dira-postgres": tracking}
+    for folder in ("tracking", "database"):
+        assert {each["metadata"]["namespace"] for each in kustomize(folder)} == {tracking}
+
+
+def test_a_budget_holds_heads_and_no_worker(kustomize: Kustomize) -> None:
+    """A budget on workers would refuse the eviction that tells them of a machine's end."""
+    for folder in PLATFORMS:
+        manifests = [*kustomize(folder), *kustomize("base/pretrain")]
+        (quota,) = (each["spec"]["hard"]["pods"] for each in manifests if each["kind"] == "ResourceQuota")
+        budgets = [each["spec"] for each in manifests if each["kind"] == "PodDisruptionBudget"]
+        held = [budget["selector"]["matchLabels"] for budget in budgets]
+        for pod in pods_of(manifests):
+            if cluster_of(
+                next(each for each in manifests if f"{each['kind']}/{each['metadata']['name']}" in pod.where)
+            ):
+                found = [each for each in held if each.items() <= pod.template["metadata"]["labels"].items()]
+                assert len(found) == int(pod.where.endswith("/head")), pod.where
+        assert all(each["minAvailable"] > int(quota) for each in budgets if "unhealthyPodEvictionPolicy" in each)
+
+
+def test_heads_are_not_moved_to_make_room(kustomize: Kustomize) -> None:
+    for folder in EVERYTHING:
+        for cluster in filter(None, map(cluster_of, kustomize(folder))):
+            annotations = cluster["headGroupSpec"]["template"]["metadata"]["annotations"]
+            assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+
+
+def test_every_volume_in_memory_or_on_the_machine_has_a_bound(kustomize: Kustomize) -> None:
+    """KubeRay's own volume of Ray's logs among them: it takes ours of that name."""
+    for pod in (pod for folder in EVERYTHING for pod in pods_of(kustomize(folder))):
+        volumes = pod.spec.get("volumes", [])
+        assert all("sizeLimit" in each["emptyDir"] for each in volumes if "emptyDir" in each), pod.where
+        if pod.where.endswith("/head"):
+            assert "ray-logs" in [each["name"] for each in volumes], pod.where
+            assert {"name": "ray-logs", "mountPath": "/tmp/ray"} in pod.spec["containers"][0]["volumeMounts"]
+
+
+@pytest.mark.parametrize("folder", ["base", "tracking"])
+def test_names_are_asked_of_every_usual_server_and_operators_are_known_by_a_common_label(
+    manifests: list[Manifest],
+) -> None:
+    (policy,) = (
+        each for each in manifests if each["metadata"]["name"] in ("ray", "mlflow") and each["kind"] == "NetworkPolicy"
+    )
+    (names,) = (rule for rule in policy["spec"]["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", []))
+    assert {"protocol": "UDP", "port": 5353} in names["ports"]  # OpenShift's
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in names["to"]  # NodeLocal DNSCache
+    if policy["metadata"]["name"] == "ray":
+        (operator,) = (
+            rule for rule in policy["spec"]["ingress"] if rule.get("ports") == [{"protocol": "TCP", "port": 8265}]
+        )
+        assert operator["from"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/component": "kuberay-operator"}
+        assert {443, 6443, 8443} <= {
+            each["port"] for rule in policy["spec"]["egress"] for each in rule.get("ports", [])
+        }
+
+
+def test_overlays_want_no_definitions_but_kuberays_and_their_own(kustomize: Kustomize) -> None:
+    for folder in PLATFORMS:
+        groups = {each["apiVersion"].partition("/")[0] for each in kustomize(folder) if "." in each["apiVersion"]}
+        own = {"kueue.x-k8s.io"} if folder == "overlays/kueue" else set()
+        assert groups <= {"ray.io", "networking.k8s.io", "rbac.authorization.k8s.io"} | own
+
+
+def test_taking_a_platform_down_leaves_namespaces_and_database(kustomize: Kustomize) -> None:
+    for folder in set(PLATFORMS) - {"overlays/smoke"}:
+        taken = {(each["kind"], each["metadata"]["name"]) for each in kustomize(folder)}
+        assert "Namespace" not in {kind for kind, _ in taken}
+        assert ("StatefulSet", "postgres") not in taken
+    smoke = kustomize("overlays/smoke")  # by itself: another namespace, so another database
+    assert {each["metadata"]["namespace"] for each in smoke if each["kind"] != "Namespace"} == {"dira-smoke"}
+
+
+def test_the_policy_refuses_the_names_that_render_changes(kustomize: Kustomize) -> None:
+    (policy,) = (each for each in kustomize("cluster") if each["kind"] == "ValidatingAdmissionPolicy")
+    expressions = " ".join(each["expression"] for each in policy["spec"]["validations"])
+    assert set(re.findall(r'metadata\.name != "(.+?)"', expressions)) == STANDING
+    (cluster,) = (each for each in kustomize("base") if each["kind"] == "RayCluster")
+    assert {cluster["metadata"]["name"]} == STANDING

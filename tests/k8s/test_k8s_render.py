@@ -1,5 +1,6 @@
 """`dira-dist k8s render`: any job file as a RayJob, its pods as its resources say."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from jsonschema.protocols import Validator
 from typer.testing import CliRunner
 
 from dira_dist.cli import app
-from dira_dist.cluster.submit.kubernetes import object_name, render
+from dira_dist.cluster.submit.kubernetes import DEFAULT_IMAGE, STANDING, VERBS, object_name, render, render_verb
+from dira_dist.cluster.submit.pods import JOB_ANNOTATION, JOB_FILE, SALT_FILE
 from dira_dist.config import RequestError
 from dira_dist.jobs.load import load_job
 
@@ -50,7 +52,8 @@ def test_pods_come_from_the_resources() -> None:
 
     elastic = ray_job("resources={workers: [2, 8], cpus_per_worker: 1.5}")
     group = workers(elastic)
-    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (2, 2, 8)
+    assert (group["minReplicas"], group["maxReplicas"]) == (2, 8)
+    assert "replicas" not in group  # the autoscaler's
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits == {"cpu": "2", "memory": "8Gi"}
     assert elastic["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
@@ -67,8 +70,6 @@ def test_evaluations_on_a_gpu_have_a_pod_of_their_own(kuberay: dict[str, Validat
     limits = evaluating["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits == {"cpu": "3", "memory": "12Gi", "nvidia.com/gpu": "1"}
     assert (evaluating["rayStartParams"]["num-cpus"], evaluating["rayStartParams"]["num-gpus"]) == ("0", "1")
-    budgets = yaml.safe_load_all(render(JOB, [gpus, "evaluation.device=cuda"]))
-    assert [each["spec"]["minAvailable"] for each in budgets if each["kind"] == "PodDisruptionBudget"] == [1, 5]
 
 
 @pytest.mark.parametrize(("gpus", "groups"), [(0, 1), (1, 2)])
@@ -90,15 +91,31 @@ def test_workers_share_pods_that_they_fill() -> None:
 
 def test_the_job_goes_with_its_manifests_and_overrides() -> None:
     override = 'loss_weights={discriminative: 1, restorative: 10, adversarial: "0.001"}'.replace('"', "")
-    documents = list(yaml.safe_load_all(render(JOB, [override])))
-    job_file, job = (next(each for each in documents if each["kind"] == kind) for kind in ("ConfigMap", "RayJob"))
-    assert job_file["data"]["job.yaml"] == JOB.read_text()
-    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    (volume,) = (each for each in head["volumes"] if each["name"] == "job")
-    assert volume["configMap"]["name"] == job_file["metadata"]["name"]
-    (mount,) = (each for each in head["containers"][0]["volumeMounts"] if each["name"] == "job")
+    job = ray_job(override)
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    assert head["metadata"]["annotations"][JOB_ANNOTATION] == JOB.read_text()
+    (volume,) = (each for each in head["spec"]["volumes"] if each["name"] == "job")
+    (item,) = volume["downwardAPI"]["items"]
+    assert item["fieldRef"]["fieldPath"] == f"metadata.annotations['{JOB_ANNOTATION}']"
+    (mount,) = (each for each in head["spec"]["containers"][0]["volumeMounts"] if each["name"] == "job")
     words = shlex.split(job["spec"]["entrypoint"])
-    assert words == ["dira-dist", "run", f"{mount['mountPath']}/job.yaml", "--set", override]
+    assert words == ["dira-dist", "run", f"{mount['mountPath']}/{item['path']}", "--set", override]
+    assert words[2] == JOB_FILE
+
+
+def test_a_job_is_one_object_so_that_nothing_is_left_when_it_is_deleted() -> None:
+    for overrides in ([], ["resources.workers=[2, 4]"], ["evaluation.device=cuda", "resources.gpus_per_worker=1"]):
+        (document,) = yaml.safe_load_all(render(JOB, overrides))
+        assert document["kind"] == "RayJob"
+
+
+def test_a_file_too_large_for_kubernetes_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "large.yaml"
+    file.write_text(JOB.read_text() + "# \N{LATIN SMALL LETTER E WITH ACUTE}\n" * 45_000)
+    with pytest.raises(RequestError, match=r"the RayJob has 2\d{5} bytes, job file included, and 250000 are allowed"):
+        render(file)
+    file.write_text(JOB.read_text() + "# e\n" * 45_000)
+    assert "cxr14-dira-moco" in render(file)
 
 
 def test_a_retry_resumes_because_the_name_stays() -> None:
@@ -107,7 +124,8 @@ def test_a_retry_resumes_because_the_name_stays() -> None:
     assert first["metadata"]["name"] == load_job(JOB).job.name
     assert first["spec"]["backoffLimit"] > 0
     assert first["spec"]["shutdownAfterJobFinishes"] is True
-    assert first["spec"]["ttlSecondsAfterFinished"] > 0
+    assert first["spec"]["ttlSecondsAfterFinished"] == 0  # GPUs of a job that has ended are the next one's at once
+    assert first["spec"]["preRunningDeadlineSeconds"] > 0  # those of one that does not start, too, some time
 
 
 @pytest.mark.parametrize("name", ["CXR.14_moco", "7-days", "x" * 100, "a--b-"])
@@ -121,10 +139,97 @@ def test_names_are_fit_for_kubernetes_and_stay_apart(name: str) -> None:
     assert object_name("cxr14-dira-moco") == "cxr14-dira-moco"
 
 
-def test_disruption_budgets_keep_head_and_smallest_size() -> None:
-    documents = yaml.safe_load_all(render(JOB, ["resources.workers=[2, 8]"]))
-    budgets = [each["spec"]["minAvailable"] for each in documents if each["kind"] == "PodDisruptionBudget"]
-    assert budgets == [1, 2]
+def test_names_of_what_stands_are_changed() -> None:
+    for name in STANDING:
+        assert object_name(name) != name
+        assert object_name(name).startswith(f"{name}-")
+        assert object_name(f"{name}-head") == f"{name}-head"  # whose Service is NAME-head-head-svc
+        assert ray_job(f"name={name}")["metadata"]["name"] == object_name(name)
+
+
+def test_a_queue_takes_a_fixed_number_of_pods() -> None:
+    label = "kueue.x-k8s.io/queue-name"
+    assert ray_job(queue="team-a")["metadata"]["labels"][label] == "team-a"
+    assert label not in ray_job()["metadata"]["labels"]
+    with pytest.raises(
+        RequestError, match=r"--queue team-a: resources\.workers makes 2 to 8 pods, .* leave --queue out"
+    ):
+        ray_job("resources.workers=[2, 8]", queue="team-a")
+
+
+def test_the_image_comes_from_the_command_the_environment_or_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DIRA_DIST_IMAGE", raising=False)
+    assert images(render(JOB)) == {DEFAULT_IMAGE}
+    monkeypatch.setenv("DIRA_DIST_IMAGE", "registry.example/dira-dist:0.2.0")
+    assert images(render(JOB)) == {"registry.example/dira-dist:0.2.0"}
+    assert images(render_verb(["shard", "s3://a", "s3://b"], name="x")) == {"registry.example/dira-dist:0.2.0"}
+    assert images(render(JOB, image="registry.example/mine:1.0")) == {"registry.example/mine:1.0"}
+
+
+def images(manifest: str) -> set[str]:
+    return set(re.findall(r"\bimage: (\S+)", manifest))
+
+
+WORDS = {
+    "shard": ["shard", "s3://b/images", "s3://b/set"],
+    "predict": ["predict", "models:/m@best", "s3://b/images", "s3://b/out"],
+    "embed": ["embed", "models:/m@best", "s3://b/images", "s3://b/out"],
+    "evaluate": ["evaluate", "models:/m@best", "s3://b/set", "--dest", "s3://b/out"],
+    "words": ["words", "s3://b/set", "s3://b/out", "--encoder", "models:/m@best"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_works_in_pods_that_have_what_it_asks_for(verb: str, kuberay: dict[str, Validator]) -> None:
+    (job,) = yaml.safe_load_all(render_verb(WORDS[verb], name="nih", cpus=6, gpus=1))
+    kuberay["RayJob"].validate(job)
+    limits = workers(job)["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"cpu": "6", "memory": "24Gi", "nvidia.com/gpu": "1"}
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[: len(WORDS[verb]) + 1] == ["dira-dist", *WORDS[verb]]
+    spreads = verb in ("predict", "embed")
+    assert (words[-2:] == ["--address", "auto"] or "--address" in words) == spreads
+    assert ("entrypointNumGpus" in job["spec"]) != spreads  # Ray starts the others where the GPU is
+    salted = verb in ("shard", "predict", "embed")
+    assert (SALT_FILE in words) == salted
+    for group in (job["spec"]["rayClusterSpec"]["headGroupSpec"], workers(job)):
+        mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]
+        assert str(Path(SALT_FILE).parent) in [mount["mountPath"] for mount in mounts]
+
+
+def test_files_are_shared_among_the_pods_of_verbs_that_can() -> None:
+    (job,) = yaml.safe_load_all(render_verb(WORDS["predict"], name="nih", pods=4))
+    assert workers(job)["replicas"] == 4
+    with pytest.raises(RequestError, match=r"--pods 4: `shard` works in one pod; only predict and embed"):
+        render_verb(WORDS["shard"], name="nih", pods=4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "x"], "'train': no verb that works long without a job file; allowed: shard, predict"),
+        ([], "'': no verb"),
+        (["shard", "images", "s3://b/set"], "images: of one machine, and the pods of a job share none"),
+        (["shard", "s3://b/i", "s3://b/set", "--labels=tables/l.csv"], "--labels=tables/l.csv: of one machine"),
+        (["embed", "/models/m", "s3://b/i", "s3://b/o"], "/models/m: of one machine"),
+        ([*WORDS["predict"], "--address", "auto"], "--address: the RayJob has a cluster of its own"),
+    ],
+)
+def test_a_verb_that_no_pod_can_do_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}"):
+        render_verb(words, name="x")
+    if "/models/m" in words:
+        assert "/models/m" in render_verb(words, name="x", image="registry.example/mine:1.0")
+
+
+def test_the_command_reads_a_verbs_words_as_the_pod_will() -> None:
+    options = ["--name", "nih", "--cpus", "3", "--queue", "team-a"]
+    printed = CliRunner().invoke(app, ["k8s", "render-verb", *options, *WORDS["shard"], "--image-size", "0"])
+    assert printed.exit_code == 0, printed.output
+    assert printed.output == render_verb([*WORDS["shard"], "--image-size", "0"], name="nih", cpus=3, queue="team-a")
+    refused = CliRunner().invoke(app, ["k8s", "render-verb", "--name", "nih", *WORDS["shard"], "--imge-size", "0"])
+    assert refused.exit_code == 2
+    assert "No such option: --imge-size" in refused.output
 
 
 def test_files_of_one_machine_are_refused() -> None:

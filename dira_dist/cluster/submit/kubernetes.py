@@ -1,76 +1,55 @@
-"""A job file as Kubernetes manifests: a KubeRay RayJob whose pods have exactly what the job's ``resources`` ask for.
+"""A job file, or a verb of the command line, as a KubeRay RayJob whose pods have what it asks for.
 
-The manifests name what ``k8s/base`` sets up in the namespace: the service account ``dira-ray``, the ConfigMap
-``dira-environment`` and the Secret ``dira-s3``. Overlays in ``k8s/overlays`` add what belongs to a cluster and not to a
-job: tolerations, node selectors, queues.
+The manifests name what ``k8s/base`` sets up in the namespace, see :mod:`dira_dist.cluster.submit.pods`. Overlays in
+``k8s/overlays`` add what belongs to a cluster and not to a job: tolerations, node selectors, queues.
 """
 
 import hashlib
+import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dira_dist.cluster.submit.pods import (
+    JOB_FILE,
+    SALT_FILE,
+    Manifest,
+    PodSize,
+    autoscaler,
+    head_pod,
+    labels,
+    submitter_pod,
+    worker_pod,
+)
 from dira_dist.config import RequestError
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import AnyLoaded, Driver, load_job
 from dira_dist.version import __version__
 
 DEFAULT_IMAGE = f"dira-dist:{__version__}"
-# Ray marks a node as draining when its pod is asked to end, and waits so long for the last checkpoint; the pod's grace
-# period covers that and the end of Ray's own processes, and the two minutes that spot machines are given cover all.
-DRAIN_TIMEOUT_S = 90
-GRACE_PERIOD_S = 110
+IMAGE_VARIABLE = "DIRA_DIST_IMAGE"
+STANDING = frozenset({"everyday"})
+"""Names that stand in the namespace: KubeRay would lead the Service of such a cluster to a job of the same name."""
+VERBS = ("shard", "predict", "embed", "evaluate", "words")
+"""What works long without a job file."""
 
-_GIB = 2**30
 _MEMORY_GIB_PER_CPU = 4  # what general-purpose machines have
 _NAME_LENGTH = 47  # KubeRay appends to a RayJob's name, and a label holds 63
-_JOB_FILE = "/etc/dira-dist/job.yaml"
-_KEPT_AFTER_END_S = 300
+_STARTS_WITHIN_S = 1800  # a machine that is made, and an image of 12 GB; then the pods that came are given back
 _RETRIES = 3
-
-Manifest = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PodSize:
-    """What one Ray pod has; Ray gets the same figures that Kubernetes enforces.
-
-    A quarter of the memory is ``/dev/shm``, which counts as the pod's memory; half of that is Ray's object store, the
-    rest is left to the loaders.
-    """
-
-    cpus: int
-    memory_gib: int
-    gpus: int = 0
-
-    @property
-    def shm_gib(self) -> int:
-        return max(1, self.memory_gib // 4)
-
-    def resources(self) -> Manifest:
-        """Requests equal to limits: no pod is throttled or evicted for what it was promised."""
-        amounts: Manifest = {"cpu": str(self.cpus), "memory": f"{self.memory_gib}Gi"}
-        if self.gpus:
-            amounts["nvidia.com/gpu"] = str(self.gpus)
-        return {"requests": dict(amounts), "limits": dict(amounts)}
-
-    def ray_start_params(self, *, schedulable: bool) -> dict[str, str]:
-        """``ray start`` options; a node that is not schedulable, the head, takes no training worker."""
-        return {
-            "num-cpus": str(self.cpus if schedulable else 0),
-            "num-gpus": str(self.gpus),
-            "memory": str((self.memory_gib - self.shm_gib) * _GIB),
-            "object-store-memory": str(self.shm_gib * _GIB // 2),
-            "metrics-export-port": "8080",
-        }
-
+# `kubectl apply` keeps the whole manifest in an annotation beside the job file's, and an object's may hold 256 KiB.
+_MOST_BYTES = 250_000
+_SALTED = ("shard", "predict", "embed")
+_SPREADING = ("predict", "embed")  # over all pods; the other verbs take one
 
 HEAD_SIZE = PodSize(cpus=2, memory_gib=8)
 SEARCH_HEAD_SIZE = PodSize(cpus=4, memory_gib=16)  # the drivers of all trials run there
@@ -151,41 +130,131 @@ def render(
     image: str | None = None,
     workers_per_pod: int = 1,
     memory_gib: int | None = None,
+    queue: str | None = None,
 ) -> str:
-    """The manifests of one job as YAML: its file in a ConfigMap, its RayJob, its PodDisruptionBudgets.
+    """The manifest of one job as YAML: a RayJob that holds the job's file, so that nothing is left when it is deleted.
 
     The RayJob's name comes from the job's name alone, and the run of that name is what a retry goes on with.
 
     Args:
         job: path of a job file.
         overrides: ``key.path=value`` each; they are kept in the RayJob's entrypoint.
-        image: of every pod; the project's own where left out.
+        image: of every pod; that of ``DIRA_DIST_IMAGE`` if none, else the project's own, which no registry serves.
         workers_per_pod: see :func:`fleet`.
         memory_gib: see :func:`fleet`.
+        queue: Kueue's LocalQueue that the job waits in.
 
     Raises:
-        RequestError: for an invalid job, or one that keeps something in a folder, which pods do not share, or that
-            begins with weights which no pod has.
+        RequestError: for an invalid job, or one that keeps something in a folder, which pods do not share, that
+            begins with weights which no pod has, that is elastic and is to wait in a queue, or is too large.
     """
     loaded = load_job(Path(job), overrides)
+    image = image or os.environ.get(IMAGE_VARIABLE)
     _refuse_folders(loaded.job)
     _refuse_local_weights(loaded.job, image)
     pods = fleet(loaded, workers_per_pod=workers_per_pod, memory_gib=memory_gib)
-    name = object_name(loaded.job.name)
-    documents = [
-        _job_file(name, Path(job).read_text()),
-        _ray_job(name, image or DEFAULT_IMAGE, pods, overrides),
-        *_disruption_budgets(name, pods),
-    ]
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120)
+    _refuse_elastic(pods, queue)
+    name, image = object_name(loaded.job.name), image or DEFAULT_IMAGE
+    words = ["dira-dist", "run", JOB_FILE, *(word for override in overrides for word in ("--set", override))]
+    cluster = _cluster(name, image, pods, Path(job).read_text())
+    return _as_yaml(_ray_job(name, image, words, cluster, queue))
+
+
+def render_verb(
+    words: Sequence[str],
+    *,
+    name: str,
+    image: str | None = None,
+    pods: int = 1,
+    cpus: int = 8,
+    gpus: int = 0,
+    memory_gib: int | None = None,
+    queue: str | None = None,
+) -> str:
+    """The manifest of a verb that works long: ingestion, prediction, embedding, evaluation, visual words.
+
+    ``predict`` and ``embed`` share their files among all pods; the others work in one, and Ray starts them there.
+
+    Args:
+        words: of the command line, without ``dira-dist``.
+        name: of the RayJob.
+        image: see :func:`render`.
+        pods: how many work.
+        cpus: of each.
+        gpus: of each.
+        memory_gib: of each; 4 GiB per CPU if none.
+        queue: see :func:`render`.
+
+    Raises:
+        RequestError: the verb is none of :data:`VERBS`, names a folder, brings a cluster of its own, or cannot use
+            several pods.
+    """
+    verb, image = _verb_of(words, image), image or os.environ.get(IMAGE_VARIABLE) or DEFAULT_IMAGE
+    if pods > 1 and verb not in _SPREADING:
+        raise RequestError(f"--pods {pods}: `{verb}` works in one pod; only {' and '.join(_SPREADING)} share theirs")
+    words = ["dira-dist", *words]
+    if verb in _SPREADING:
+        words += ["--address", "auto"]
+    if verb in _SALTED and "--salt-file" not in words:  # each pod's home would have one of its own
+        words += ["--salt-file", SALT_FILE]
+    size = PodSize(cpus, memory_gib or max(4, _MEMORY_GIB_PER_CPU * cpus), gpus)
+    name = object_name(name)
+    cluster = _cluster(name, image, Fleet(HEAD_SIZE, size, pods, pods), None)
+    manifest = _ray_job(name, image, words, cluster, queue)
+    if verb not in _SPREADING:  # Ray starts it in the pod that has these, and not on the head
+        manifest["spec"] |= {"entrypointNumCpus": cpus} | ({"entrypointNumGpus": gpus} if gpus else {})
+    return _as_yaml(manifest)
+
+
+def _verb_of(words: Sequence[str], image: str | None) -> str:
+    """Of the command line, which reads and writes what every pod reaches.
+
+    Raises:
+        RequestError: no such verb, or it names a file or folder of this machine.
+    """
+    verb = words[0] if words else ""
+    if verb not in VERBS:
+        raise RequestError(f"{verb!r}: no verb that works long without a job file; allowed: {', '.join(VERBS)}")
+    if "--address" in words:
+        raise RequestError("--address: the RayJob has a cluster of its own; leave it out")
+    places = [*takewhile(lambda word: not word.startswith("-"), words[1:]), *(word for word in words if "/" in word)]
+    here = [word for word in dict.fromkeys(places) if not _in_every_pod(word.rpartition("=")[2], image)]
+    if here:
+        raise RequestError(
+            f"{', '.join(here)}: of one machine, and the pods of a job share none; give addresses in a bucket "
+            "(s3://bucket/prefix), models by models:/NAME@ALIAS, or with --image absolute paths in an image of your own"
+        )
+    return verb
+
+
+def _in_every_pod(place: str, image: str | None) -> bool:
+    if "://" in place or place.startswith(("models:/", "runs:/", SALT_FILE)):
+        return True
+    return image is not None and Path(place).is_absolute()
+
+
+def _as_yaml(manifest: Manifest) -> str:
+    """Raises:
+    RequestError: Kubernetes does not take an object of this size from ``kubectl apply``.
+    """
+    size = len(json.dumps(manifest, ensure_ascii=False).encode())
+    if size > _MOST_BYTES:
+        raise RequestError(
+            f"the RayJob has {size} bytes, job file included, and {_MOST_BYTES} are allowed; put long tables and lists "
+            "of the job file into files in the bucket, or the job file into an image of your own"
+        )
+    return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def object_name(job_name: str) -> str:
-    """A job's name as a Kubernetes object may be called: lower case, no dots; a digest keeps long names apart."""
+    """A job's name as a Kubernetes object may be called: lower case, no dots; a digest keeps apart what was changed.
+
+    So it does a name of :data:`STANDING`.
+    """
     name = re.sub(r"[^a-z0-9-]+", "-", job_name.lower()).strip("-")
-    if not name[0].isalpha():
-        name = f"job-{name}"
-    if name == job_name and len(name) <= _NAME_LENGTH:
+    if not name[:1].isalpha():
+        name = f"job-{name}".rstrip("-")
+    if name == job_name and len(name) <= _NAME_LENGTH and name not in STANDING:
         return name
     digest = hashlib.sha256(job_name.encode()).hexdigest()[:6]
     return f"{name[: _NAME_LENGTH - 7].rstrip('-')}-{digest}"
@@ -216,199 +285,73 @@ def _refuse_local_weights(job: TrainingJob, image: str | None) -> None:
             )
 
 
-def _metadata(name: str, job: str, component: str) -> Manifest:
-    return {"name": name, "labels": _labels(job, component)}
+def _refuse_elastic(pods: Fleet, queue: str | None) -> None:
+    """Kueue admits a number of pods, and refuses a cluster that changes it."""
+    if queue is not None and pods.elastic:
+        raise RequestError(
+            f"--queue {queue}: resources.workers makes {pods.min_pods} to {pods.max_pods} pods, and a queue admits a "
+            "fixed number; give one number (--set resources.workers=4), or leave --queue out"
+        )
 
 
-def _labels(job: str, component: str) -> dict[str, str]:
-    return {
-        "app.kubernetes.io/part-of": "dira-dist",
-        "app.kubernetes.io/instance": job,
-        "app.kubernetes.io/component": component,
-    }
-
-
-def _job_file(name: str, text: str) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": _metadata(f"{name}-job", name, "job"),
-        "data": {"job.yaml": text},
-    }
-
-
-def _disruption_budgets(name: str, pods: Fleet) -> Iterator[Manifest]:
-    """Nothing but the end of a machine takes the head or a worker that the run cannot go on without."""
-    for component, count in (("ray-head", 1), ("ray-worker", pods.min_pods + pods.evaluation_pods)):
-        yield {
-            "apiVersion": "policy/v1",
-            "kind": "PodDisruptionBudget",
-            "metadata": _metadata(f"{name}-{component.removeprefix('ray-')}", name, component),
-            # an integer: pods that a custom resource owns have no scale to take a share of
-            "spec": {"minAvailable": count, "selector": {"matchLabels": _labels(name, component)}},
-        }
-
-
-def _ray_job(name: str, image: str, pods: Fleet, overrides: Sequence[str]) -> Manifest:
-    words = ["dira-dist", "run", _JOB_FILE]
-    words += [word for override in overrides for word in ("--set", override)]
+def _ray_job(name: str, image: str, words: Sequence[str], cluster: Manifest, queue: str | None) -> Manifest:
+    marks = labels(name, "job") | ({"kueue.x-k8s.io/queue-name": queue} if queue else {})
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": _metadata(name, name, "job"),
+        "metadata": {"name": name, "labels": marks},
         "spec": {
             "entrypoint": shlex.join(words),
             "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": _KEPT_AFTER_END_S,
+            "ttlSecondsAfterFinished": 0,  # the pods; RayJob, events and the driver's log stay
+            "preRunningDeadlineSeconds": _STARTS_WITHIN_S,
             "backoffLimit": _RETRIES,
             "submissionMode": "K8sJobMode",
             "submitterConfig": {"backoffLimit": 2},
-            "submitterPodTemplate": _submitter(name, image),
-            "rayClusterSpec": _cluster(name, image, pods),
+            "submitterPodTemplate": submitter_pod(name, image),
+            "rayClusterSpec": cluster,
         },
     }
 
 
-def _submitter(name: str, image: str) -> Manifest:
-    container = _container("ray-job-submitter", image, PodSize(cpus=1, memory_gib=1).resources())
-    del container["envFrom"]  # it hands over a line of text and follows a log: no secret is its business
-    spec = _pod_spec(container, [_tmp(1)], needs_kubernetes=False) | {"restartPolicy": "Never"}
-    return {"metadata": {"labels": _labels(name, "submitter")}, "spec": spec}
-
-
-def _cluster(name: str, image: str, pods: Fleet) -> Manifest:
+def _cluster(name: str, image: str, pods: Fleet, job_file: str | None) -> Manifest:
     cluster: Manifest = {"rayVersion": version("ray"), "authOptions": {"mode": "token"}}
     if pods.elastic:
-        cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": _autoscaler()}
+        cluster |= {"enableInTreeAutoscaling": True, "autoscalerOptions": autoscaler()}
     return cluster | {
         "headGroupSpec": {
             "rayStartParams": {"dashboard-host": "0.0.0.0"} | pods.head.ray_start_params(schedulable=False),
-            "template": _head(name, image, pods.head, needs_kubernetes=pods.elastic),
+            "template": head_pod(
+                name, image, pods.head, needs_kubernetes=pods.elastic, job_file=job_file, has_salt=job_file is None
+            ),
         },
-        "workerGroupSpecs": list(_worker_groups(name, image, pods)),
+        "workerGroupSpecs": list(_worker_groups(name, image, pods, has_salt=job_file is None)),
     }
 
 
-def _worker_groups(name: str, image: str, pods: Fleet) -> Iterator[Manifest]:
+def _worker_groups(name: str, image: str, pods: Fleet, *, has_salt: bool) -> Iterator[Manifest]:
     """The training's, and one whose GPUs are for evaluations: without CPUs for Ray, so that no worker goes there."""
-    yield _worker_group("workers", _worker(name, image, pods.size), pods.size, (pods.min_pods, pods.max_pods))
+    template = worker_pod(name, image, pods.size, has_salt=has_salt)
+    yield _worker_group("workers", template, pods.size, (pods.min_pods, pods.max_pods))
     if pods.evaluation is not None:
         counts = (pods.evaluation_pods, pods.evaluation_pods)
-        yield _worker_group("evaluation", _worker(name, image, pods.evaluation), pods.evaluation, counts, trains=False)
+        template = worker_pod(name, image, pods.evaluation)
+        yield _worker_group("evaluation", template, pods.evaluation, counts, trains=False)
 
 
 def _worker_group(
     name: str, template: Manifest, size: PodSize, counts: tuple[int, int], *, trains: bool = True
 ) -> Manifest:
+    """Of an elastic group ``replicas`` is the autoscaler's business: it stands in no manifest that is applied again."""
+    fixed = {"replicas": counts[0]} if counts[0] == counts[1] else {}
     return {
         "groupName": name,
-        "replicas": counts[0],
+        **fixed,
         "minReplicas": counts[0],
         "maxReplicas": counts[1],
         "rayStartParams": size.ray_start_params(schedulable=trains),
         "template": template,
     }
-
-
-def _autoscaler() -> Manifest:
-    return {
-        "version": "v2",
-        "idleTimeoutSeconds": 120,
-        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "500m", "memory": "1Gi"}},
-        "securityContext": _hardened(),
-        "env": [{"name": "HOME", "value": "/tmp"}],
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    }
-
-
-def _head(name: str, image: str, size: PodSize, *, needs_kubernetes: bool) -> Manifest:
-    ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
-    container = _container("ray-head", image, size.resources(), ports, _probes("8265/api/gcs_healthz"))
-    container["volumeMounts"] += [
-        {"name": "shm", "mountPath": "/dev/shm"},
-        {"name": "job", "mountPath": str(Path(_JOB_FILE).parent), "readOnly": True},
-    ]
-    volumes = [_tmp(10), _shm(size), {"name": "job", "configMap": {"name": f"{name}-job"}}]
-    spec = _pod_spec(container, volumes, needs_kubernetes=needs_kubernetes)
-    return {"metadata": {"labels": _labels(name, "ray-head")}, "spec": spec | {"restartPolicy": "Never"}}
-
-
-def _worker(name: str, image: str, size: PodSize) -> Manifest:
-    container = _container("ray-worker", image, size.resources(), {"metrics": 8080}, _probes())
-    container["volumeMounts"] += [{"name": "shm", "mountPath": "/dev/shm"}]
-    spec = _pod_spec(container, [_tmp(50), _shm(size)], needs_kubernetes=False)
-    return {"metadata": {"labels": _labels(name, "ray-worker")}, "spec": spec | {"restartPolicy": "Never"}}
-
-
-def _pod_spec(container: Manifest, volumes: list[Manifest], *, needs_kubernetes: bool) -> Manifest:
-    """``needs_kubernetes``: only the autoscaler beside the head talks to the API server."""
-    return {
-        "serviceAccountName": "dira-ray",
-        "automountServiceAccountToken": needs_kubernetes,
-        "terminationGracePeriodSeconds": GRACE_PERIOD_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 1000,
-            "runAsGroup": 100,
-            "fsGroup": 100,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container],
-        "volumes": volumes,
-    }
-
-
-def _container(
-    name: str,
-    image: str,
-    resources: Manifest,
-    ports: dict[str, int] | None = None,
-    probes: Manifest | None = None,
-) -> Manifest:
-    container: Manifest = {"name": name, "image": image, "imagePullPolicy": "IfNotPresent"}
-    if ports:
-        container["ports"] = [{"name": purpose, "containerPort": port} for purpose, port in ports.items()]
-    return container | {
-        "env": [
-            {"name": "HOME", "value": "/tmp"},  # the root file system is read-only
-            {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(DRAIN_TIMEOUT_S)},
-        ],
-        "envFrom": [{"configMapRef": {"name": "dira-environment"}}, {"secretRef": {"name": "dira-s3"}}],
-        "resources": resources,
-        "securityContext": _hardened(),
-        **(probes or {}),
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    }
-
-
-def _hardened() -> Manifest:
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-
-
-def _probes(*more: str) -> Manifest:
-    """Asked inside the pod, where no token is needed and no network policy stands in the way."""
-    asked = " && ".join(
-        f"wget -q -t 1 -T 4 -O - http://127.0.0.1:{place} | grep -q success"
-        for place in ("52365/api/local_raylet_healthz", *more)
-    )
-    check = {"exec": {"command": ["bash", "-c", asked]}, "timeoutSeconds": 10}
-    return {
-        "startupProbe": check | {"periodSeconds": 5, "failureThreshold": 60},
-        "readinessProbe": check | {"periodSeconds": 10, "failureThreshold": 6},
-        "livenessProbe": check | {"periodSeconds": 15, "failureThreshold": 20},
-    }
-
-
-def _tmp(size_gib: int) -> Manifest:
-    return {"name": "tmp", "emptyDir": {"sizeLimit": f"{size_gib}Gi"}}
-
-
-def _shm(size: PodSize) -> Manifest:
-    return {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size.shm_gib}Gi"}}
 
 
 class _Dumper(yaml.SafeDumper):
