@@ -424,6 +424,30 @@ def pull(
 
 
 @app.command()
+def phantoms(
+    folder: Annotated[Path, typer.Argument(help="empty or new; gets images/, labels.csv and boxes.csv")],
+    count: Annotated[int, typer.Option(help="images, two of each patient", min=1)] = 240,
+    size_px: Annotated[int, typer.Option(help="side of the images", min=32)] = 64,
+    seed: Annotated[int, typer.Option(help="which archive", min=0)] = 0,
+) -> None:
+    """Draw synthetic chest radiographs as DICOM, with findings and boxes, to try things out with."""
+    made = dira_dist.write_phantoms(folder, count, seed=seed, size_px=size_px)
+    _out.print(f"{len(made)} DICOM files in {folder}/images, {folder}/labels.csv, {folder}/boxes.csv", markup=False)
+
+
+@app.command()
+def examples(
+    name: Annotated[str | None, typer.Argument(help="one of them, which is printed; all names where left out")] = None,
+) -> None:
+    """The job files that come with the package: `dira-dist examples pretrain-ct > my-job.yaml`."""
+    if name is not None:
+        sys.stdout.write(dira_dist.example(name))
+        return
+    for each, text in dira_dist.examples().items():
+        _out.print(f"{each:31} {text}", markup=False)
+
+
+@app.command()
 def schema() -> None:
     """JSON Schema of the job file, for editors."""
     sys.stdout.write(json.dumps(dira_dist.job_schema(), indent=1) + "\n")
