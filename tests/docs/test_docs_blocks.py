@@ -1,5 +1,5 @@
-"""Nothing that the pages show rots: commands are held against the programs' own options, Python against what it imports,
-job files and parts of such against the kinds of job.
+"""Nothing that the pages show rots: commands are held against the programs' own options, job files and parts of such
+against the kinds of job, Python against what it imports.
 """
 
 import ast
@@ -8,6 +8,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _of_make(words: list[str], named_only: bool) -> str | None:
 
 def _files_of(words: list[str], named_only: bool) -> str | None:
     """What `-f` and `-k` name is there."""
-    named = [after for word, after in zip(words, words[1:], strict=False) if word in ("-f", "-k")]
+    named = [after for word, after in pairwise(words) if word in ("-f", "-k")]
     mine = [name for name in named if name.partition("/")[0] in ("k8s", "docker", "jobs") and "..." not in name]
     return next((f"there is no {name}" for name in mine if not (ROOT / name).exists()), None)
 
