@@ -6,6 +6,7 @@ started or overwritten).
 
 import inspect
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import dira_dist
 from dira_dist.config import Document, JobFailedError, RequestError, Section, dump_yaml, validate
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.retry import StoreError
+from dira_dist.environment import VERBOSE
 from dira_dist.jobs.draft import DraftKind
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
 from dira_dist.progress import counted
@@ -48,6 +50,16 @@ def _write_now(text: str) -> None:
     """A log that is followed is read line by line, also through a pipe."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+@app.callback()
+def _of_all_verbs(
+    verbose: Annotated[bool, typer.Option("--verbose", help="what Ray and MLflow say of themselves, too")] = False,
+) -> None:
+    if verbose:
+        os.environ[VERBOSE] = "1"
+    else:
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # read when it is imported, by this process and others
 
 
 def main() -> None:
