@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 CHECKOV := 3.3.30
 LIGHTLY := 1.6.0
 TEST_PROCESSES ?= 2
+# Packages of our environment, read by another one after its own: a line of an `ours.pth` there.
+PURELIB := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+LINKED = $(BIN)/$(PURELIB)
 
-.PHONY: quickstart test lint docs install lightly clean image-test lint-k8s k8s-test
+.PHONY: quickstart test lint docs wheel install lightly clean image-test lint-k8s k8s-test
 
 quickstart: install  ## the whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, pulled weights
 	$(BIN)/dira-dist quickstart
@@ -26,6 +29,14 @@ docs: install  ## the documentation site, build/site/index.html; no warning is l
 	$(BIN)/zensical build --clean --strict >build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
 	@! grep -E '^(griffe|mkdocstrings|autorefs): ' build/docs.log  # zensical tells these and does not count them
 
+wheel: install  ## the distribution built, and tried away from the checkout: its own files alone, others' from our environment
+	rm -rf build/dist $(VENV)/wheel
+	$(BIN)/python -m build --no-isolation --outdir build/dist . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	$(BIN)/python -m venv $(VENV)/wheel
+	$(VENV)/wheel/bin/pip install --quiet --disable-pip-version-check --no-deps build/dist/*.whl
+	$(LINKED) > $$($(VENV)/wheel/bin/$(PURELIB))/ours.pth
+	$(VENV)/wheel/bin/python .ci/try_wheel.py
+
 lint-k8s: install  ## checkov over images and rendered manifests, in an environment of its own, for its pins clash with ours
 	$(PYTHON) -m venv $(VENV)/checkov
 	$(VENV)/checkov/bin/pip install --quiet --disable-pip-version-check checkov==$(CHECKOV)
@@ -44,8 +55,7 @@ lightly: $(VENV)/lightly/.$(LIGHTLY)  ## a public library that the methods are h
 $(VENV)/lightly/.$(LIGHTLY): $(VENV)/.installed
 	$(BIN)/python -m venv --clear $(VENV)/lightly
 	$(VENV)/lightly/bin/pip install --quiet --disable-pip-version-check --no-deps lightly==$(LIGHTLY)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		> $$($(VENV)/lightly/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	$(LINKED) > $$($(VENV)/lightly/bin/$(PURELIB))/ours.pth
 	@touch $@
 
 image-test:  ## the images really built and used, as root with buildah and debootstrap; half an hour, outside the CI

@@ -26,6 +26,9 @@ from .jobs.pretrain import PretrainJob as PretrainJob
 from .prediction.evaluate import evaluate as evaluate
 from .prediction.options import EmbedOptions as EmbedOptions
 from .prediction.options import PredictOptions as PredictOptions
+from .quickstart.examples import example as example
+from .quickstart.examples import examples as examples
+from .quickstart.phantom_archive import write_phantoms as write_phantoms
 from .quickstart.quickstart import run_quickstart as run_quickstart
 from .registry.publish import register as register
 from .registry.pull import pull as pull

@@ -6,30 +6,28 @@ started or overwritten).
 
 import inspect
 import json
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 from rich.console import Console
-from rich.progress import Progress
 
 import dira_dist
 from dira_dist.config import Document, JobFailedError, RequestError, Section, dump_yaml, validate
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.retry import StoreError
+from dira_dist.environment import VERBOSE
 from dira_dist.jobs.draft import DraftKind
 from dira_dist.prediction.options import EmbedOptions, PredictOptions
+from dira_dist.progress import counted
 from dira_dist.vocabulary.options import WordsOptions
-
-if TYPE_CHECKING:
-    from dira_dist.data.ingest import Progress as ShardProgress
 
 app = typer.Typer(
     help="DiRA self-supervised pretraining of medical images at cluster scale.",
@@ -54,16 +52,14 @@ def _write_now(text: str) -> None:
     sys.stdout.flush()
 
 
-@contextmanager
-def _progress_bar(title: str) -> Iterator["ShardProgress"]:
-    """A live bar on a terminal, nothing elsewhere; yields the function that moves it."""
-    with Progress(console=_err, transient=True, disable=not _err.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield show
+@app.callback()
+def _of_all_verbs(
+    verbose: Annotated[bool, typer.Option("--verbose", help="what Ray and MLflow say of themselves, too")] = False,
+) -> None:
+    if verbose:
+        os.environ[VERBOSE] = "1"
+    else:
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # read when it is imported, by this process and others
 
 
 def main() -> None:
@@ -173,7 +169,7 @@ def shard(
         sys.exit(1 if problems else 0)
     if dest is None:
         raise RequestError("DEST is missing: dira-dist shard SOURCE DEST")
-    with _progress_bar("sharding") as progress:
+    with counted("sharding", _err) as progress:
         done = dira_dist.shard(source, dest, options, progress)
     for line in done.lines():
         _out.print(line, markup=False)
@@ -200,7 +196,7 @@ def predict(
     options: PredictOptions,
 ) -> None:
     """A fine-tuned model over images: probabilities, decisions and masks; an interrupted run goes on."""
-    with _progress_bar("predicting") as progress:
+    with counted("predicting", _err) as progress:
         done = dira_dist.predict(
             model, source, dest, options, address=address, tracking_uri=tracking_uri, progress=progress
         )
@@ -220,7 +216,7 @@ def embed(
     options: EmbedOptions,
 ) -> None:
     """Features of images by any model's encoder, as Parquet; an interrupted run goes on."""
-    with _progress_bar("embedding") as progress:
+    with counted("embedding", _err) as progress:
         done = dira_dist.embed(
             model, source, dest, options, address=address, tracking_uri=tracking_uri, progress=progress
         )
@@ -255,7 +251,7 @@ def words(
     options: WordsOptions,
 ) -> None:
     """Visual words (TransVW) of whole volumes: a new set of cubes that carry their word as the label `word`."""
-    with _progress_bar("finding words") as progress:
+    with counted("finding words", _err) as progress:
         done = dira_dist.words(volumes, dest, encoder, options, tracking_uri=tracking_uri, progress=progress)
     for line in done.lines():
         _out.print(line, markup=False)
@@ -419,7 +415,7 @@ def register(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; MLFLOW_TRACKING_URI where left out")] = None,
 ) -> None:
     """A new version in the registry from the newest checkpoint of a run, also one that failed or was stopped."""
-    with _progress_bar("fetching") as progress:
+    with counted("fetching", _err) as progress:
         registered = dira_dist.register(source, name=name, tracking_uri=tracking_uri, progress=progress)
     best = "is" if registered.is_best else "is not"
     _out.print(f"{registered.address} {best} @best: {registered.why}", markup=False)
@@ -447,7 +443,7 @@ def pull(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; MLFLOW_TRACKING_URI where left out")] = None,
 ) -> None:
     """Weights as a plain state dict that loads strictly, or an ONNX file; and the lines of Python that load it."""
-    with _progress_bar("pulling") as progress:
+    with counted("pulling", _err) as progress:
         pulled = dira_dist.pull(
             model,
             dest,
@@ -463,6 +459,30 @@ def pull(
     _err.print(f"the model's files are whole; its sha256 is {pulled.model_sha256}", markup=False)
     if sha256 is None:
         _err.print("who made it no sum beside it can tell: compare with what its maker says (--sha256)", markup=False)
+
+
+@app.command()
+def phantoms(
+    folder: Annotated[Path, typer.Argument(help="empty or new; gets images/, labels.csv and boxes.csv")],
+    count: Annotated[int, typer.Option(help="images, two of each patient", min=1)] = 240,
+    size_px: Annotated[int, typer.Option(help="side of the images", min=32)] = 64,
+    seed: Annotated[int, typer.Option(help="which archive", min=0)] = 0,
+) -> None:
+    """Draw synthetic chest radiographs as DICOM, with findings and boxes, to try things out with."""
+    made = dira_dist.write_phantoms(folder, count, seed=seed, size_px=size_px)
+    _out.print(f"{len(made)} DICOM files in {folder}/images, {folder}/labels.csv, {folder}/boxes.csv", markup=False)
+
+
+@app.command()
+def examples(
+    name: Annotated[str | None, typer.Argument(help="one of them, which is printed; all names where left out")] = None,
+) -> None:
+    """The job files that come with the package: `dira-dist examples pretrain-ct > my-job.yaml`."""
+    if name is not None:
+        sys.stdout.write(dira_dist.example(name))
+        return
+    for each, text in dira_dist.examples().items():
+        _out.print(f"{each:31} {text}", markup=False)
 
 
 @app.command()

@@ -4,6 +4,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+VERBOSE = "DIRA_DIST_VERBOSE"
+"""Set where `--verbose` asks for what Ray and MLflow say of themselves."""
+
 
 @contextmanager
 def environment(**settings: str) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The command line: what is wrong with a request is said in one message with exit code 2, and nothing is touched."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from dira_dist.cli import main
+from dira_dist.cluster.session import _chatter
+from dira_dist.environment import VERBOSE
 from tests.conftest import S3Server
 
 
@@ -216,6 +219,18 @@ def test_schema_is_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert "PretrainJob" in kinds
     assert any(kind.startswith("TuneJob_") for kind in kinds)
     assert "loss_weights" in schema["$defs"]["PretrainJob"]["properties"]
+
+
+@pytest.mark.parametrize(("words", "quiet"), [(["examples"], True), (["--verbose", "examples"], False)])
+def test_chatter_of_others_is_for_who_asks_for_it(
+    words: list[str], quiet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (VERBOSE, "MLFLOW_LOGGING_LEVEL"):
+        monkeypatch.setenv(name, "")  # which is put back
+        monkeypatch.delenv(name)
+    assert dira_dist(monkeypatch, *words) == 0
+    assert (os.environ.get("MLFLOW_LOGGING_LEVEL") == "WARNING") == quiet
+    assert _chatter()["log_to_driver"] != quiet
 
 
 def test_wrong_words_are_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:

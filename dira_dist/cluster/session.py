@@ -10,14 +10,14 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 
 from dira_dist.cluster.answering import check_answers
 from dira_dist.cluster.ray_internals import AUTHENTICATION_LOGGER
 from dira_dist.config import JobFailedError, RequestError
-from dira_dist.environment import environment
+from dira_dist.environment import VERBOSE, environment
 from dira_dist.jobs.base import ResourcesConfig
 from dira_dist.search.fitting import ResourceRequest, trials_that_fit
 
@@ -86,14 +86,19 @@ def _start_embedded(cpus: int) -> None:
             num_cpus=cpus,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
+            **_chatter(),
         )
     except Exception as error:  # Ray has no class for a node that comes too late
         raise JobFailedError(
             f"Ray did not start on this machine ({_first_line(error)}); nothing was begun: run the same job "
             "again, with less beside it on this machine where it is busy"
         ) from error
+
+
+def _chatter() -> dict[str, Any]:
+    """What Ray says of itself, and what workers print, is for who asks for it."""
+    asked = VERBOSE in os.environ
+    return {"log_to_driver": asked, "logging_level": logging.INFO if asked else logging.WARNING}
 
 
 def _token_for_a_home_that_takes_none() -> dict[str, str]:
@@ -152,7 +157,7 @@ def cluster_at(address: str, said: str) -> Iterator[None]:
     try:
         if address and address not in _FOUND_BY_RAY:
             check_answers(address, _GCS_PORT)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address=address, **_chatter())
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RequestError(
             f"{said}: no Ray cluster answers there ({error}); correct it, "

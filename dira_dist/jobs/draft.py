@@ -268,7 +268,7 @@ def _compare(sets: FoundSets, room: Room, storage: str, tracking: str, start: st
     if start is None:
         raise RequestError("--start: name the pretrained model that is compared with a random start: models:/NAME@best")
     base = _finetune(sets, room, storage, tracking, start)
-    left_out = ("name:", "start:", "  label_fraction:")
+    left_out = ("name:", "start:", "  label_fraction:", "tracking:")  # no fit is registered
     return [
         "kind: compare",
         f"name: {sets.name}-compare",
@@ -278,6 +278,7 @@ def _compare(sets: FoundSets, room: Room, storage: str, tracking: str, start: st
         "learning_rates: [2.0e-4, 1.0e-3]        # each start's rate is chosen on val from this list",
         "base:",
         *(f"  {line}" for line in base if not line.startswith(left_out)),
+        f'  tracking: {{uri: "{tracking}", experiment: {sets.name}}}',
     ]
 
 

@@ -340,7 +340,20 @@ def job_schema() -> dict[str, Any]:
     :data:`dira_dist.jobs.draft.SCHEMA_FILE` holds it, too; ``dira-dist schema > dira_dist/jobs/job.schema.json`` writes it anew.
     """
     any_kind: Any = reduce(or_, kinds().values())
-    return TypeAdapter(any_kind | _search_over(any_kind) | CompareJob).json_schema()
+    return _with_nameless_bases(TypeAdapter(any_kind | _search_over(any_kind) | CompareJob).json_schema())
+
+
+def _with_nameless_bases(schema: dict[str, Any]) -> dict[str, Any]:
+    """A search and a comparison name their base where it does not name itself, so none asks a base for its name."""
+    definitions = schema["$defs"]
+    for holder in [each for each in definitions.values() if "base" in each.get("properties", {})]:
+        base = holder["properties"]["base"]
+        for link in base.get("anyOf", [base]):
+            kind = link["$ref"].rpartition("/")[2]
+            required = [key for key in definitions[kind]["required"] if key != "name"]
+            definitions[f"{kind}AsBase"] = {**definitions[kind], "required": required}
+            link["$ref"] += "AsBase"
+    return schema
 
 
 def dump_job(public: dict[str, Any]) -> str:

@@ -160,6 +160,17 @@ def test_the_schema_refuses_what_the_job_refuses() -> None:
     jsonschema.validate(SHORTEST, job_schema())
 
 
+@pytest.mark.parametrize("name", ["compare.yaml", "tune-loss-weights.yaml"])
+def test_the_schema_lets_a_base_be_named_by_what_holds_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    job = yaml.safe_load(next(path for path in JOBS if path.name == name).read_text())
+    job["base"].pop("name", None)
+    load_job(job)
+    jsonschema.validate(job, job_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(job["base"], job_schema())
+
+
 def test_reading_a_job_needs_neither_ray_nor_mlflow() -> None:
     program = (
         "import sys; from dira_dist.jobs.load import load_job; load_job({'name': 'a', 'data': {'train': 'x'}});"

@@ -10,7 +10,7 @@ import dira_dist
 from dira_dist.config import RequestError
 from dira_dist.data.ingest import ShardOptions
 from dira_dist.jobs.draft import DEFAULTS, SCHEMA_FILE, Room, defaults_for, draft, find_sets
-from dira_dist.jobs.load import load_job
+from dira_dist.jobs.load import LoadedComparison, load_job
 from dira_dist.jobs.recipe_guards import stale_queue
 
 LAPTOP, CLUSTER = Room(2, 0, "this machine"), Room(32, 4, "a Ray cluster")
@@ -49,6 +49,16 @@ def test_what_is_drafted_is_a_job_of_that_kind(kind: str, room: Room, sets: Path
     assert job.resources.workers == (4 if room.gpus else 1)
     assert "finding" in text
     assert job.tracking.uri == "sqlite:///a.db"
+
+
+def test_a_comparison_is_drafted_for_a_pretrained_model(sets: Path, tmp_path: Path) -> None:
+    text = draft(
+        "compare", find_sets(str(sets)), LAPTOP, storage="runs", tracking="sqlite:///a.db", start="models:/a@best"
+    )
+    loaded = load_job(written(tmp_path, text))
+    assert isinstance(loaded, LoadedComparison)
+    assert loaded.comparison.settled_starts()["pretrained"].addresses == ("models:/a@best",)
+    assert loaded.job.tracking.uri == "sqlite:///a.db"
 
 
 def test_init_writes_once_and_what_check_accepts(sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

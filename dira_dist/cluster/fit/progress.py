@@ -3,24 +3,21 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from dira_dist.background import Background
 from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.metrics import DATA_WAIT_SHARE, IMAGES_PER_S, LOSS
 from dira_dist.objectives.parts import SHORT_NAMES
+from dira_dist.progress import LINE_EVERY_S, Pace, in_words, live_bar
 from dira_dist.training.stages import Plan, StageSpan
 
 OnReport = Callable[[int, Mapping[str, float]], None]
 
 _POLL_S = 0.5
 _READ_TIMEOUT_S = 5.0
-_LINE_EVERY_S = 15.0
 _BEFORE_THE_FIRST_STEP = "starting workers"
 _TOTAL = "total"
 
@@ -44,14 +41,6 @@ def _span_at(plan: Plan, step: int) -> StageSpan:
     return next((span for span in plan.spans if step <= span.first_step + span.steps), plan.spans[-1])
 
 
-class _TimeLeft(ProgressColumn):
-    """Time left by the pace since the first step seen, so that start-up does not count."""
-
-    def render(self, task: Task) -> Text:
-        left = task.fields["left_s"]
-        return Text("-:--:-- left" if left is None else f"{timedelta(seconds=int(left))} left")
-
-
 class ProgressView(Background):
     """Shows a job's progress while a ``with`` block runs: a live bar on a terminal, a line now and then elsewhere.
 
@@ -73,7 +62,7 @@ class ProgressView(Background):
         self._coordinator, self._plan = coordinator.within(_READ_TIMEOUT_S), plan
         self._reported = reported
         self._console = console or Console(file=sys.stderr, soft_wrap=True)
-        self._first: tuple[float, int] | None = None
+        self._pace = Pace()
 
     def stop(self) -> None:
         super().stop()
@@ -97,24 +86,15 @@ class ProgressView(Background):
         except ray.exceptions.RayError:
             return None  # the next reading succeeds, or the job ends for this reason
 
-    def _left_s(self, step: int) -> float | None:
-        now = time.monotonic()
-        if self._first is None and step > 0:
-            self._first = (now, step)
-        if self._first is None or step <= self._first[1]:
-            return None
-        began, first_step = self._first
-        return (now - began) / (step - first_step) * (self._plan.steps - step)
-
     def _run_bar(self) -> None:
-        columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn(), _TimeLeft())
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        with live_bar(self._console) as progress:
             task = progress.add_task(_BEFORE_THE_FIRST_STEP, total=self._plan.steps, left_s=None)
             while not self._ended.wait(_POLL_S):
                 if (answer := self._read()) is not None:
                     step, figures = answer
                     text = describe(self._plan, step, figures) if step else _BEFORE_THE_FIRST_STEP
-                    progress.update(task, completed=step, description=text, left_s=self._left_s(step))
+                    left_s = self._pace.left_s(step, self._plan.steps)
+                    progress.update(task, completed=step, description=text, left_s=left_s)
 
     def _run_lines(self) -> None:
         shown_step, shown_stage, shown_at = -1, "", 0.0
@@ -123,10 +103,10 @@ class ProgressView(Background):
                 continue
             step, figures = answer
             stage = _span_at(self._plan, step).name
-            due = stage != shown_stage or time.monotonic() - shown_at >= _LINE_EVERY_S
+            due = stage != shown_stage or time.monotonic() - shown_at >= LINE_EVERY_S
             if step != shown_step and due:
-                left = self._left_s(step)
-                tail = f", {timedelta(seconds=int(left))} left" if left is not None else ""
-                line = describe(self._plan, step, figures) + tail if step else _BEFORE_THE_FIRST_STEP
+                left = in_words(self._pace.left_s(step, self._plan.steps))
+                line = describe(self._plan, step, figures) if step else _BEFORE_THE_FIRST_STEP
+                line = ", ".join(filter(None, (line, left)))
                 self._console.print(line, highlight=False)
                 shown_step, shown_stage, shown_at = step, stage, time.monotonic()

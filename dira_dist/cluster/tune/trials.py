@@ -18,6 +18,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.store import Store, StoreError, open_store
 from dira_dist.jobs.load import dump_job
 from dira_dist.metrics import TRIALS
+from dira_dist.progress import live_bar
 from dira_dist.runs.run import read_run
 from dira_dist.runs.search import SearchState
 from dira_dist.search.trial import REFUSED, Trial
@@ -268,11 +269,16 @@ class TrialProgress(Background):
         super().__init__("progress", join_timeout_s=5.0)
         self._controller, self._console = controller, console
 
+    def _run_bar(self) -> None:
+        with live_bar(self._console) as bar:
+            task = bar.add_task(self._controller.line(), total=self._controller.plan.most_trials)
+            while not self._ended.wait(self.POLL_S):
+                settled = sum(trial.settled for trial in self._controller.trials)
+                bar.update(task, completed=settled, description=self._controller.line())
+
     def _run(self) -> None:
         if self._console.is_terminal:
-            with self._console.status(self._controller.line()) as status:
-                while not self._ended.wait(self.POLL_S):
-                    status.update(self._controller.line())
+            self._run_bar()
             return
         shown, shown_at_s = "", 0.0
         while not self._ended.wait(self.POLL_S):
