@@ -185,6 +185,7 @@ class ShardSetIndex(Section):
     )
     withdrawals: tuple[Withdrawal, ...] | None = Field(None, min_length=1, description="what was taken out, and when")
     index_sha256: str = Field("", description="digest of all of the above; empty in sets of old versions")
+    _recorded_digest: str = PrivateAttr("")
 
     @model_validator(mode="after")
     def _known_to_older_versions(self) -> "ShardSetIndex":
@@ -217,8 +218,10 @@ class ShardSetIndex(Section):
     def digest(self) -> str:
         """SHA-256 over the shards' digests in order: equal if and only if the set holds the same samples' bytes.
 
-        Of a generation whose patients were withdrawn since it is not what it was: ask :func:`read_recorded`.
+        Of a generation some of whose samples were withdrawn since it stays what it was.
         """
+        if self._recorded_digest:
+            return self._recorded_digest
         marks = (shard.sha256 + (f" without {shard.withdrawn}" if shard.withdrawn else "") for shard in self.shards)
         return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
@@ -254,9 +257,11 @@ def read_index(address: str) -> ShardSetIndex:
         return newest
     index = read_recorded(address)
     there = {shard.first_name: shard for shard in newest.shards}
-    return index.model_copy(
+    found = index.model_copy(
         update={"shards": tuple(shard.read_from(there.get(shard.first_name)) for shard in index.shards)}
     )
+    found._recorded_digest = index.digest
+    return found
 
 
 def read_recorded(address: str) -> ShardSetIndex:
