@@ -89,6 +89,11 @@ BAD_SAMPLES = Metric(
     prometheus="dira_bad_samples",
     counted=True,
 )
+WITHDRAWN_SAMPLES = Metric(
+    f"{TRAIN}withdrawn_samples",
+    "samples replaced because they were withdrawn from the set since the run began",
+    counted=True,
+)
 SAMPLE_FINGERPRINT = Metric(
     f"{TRAIN}sample_fingerprint", "sum over the samples' fingerprints; equal for equal samples", counted=True
 )

@@ -47,7 +47,7 @@ def test_runs_and_searches_of_0_1_0_are_refused_with_what_to_do(name: str, tmp_p
         read(store)
     message = str(caught.value)
     assert message.startswith(
-        f"{store.address}/{name}: format version missing; this version of dira-dist reads version 2"
+        f"{store.address}/{name}: format version missing; this version of dira-dist reads version "
     )
     assert "finish it with that version (pip install dira-dist==0.1.0)" in message
     assert "under another name, with model.init its pulled weights" in message
@@ -57,6 +57,10 @@ def test_checkpoints_and_models_of_0_1_0_are_read() -> None:
     assert state.FORMAT.load(specimen(folder.MANIFEST, "0.1.0"), "m").position.step == 7
     model = model_files.FORMAT.load(specimen(model_files.FACTS, "0.1.0"), "m")
     assert model.encoder == "resnet18" and model.decoder
+
+
+def test_a_run_of_0_2_0_began_with_the_only_generation_there_was() -> None:
+    assert run.FORMAT.load(specimen(folder.RUN, "0.2.0"), "r").generations == {"train": 1}
 
 
 def test_a_driver_of_0_2_0_is_read_and_its_heartbeats_are_watched() -> None:

@@ -9,6 +9,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dira_dist.cluster.session import live_nodes
 from dira_dist.config import RequestError
+from dira_dist.data.generations import plain_address
 from dira_dist.data.shards import INDEX_NAME
 from dira_dist.jobs.base import TrainingJob
 from dira_dist.runs.folder import RUN
@@ -50,7 +51,7 @@ def check_seen(files: list[str], machines: Mapping[str, str]) -> None:
 
 def _local_files(job: TrainingJob) -> Iterator[str]:
     """Files that are there by now, one for each address that is a folder or a database of this machine."""
-    folders = [(job.run_folder, RUN), *((address, INDEX_NAME) for _, address, _ in job.shard_sets())]
+    folders = [(job.run_folder, RUN), *((plain_address(address), INDEX_NAME) for _, address, _ in job.shard_sets())]
     yield from (str(Path(folder) / file) for folder, file in folders if "://" not in folder)
     uri = job.tracking.uri or ""
     if uri.startswith(_SQLITE):

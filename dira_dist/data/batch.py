@@ -34,6 +34,7 @@ class LocalBatch:
         labels: of the samples, by name.
         groups: whom the samples are of, such as their patients; a sample of nobody known is a group of its own.
         bad_samples: rows that stand in the place of a corrupt sample.
+        withdrawn_samples: rows that stand in the place of a sample that was withdrawn from the set.
         bad: the corrupt samples that were met.
         masks: ``(B, *S)`` int16, label of each pixel, :data:`~dira_dist.data.decode.NO_LABEL` in the padding and where
             a sample has none; none where the stream does not decode annotations.
@@ -51,6 +52,7 @@ class LocalBatch:
     bad: tuple[BadSample, ...] = ()
     masks: Tensor | None = None
     boxes: tuple[tuple[Box, ...], ...] = ()
+    withdrawn_samples: int = 0
 
     @property
     def valid(self) -> Tensor:
@@ -106,6 +108,7 @@ def stack(rows: Sequence[Row]) -> LocalBatch:
         bad=tuple(bad for row in rows for bad in row.bad),
         masks=torch.from_numpy(_stacked(masks, NO_LABEL)) if masks else None,
         boxes=tuple(row.boxes for row in rows),
+        withdrawn_samples=sum(1 for row in rows if row.replaces_withdrawn),
     )
 
 
@@ -137,6 +140,7 @@ def join(parts: Sequence[LocalBatch]) -> LocalBatch:
         bad=tuple(chain.from_iterable(part.bad for part in parts)),
         masks=_joined(masks, NO_LABEL) if masks else None,
         boxes=tuple(chain.from_iterable(part.boxes for part in parts)),
+        withdrawn_samples=sum(part.withdrawn_samples for part in parts),
     )
 
 

@@ -44,11 +44,13 @@ class EncodedSample:
         id: place in the set.
         key: its name in the shard.
         members: bytes by extension.
+        is_withdrawn: whether this is but the place of a sample that was withdrawn from the set since its generation.
     """
 
     id: int
     key: str
     members: Mapping[str, bytes]
+    is_withdrawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Row:
         mask: ``(*S)`` label of each pixel, :data:`NO_LABEL` where the sample has no mask; none where not asked for.
         boxes: in pixels of the image; empty where not asked for.
         bad: corrupt samples in whose place it stands.
+        replaces_withdrawn: whether it stands in the place of a sample that was withdrawn from the set.
     """
 
     pixels: Pixels
@@ -86,6 +89,7 @@ class Row:
     mask: Labels | None = None
     boxes: tuple[Box, ...] = ()
     bad: tuple[BadSample, ...] = ()
+    replaces_withdrawn: bool = False
 
 
 @dataclass(frozen=True)

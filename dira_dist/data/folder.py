@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,11 +27,13 @@ class ObjectInfo:
         key: relative to the store's address.
         bytes: its size.
         etag: its version mark; empty in a folder, where nothing marks a version that a copy would keep.
+        modified_ns: when it was written, in a folder; 0 in a bucket, where the ETag says more.
     """
 
     key: str
     bytes: int
     etag: str = ""
+    modified_ns: int = field(default=0, compare=False)
 
 
 class LocalStore:
@@ -146,7 +148,10 @@ class LocalStore:
     def stat(self, key: str) -> ObjectInfo | None:
         path = self._path(key)
         try:
-            return ObjectInfo(key, path.stat().st_size) if path.is_file() else None
+            if not path.is_file():
+                return None
+            found = path.stat()
+            return ObjectInfo(key, found.st_size, modified_ns=found.st_mtime_ns)
         except PermissionError as error:
             raise DeniedObjectError(f"{path} could not be looked at: {error}") from error
 

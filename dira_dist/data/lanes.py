@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from dira_dist.config import RequestError
 from dira_dist.data.cache import CacheConfig, ShardCache
 from dira_dist.data.decode import SAMPLE_BUDGET_PX, Decoder, EncodedSample
+from dira_dist.data.generations import plain_address
 from dira_dist.data.order import SampleOrder, Span, check_set_size, choose_lanes
 from dira_dist.data.pieces import FoundSample, Places, take_apart
 from dira_dist.data.ranges import ObjectRange
@@ -91,7 +93,7 @@ class ShardSet:
         self._starts = np.cumsum(counts) - counts
         # a silent connection is given up well before the time is over, so that there is another try
         timeouts_s = {"connect_timeout_s": min(10.0, timeout_s / 4), "read_timeout_s": min(30.0, timeout_s / 4)}
-        self.store = open_store(address, RetryPolicy(timeout_s=timeout_s, **timeouts_s))
+        self.store = open_store(plain_address(address), RetryPolicy(timeout_s=timeout_s, **timeouts_s))
         self._cache = ShardCache(cache) if cache and isinstance(self.store, S3Store) else None
 
     def spans_of(self, ids: range) -> Iterator[Span]:
@@ -132,16 +134,28 @@ class ShardSet:
 
     def fetch_ahead(self, number: int, pool: ThreadPoolExecutor, cancelled: threading.Event) -> None:
         """Brings a shard to the disk cache before it is opened."""
-        pool.submit(lambda: self.open(self.index.shards[number], cancelled).close())
+        shard = self.index.shards[number]
+        if len(shard.gone) < shard.samples:
+            pool.submit(lambda: self.open(shard, cancelled).close())
 
-    def members_of(self, number: int, cancelled: threading.Event) -> Iterator[dict[str, Any]]:
-        """WebDataset's samples of a shard, in order.
+    def members_of(self, number: int, cancelled: threading.Event) -> Iterator[dict[str, Any] | None]:
+        """WebDataset's samples of a shard, in order; None in the place of one withdrawn since its generation.
 
         Raises:
             ShardError: it is damaged, or has other bytes or samples than the index says.
             StoreError: it could not be read; ChangedObjectError where it has changed since it was indexed.
         """
         shard = self.index.shards[number]
+        if not shard.withdrawn and not shard.gone:
+            yield from self._members_in(shard, cancelled)
+            return
+        gone, passed_over = set(shard.gone), set(shard.withdrawn or ())
+        in_tar = enumerate(self._members_in(shard, cancelled))
+        left = (members for place, members in in_tar if place not in passed_over)
+        for place in range(shard.samples):
+            yield None if place in gone else next(left)
+
+    def _members_in(self, shard: ShardInfo, cancelled: threading.Event) -> Iterator[dict[str, Any]]:
         with self.open(shard, cancelled) as file:
             try:
                 yield from checked_samples(PlainTar(file, shard.bytes), shard)
@@ -176,7 +190,7 @@ class StreamReader:
 
     def __init__(self, shards: ShardSet, cancelled: threading.Event) -> None:
         self._shards, self._cancelled = shards, cancelled
-        self._samples: Iterator[dict[str, Any]] | None = None
+        self._samples: Iterator[dict[str, Any] | None] | None = None
         self._shard, self._next = -1, 0
 
     def read(self, span: Span) -> list[EncodedSample]:
@@ -199,6 +213,8 @@ class StreamReader:
         found = next(self._samples)
         sample_id = self._shards.first_id(self._shard) + self._next
         self._next += 1
+        if found is None:
+            return EncodedSample(sample_id, "", {}, is_withdrawn=True)
         key = found.pop("__key__")
         return EncodedSample(sample_id, key, {name: data for name, data in found.items() if name[:2] != "__"})
 
@@ -223,7 +239,7 @@ class PieceReader:
         ids = range(first, first + len(span))
         shard = self._shards.index.shards[span.shard]
         try:
-            found = take_apart(self._bytes(span.shard, ids))
+            found = [sample for run in self._runs(ids) for sample in take_apart(self._bytes(span.shard, run))]
             self._check_keys(found, ids)
         except ValueError as error:
             raise ShardError(
@@ -231,6 +247,12 @@ class PieceReader:
                 f"{error}"
             ) from error
         return [EncodedSample(number, sample.key, sample.members) for number, sample in zip(ids, found, strict=True)]
+
+    def _runs(self, ids: range) -> Iterator[range]:
+        """Samples that lie next to each other in the tar, too: what was withdrawn from between them is not read."""
+        apart = self._places.first_byte[ids.start + 1 : ids.stop] != self._places.end_byte[ids.start : ids.stop - 1]
+        starts = [ids.start, *(np.flatnonzero(apart) + ids.start + 1).tolist(), ids.stop]
+        yield from (range(start, stop) for start, stop in pairwise(starts))
 
     def _bytes(self, number: int, ids: range) -> bytes:
         if self._cancelled.is_set():

@@ -99,18 +99,26 @@ def _decode(decoder: Decoder, slot: tuple[EncodedBlock, int]) -> Row:
     """The row at a place of a block, or the next good one of its block in its stead.
 
     Raises:
-        ShardError: no sample of the block can be decoded.
+        ShardError: no sample of the block can be decoded, or all were withdrawn.
     """
     block, place = slot
     bad: list[BadSample] = []
     for step in range(len(block.samples)):
         sample = block.samples[(place + step) % len(block.samples)]
+        if sample.is_withdrawn:
+            continue
         try:
             row = decoder.decode(sample, block.epoch)
         except CorruptSampleError as error:
             bad.append(BadSample(sample.id, sample.key, str(error)))
         else:
-            return replace(row, bad=tuple(bad)) if bad else row
+            withdrawn = block.samples[place].is_withdrawn
+            return replace(row, bad=tuple(bad), replaces_withdrawn=withdrawn) if bad or withdrawn else row
+    if not bad:
+        raise ShardError(
+            f"all {len(block.samples)} samples of a block were withdrawn since the run began, and none is left in "
+            "their place: start a run under another name, on the newest generation of the set"
+        )
     raise ShardError(
         f"{len(bad)} samples in a row are corrupt, and none is left in their place: {bad[0].key} ({bad[0].reason})"
     )

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
+from dira_dist.config import RequestError
 from dira_dist.data.decode import Box, CorruptSampleError, boxes_in, read_metadata
 from dira_dist.data.lanes import ReadOptions, ShardError, ShardSet
 from dira_dist.data.pieces import FoundSample, Places, SeekingSource, Source, StreamSource, walk
@@ -96,9 +97,16 @@ def read_samples(
         progress: called with the samples done and all samples, after each shard.
 
     Raises:
+        RequestError: samples were withdrawn since this generation, so that nothing can be said of them.
         ShardError: a shard is damaged, has other samples than the index says, or a key stands twice in the set.
         StoreError: a shard could not be read; ChangedObjectError where it has changed since it was indexed.
     """
+    if index.withdrawn_since:
+        raise RequestError(
+            f"{address}: {index.withdrawn_since} samples were withdrawn since generation {index.number}, and their "
+            "labels are not read: what was drawn with them cannot be drawn again. Start a run under another name, on "
+            "the newest generation."
+        )
     file = _cache_file(index)
     rows = _remembered(file, index)
     if rows is None:
@@ -221,8 +229,10 @@ def _rows_of(shards: ShardSet, number: int, cancelled: threading.Event) -> _Rows
     shard = shards.index.shards[number]
     rows = _no_rows(shards.index.digest)
     try:
-        for sample in _walk(shards, shard, cancelled):
-            rows.add(sample, shards.index.image)
+        passed_over = set(shard.withdrawn or ())
+        for place, sample in enumerate(_walk(shards, shard, cancelled)):
+            if place not in passed_over:
+                rows.add(sample, shards.index.image)
             if cancelled.is_set():
                 raise StoreError(f"reading {shards.address} was cancelled")
         if len(rows) != shard.samples:
@@ -259,6 +269,11 @@ _SCHEMA = TypeAdapter(_Rows)
 def _cache_file(index: ShardSetIndex) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return home / "dira_dist" / "samples" / f"{index.digest}.json.gz"
+
+
+def forget_samples(index: ShardSetIndex) -> None:
+    """Deletes what this machine remembers of the samples of a set."""
+    _cache_file(index).unlink(missing_ok=True)
 
 
 def _remembered(file: Path, index: ShardSetIndex) -> _Rows | None:

@@ -4,6 +4,7 @@ A shard set is a folder or bucket prefix::
 
     000000.tar  000001.tar  ...   whole or absent, never half
     index.json                    written last: where it stands, the set is complete
+    generations/000001.json  ...  the index as it was before the set grew, see :mod:`dira_dist.data.generations`
 
 A sample is a run of neighbouring members with one key: ``{key}.png`` (or ``.jpg``, ``.npy``), then ``{key}.json``,
 then, where there is one, ``{key}.mask.png`` (``.mask.npy`` for volumes). Equal samples give equal bytes: the tars hold
@@ -25,11 +26,13 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from dira_dist.config import RequestError, Section
 from dira_dist.data.arrays import array_header
-from dira_dist.data.store import Store, open_store
+from dira_dist.data.generations import among, generation_name, generation_of, plain_address, without
+from dira_dist.data.splitmix import Int64s
+from dira_dist.data.store import MissingObjectError, Store, open_store
 
 INDEX_NAME = "index.json"
 ImageMode = Literal["L", "I;16", "RGB", "volume", "planes"]
@@ -44,10 +47,56 @@ class ShardInfo(Section):
     """One tar of a set, as it was published."""
 
     name: str = Field(description="file name beside the index")
-    samples: int = Field(ge=1, description="samples in the tar")
+    samples: int = Field(ge=1, description="samples in the tar, without those that were withdrawn")
     bytes: int = Field(ge=1, description="size of the tar")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="digest of the tar, hexadecimal")
     etag: str = Field("", description="the store's own version mark when it was published")
+    withdrawn: tuple[int, ...] | None = Field(
+        None, min_length=1, description="places in the tar, rising, of samples that were withdrawn and are passed over"
+    )
+    origin: str | None = Field(None, description="the tar that this one was rewritten from")
+    left_out: tuple[int, ...] | None = Field(
+        None, min_length=1, description="places in the origin, rising, of samples that this tar does not hold"
+    )
+    _gone: tuple[int, ...] = PrivateAttr(())
+
+    @property
+    def gone(self) -> tuple[int, ...]:
+        """Places, counted as this generation counts them, of samples that were withdrawn from the set since."""
+        return self._gone
+
+    @property
+    def samples_in_tar(self) -> int:
+        """Samples in the tar as it is now."""
+        return self.samples - len(self.gone) + len(self.withdrawn or ())
+
+    @property
+    def first_name(self) -> str:
+        """The tar as which its samples were first published."""
+        return self.origin or self.name
+
+    @property
+    def removed(self) -> Int64s:
+        """``(n,)`` places in its origin, rising, of all samples that are not in the set."""
+        left_out = self.left_out or ()
+        return np.sort(np.concatenate([np.array(left_out, dtype=np.int64), among(self.withdrawn or (), left_out)]))
+
+    def read_from(self, newest: "ShardInfo | None") -> "ShardInfo":
+        """The same samples where they are now, those told of as gone that were withdrawn in between.
+
+        Args:
+            newest: what stands for this tar in the newest generation; none where nothing of it is left.
+        """
+        if newest is None:
+            return self._with_gone(self, range(self.samples))
+        here, there = self.removed, newest.removed
+        gone = without(np.setdiff1d(there, here), here).tolist()
+        return self if newest == self else self._with_gone(newest, gone)
+
+    def _with_gone(self, now: "ShardInfo", gone: Iterable[int]) -> "ShardInfo":
+        found = now.model_copy(update={"samples": self.samples})
+        found._gone = tuple(gone)
+        return found
 
 
 class PixelRange(Section):
@@ -112,10 +161,18 @@ class ImageInfo(Section):
 _TYPES_OF_MODES: dict[ImageMode, PixelType] = {"L": "uint8", "RGB": "uint8", "I;16": "uint16"}
 
 
+class Withdrawal(Section):
+    """Samples that were taken out of a set by one request. It names nobody: groups are salted hashes, digested."""
+
+    generation: int = Field(ge=2, description="the first without them")
+    samples: int = Field(ge=1, description="how many")
+    groups: tuple[str, ...] = Field(description="digests of whom they are of, sorted")
+
+
 class ShardSetIndex(Section):
     """``index.json``: the whole truth about a shard set; what it does not list does not belong to the set."""
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     shards: tuple[ShardInfo, ...]
     image: ImageInfo
     labels: tuple[str, ...] = Field((), description="names of the labels the samples may carry")
@@ -123,7 +180,29 @@ class ShardSetIndex(Section):
         default_factory=dict, description="per categorical label its values over all parts of the split"
     )
     made_by: dict[str, Any] = Field(default_factory=dict, description="the tool, its options, and digests of its input")
+    generation: int | None = Field(
+        None, ge=2, description="of a set that has changed since it was made; a set made once is generation 1"
+    )
+    withdrawals: tuple[Withdrawal, ...] | None = Field(None, min_length=1, description="what was taken out, and when")
     index_sha256: str = Field("", description="digest of all of the above; empty in sets of old versions")
+    _recorded_digest: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _known_to_older_versions(self) -> "ShardSetIndex":
+        """An index with what dira-dist 0.3.0 did not know is of version 2, which that one refuses."""
+        if (self.version == 2) != (self.generation is not None):
+            raise ValueError(f"found version {self.version} of generation {self.number}; version 2 begins with it")
+        return self
+
+    @property
+    def number(self) -> int:
+        """Its generation, from 1."""
+        return self.generation or 1
+
+    @property
+    def withdrawn_since(self) -> int:
+        """Samples of this generation that were withdrawn from the set since."""
+        return sum(len(shard.gone) for shard in self.shards)
 
     @property
     def samples(self) -> int:
@@ -137,8 +216,18 @@ class ShardSetIndex(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the shards' digests in order: equal if and only if the set holds the same bytes."""
-        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+        """SHA-256 over the shards' digests in order: equal if and only if the set holds the same samples' bytes.
+
+        Of a generation some of whose samples were withdrawn since it stays what it was.
+        """
+        if self._recorded_digest:
+            return self._recorded_digest
+        marks = (shard.sha256 + (f" without {shard.withdrawn}" if shard.withdrawn else "") for shard in self.shards)
+        return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The file's content."""
+        return self.model_dump_json(indent=1, exclude_none=True)
 
     def sealed(self) -> "ShardSetIndex":
         """The same with its own digest."""
@@ -157,21 +246,70 @@ class ShardSetIndex(Section):
 def read_index(address: str) -> ShardSetIndex:
     """The index of the shard set at ``address`` (a path or ``s3://bucket/prefix``).
 
+    Of an older generation (``ADDRESS#generation=N``) the shards are told of where they are now; what was withdrawn
+    since then keeps its place there and is :attr:`ShardInfo.gone`.
+
     Raises:
-        RequestError: there is no index, or it is not one that this version reads.
+        RequestError: there is no index, or no such generation, or it is not one that this version reads.
     """
-    store = open_store(address)
-    if store.stat(INDEX_NAME) is None:
-        raise RequestError(
-            f"no shard set at {address}: there is no {INDEX_NAME}. "
-            f"Make one with `dira-dist shard SOURCE {address}`; an interrupted one goes on with the same command."
-        )
+    newest, wanted = _newest(address), generation_of(address)
+    if wanted in (None, newest.number):
+        return newest
+    index = read_recorded(address)
+    there = {shard.first_name: shard for shard in newest.shards}
+    found = index.model_copy(
+        update={"shards": tuple(shard.read_from(there.get(shard.first_name)) for shard in index.shards)}
+    )
+    found._recorded_digest = index.digest
+    return found
+
+
+def read_recorded(address: str) -> ShardSetIndex:
+    """The index as it was written, whatever has become of its shards since.
+
+    Raises:
+        RequestError: as :func:`read_index`.
+    """
+    newest, wanted, plain = _newest(address), generation_of(address), plain_address(address)
+    if wanted in (None, newest.number):
+        return newest
+    assert wanted is not None
     try:
-        return ShardSetIndex.model_validate_json(store.read_bytes(INDEX_NAME), strict=True)
+        return _parsed(plain, generation_name(wanted))
+    except MissingObjectError:
+        raise RequestError(
+            f"{plain}: there is no generation {wanted}: the newest is {newest.number}, and "
+            f"{generation_name(wanted)} is not there; it was deleted, or never made. Name one that is there, or start "
+            "a run under another name on the newest."
+        ) from None
+
+
+def _newest(address: str) -> ShardSetIndex:
+    plain = plain_address(address)
+    if open_store(plain).stat(INDEX_NAME) is None:
+        raise RequestError(
+            f"no shard set at {plain}: there is no {INDEX_NAME}. "
+            f"Make one with `dira-dist shard SOURCE {plain}`; an interrupted one goes on with the same command."
+        )
+    return _parsed(plain, INDEX_NAME)
+
+
+def _parsed(address: str, name: str) -> ShardSetIndex:
+    return parse_index(open_store(address).read_bytes(name), address, name)
+
+
+def parse_index(content: bytes, address: str, name: str = INDEX_NAME) -> ShardSetIndex:
+    """An index from its file.
+
+    Raises:
+        RequestError: it is not one that this version reads.
+    """
+    try:
+        return ShardSetIndex.model_validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise RequestError(f"{address}: {INDEX_NAME} is not a shard set's index: {place}: {first['msg']}") from error
+        raise RequestError(f"{address}: {name} is not a shard set's index: {place}: {first['msg']}") from error
 
 
 @dataclass(frozen=True)
@@ -305,6 +443,11 @@ def shard_name(number: int) -> str:
     return f"{number:06d}.tar"
 
 
+def shard_number(name: str) -> int:
+    """42 of ``000042.tar``, and of ``000042-1f3a09c2.tar``, which was added, or written anew."""
+    return int(name.removesuffix(".tar").partition("-")[0])
+
+
 def publish_shard(store: Store, name: str, samples: Iterable[Sample]) -> PublishedShard | None:
     """Writes ``samples`` as one tar and publishes it whole, or not at all when anything raises; none for no samples."""
     shard = _ShardFile()
@@ -332,7 +475,24 @@ def publish_index(
         RequestError: its arrays differ in their channels, or hold values of another type.
     """
     records = list(records)
-    image = ImageInfo(
+    index = ShardSetIndex(
+        shards=tuple(record.info for record in records),
+        image=image_info(records, mode, encoding),
+        labels=labels,
+        classes=dict(classes or {}),
+        made_by=dict(made_by or {}),
+    ).sealed()
+    store.write_bytes(INDEX_NAME, index.to_json().encode())
+    return index
+
+
+def image_info(records: Sequence[PublishedShard], mode: ImageMode, encoding: Encoding) -> ImageInfo:
+    """What the pixels of all these shards are.
+
+    Raises:
+        RequestError: its arrays differ in their channels, or hold values of another type.
+    """
+    return ImageInfo(
         mode=mode,
         encoding=encoding,
         height_px=_pixel_range(record.heights_px for record in records),
@@ -340,15 +500,36 @@ def publish_index(
         spacing_mm=_spacing_ranges(records),
         **_array_info(records, mode),
     )
-    index = ShardSetIndex(
-        shards=tuple(record.info for record in records),
-        image=image,
-        labels=labels,
-        classes=dict(classes or {}),
-        made_by=dict(made_by or {}),
-    ).sealed()
-    store.write_bytes(INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
-    return index
+
+
+def statistics_of(index: ShardSetIndex) -> PublishedShard:
+    """The samples of a whole set as one entry of its statistics, as far as an index tells.
+
+    Smallest and largest are exact; all samples between them count as being of the median size and spacing.
+    """
+    image, count = index.image, index.samples
+    depths = ["", "", ""] if image.depth_px is None else map(str, _three(image.depth_px))
+    leading = str(image.array_channels) if (image.array_channels or 1) > 1 else ""
+    arrays = [" ".join(filter(None, [image.array_type, leading, depth])) for depth in depths]
+    return PublishedShard(
+        info=index.shards[0],
+        heights_px=_weighted(_three(image.height_px), count),
+        widths_px=_weighted(_three(image.width_px), count),
+        arrays=_weighted(arrays, count) if image.array_type else {},
+        spacings_mm=tuple(_weighted(_three(axis), count) for axis in image.spacing_mm or ()),
+    )
+
+
+def _three(found: Any) -> tuple[Any, Any, Any]:
+    return found.min, found.median, found.max
+
+
+def _weighted(values: Sequence[T], count: int) -> dict[T, int]:
+    """Smallest, median and largest as a histogram of ``count`` samples."""
+    weights: Counter[T] = Counter()
+    for value, weight in zip(values, (1, max(1, count - 2), 1), strict=True):
+        weights[value] += weight
+    return dict(weights)
 
 
 def _pixel_range(histograms: Iterable[Mapping[int, int]]) -> PixelRange:

@@ -60,7 +60,7 @@ def _held_against_index(
     count = 0
     for sample in samples:
         count += 1
-        if count == shard.samples:
+        if count == shard.samples_in_tar:
             count += sum(1 for _ in samples)
             source.drain()
             _check_ended(shard, count, source.bytes)
@@ -69,9 +69,9 @@ def _held_against_index(
 
 
 def _check_ended(shard: ShardInfo, samples: int, size: int) -> None:
-    if samples != shard.samples or size != shard.bytes:
+    if samples != shard.samples_in_tar or size != shard.bytes:
         raise ValueError(
-            f"it ended with {samples} samples in {size} bytes, the index says {shard.samples} in {shard.bytes}"
+            f"it ended with {samples} samples in {size} bytes, the index says {shard.samples_in_tar} in {shard.bytes}"
         )
 
 

@@ -40,6 +40,8 @@ class _Pass:
         return [sample for run in runs(ids) for span in self.shards.spans_of(run) for sample in spans.read(span)]
 
     def _decode(self, sample: EncodedSample) -> Row:
+        if sample.is_withdrawn:
+            return self.shards.decoder.blank()
         try:
             return self.shards.decoder.decode(sample)
         except CorruptSampleError as error:
@@ -51,7 +53,8 @@ class ValidationStream(BatchIterator):
 
     Worker ``r`` reads a contiguous part of the samples. Its batches are of equal length; where its part ends early,
     rows are padded with black images of ``sample_id`` ``NO_SAMPLE`` (``LocalBatch.valid`` is false), and so are the
-    places of corrupt samples. So each sample counts once, and figures over all workers are those of the whole set.
+    places of corrupt samples and of those withdrawn since the generation that is read. So each sample counts once, and
+    figures over all workers are those of the whole set.
 
     Args:
         address: of the shard set.

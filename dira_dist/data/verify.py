@@ -3,7 +3,9 @@
 import hashlib
 from collections.abc import Iterator
 
-from dira_dist.data.shards import EXTENSIONS, INDEX_NAME, ImageInfo, ImageMode, ShardInfo, read_index
+from dira_dist.data.archive import older_generations, read_newest
+from dira_dist.data.generations import APPENDS, plain_address
+from dira_dist.data.shards import EXTENSIONS, INDEX_NAME, ImageInfo, ImageMode, ShardInfo, read_index, read_recorded
 from dira_dist.data.store import Store, StoreError, check_reachable, open_store
 from dira_dist.data.tars import PlainTar, first_argument, unchecked_samples
 
@@ -15,20 +17,34 @@ def verify(address: str) -> list[str]:
         RequestError: the address cannot be read, or there is no index to compare with.
         StoreError: reading failed for longer than the retry policy allows.
     """
-    check_reachable(address)
-    index = read_index(address)
-    store = open_store(address)
-    problems = [] if index.is_intact else [f"{INDEX_NAME}: it was changed after it was written: its digest differs"]
+    check_reachable(plain_address(address))
+    recorded, index = read_recorded(address), read_index(address)
+    store = open_store(plain_address(address))
+    problems = [] if recorded.is_intact else [f"{INDEX_NAME}: it was changed after it was written: its digest differs"]
     names = [shard.name for shard in index.shards]
     if names != sorted(set(names)):
         problems.append(f"{INDEX_NAME}: its shards are out of order, or stand in it twice")
-    problems += [problem for shard in index.shards for problem in _problems_of(store, shard, index.image)]
-    listed = set(names)
-    strays = sorted(found.key for found in store.list() if found.key.endswith(".tar") and found.key not in listed)
-    return problems + [f"{name}: not in the index" for name in strays]
+    left = [shard for shard in index.shards if len(shard.gone) < shard.samples]
+    problems += [problem for shard in left for problem in problems_of(store, shard, index.image)]
+    return problems + [f"{name}: not in the index" for name in _strays(store)]
 
 
-def _problems_of(store: Store, shard: ShardInfo, image: ImageInfo) -> Iterator[str]:
+def _strays(store: Store) -> list[str]:
+    """Tars that are in no generation, nor made just now by who adds to the set."""
+    indexes = (read_newest(store).index, *older_generations(store))
+    listed = {shard.name for index in indexes for shard in index.shards}
+    marks = {found.key.split("/")[1] for found in store.list(APPENDS)}
+    under_way = tuple(f"-{mark}.tar" for mark in marks)
+    tars = [found.key for found in store.list() if found.key.endswith(".tar")]
+    return sorted(key for key in tars if key not in listed and not key.endswith(under_way))
+
+
+def problems_of(store: Store, shard: ShardInfo, image: ImageInfo) -> Iterator[str]:
+    """What is wrong with one tar, by what its index says of it; nothing where it is sound.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
     found = store.stat(shard.name)
     if found is None:
         yield f"{shard.name}: missing"
@@ -56,7 +72,8 @@ def _problems_inside(source: PlainTar, shard: ShardInfo, image: ImageInfo) -> li
         raise
     except Exception as error:  # a damaged tar shows in many ways, in tarfile and in WebDataset
         return [f"damaged: {first_argument(error)}"]
-    problems = [] if samples == shard.samples else [f"{samples} samples, the index says {shard.samples}"]
+    meant = shard.samples_in_tar
+    problems = [] if samples == meant else [f"{samples} samples, the index says {meant}"]
     if others:
         problems.append(f"{others} images are not {image.encoding} of mode {image.mode}, as the index says")
     return problems

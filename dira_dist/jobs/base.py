@@ -154,6 +154,15 @@ class TrainingJob(Recipe):
         if self.data.val is not None:
             yield "val", self.data.val, "validation"
 
+    def reading(self, addresses: Mapping[str, str]) -> Self:
+        """The same with other addresses of its shard sets, by name."""
+        sections: dict[str, Any] = {}
+        for name, address in addresses.items():
+            section, _, key = self.key_of(name).partition(".")
+            there = sections.get(section, getattr(self, section))
+            sections[section] = there.model_copy(update={key: address})
+        return self.model_copy(update=sections)
+
     def key_of(self, shard_set: str) -> str:
         """The job file's key of a shard set: ``data.train`` of ``train``, ``probe.val`` of ``probe-val``."""
         section, _, name = shard_set.rpartition("-")

@@ -1,10 +1,11 @@
 """What can be known of a job before anything starts: its samples, its steps, what they cost. Reads, never writes."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dira_dist.config import RequestError
+from dira_dist.data.generations import plain_address
 from dira_dist.data.lanes import check_set
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import check_reachable
@@ -29,6 +30,7 @@ class Preflight:
         bytes_per_step: bytes read from storage for one global batch of the first stage.
         warnings: what is allowed and likely to go wrong, each with its remedy.
         bill: what it will take, where that was asked for.
+        sets: indices of all its sets, by name.
         memory: estimated device memory of one worker, in bytes, by purpose, where that was asked for.
     """
 
@@ -41,6 +43,7 @@ class Preflight:
     bytes_per_step: int
     warnings: tuple[str, ...]
     bill: Bill | None = None
+    sets: Mapping[str, ShardSetIndex] = field(default_factory=dict)
     memory: Mapping[str, int] | None = None
 
     def lines(self) -> Iterator[str]:
@@ -48,6 +51,8 @@ class Preflight:
         job, low, high = self.job, *self.job.resources.worker_range
         workers = f"{low}" if low == high else f"{low} to {high}"
         yield f"images   {self.train.samples:,} in {len(self.train.shards)} shards, {_mib(self.train.bytes)}"
+        for name, index in self.sets.items():
+            yield f"set      {name}: generation {index.number}, digest {index.digest[:12]}{_withdrawn(index)}"
         yield f"workers  {workers}, {job.resources.cpus_per_worker:g} CPUs each, {job.lanes} lanes"
         resources = job.resources
         if job.is_evaluated_beside and job.evaluation.gpus(resources.gpus_per_worker):
@@ -108,6 +113,7 @@ def preflight(job: TrainingJob, recorded: Mapping[str, Any] | None = None) -> Pr
         plan=plan,
         bytes_per_step=per_step,
         warnings=(*settled.notes, *samples.notes, *job.warnings(index)),
+        sets=sets,
     )
 
 
@@ -125,13 +131,17 @@ def estimate_memory(job: TrainingJob) -> dict[str, int]:
 
 def _readable_set(key: str, address: str) -> ShardSetIndex:
     try:
-        check_reachable(address)
+        check_reachable(plain_address(address))
         return read_index(address)
     except RequestError as error:
         raise RequestError(
             f"{key}: no shard set can be read at {address}: {error}\n"
-            f"correct {key}, or make the set with: dira-dist shard IMAGES {address}"
+            f"correct {key}, or make the set with: dira-dist shard IMAGES {plain_address(address)}"
         ) from error
+
+
+def _withdrawn(index: ShardSetIndex) -> str:
+    return f"; {index.withdrawn_since} samples were withdrawn since" if index.withdrawn_since else ""
 
 
 def _mib(size_bytes: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from dira_dist.config import RequestError, without_credentials
 from dira_dist.data.cores import usable_cores
+from dira_dist.data.generations import plain_address
 from dira_dist.data.ingest.names import runs_as_a_job
 from dira_dist.data.ingest.sharding import discreet_storage
 from dira_dist.data.shards import INDEX_NAME
@@ -181,7 +182,7 @@ class _Job:
 
     @property
     def _is_set(self) -> bool:
-        return open_store(self.source).stat(INDEX_NAME) is not None
+        return open_store(plain_address(self.source)).stat(INDEX_NAME) is not None
 
     def _found(self) -> FileSource | SetSource:
         if self._is_set:

@@ -1,5 +1,6 @@
 """From a run or a checkpoint to a registered model."""
 
+import json
 import logging
 import re
 import tempfile
@@ -202,4 +203,8 @@ def _recorded_data(client: MlflowClient, uri: str, run_id: str) -> dict[str, Any
             "server that recorded it"
         ) from error
     datasets = [entry.dataset for entry in run.inputs.dataset_inputs] if run.inputs else []
-    return next(({"dataset": each.name, "digest": each.digest} for each in datasets if each.name == "train"), {})
+    train = next((each for each in datasets if each.name == "train"), None)
+    if train is None:
+        return {}
+    generation = json.loads(train.profile or "{}").get("generation", 1)
+    return {"dataset": train.name, "generation": generation, "digest": train.digest}

@@ -23,6 +23,8 @@ class RunState:
         status: ``finished`` only when every stage is done and its model registered.
         outcome: what the finished run reported.
         precision: what `precision: auto` was settled on by the first workers; empty before, and of other jobs.
+        generations: of the sets that the run began with and goes on with, by the same names; 1 of runs that were begun
+            when sets had no generations.
     """
 
     job: dict[str, Any]
@@ -31,6 +33,7 @@ class RunState:
     status: Literal["started", "finished"] = "started"
     outcome: dict[str, Any] = field(default_factory=dict)
     precision: Precision | Literal[""] = ""
+    generations: dict[str, int] = field(default_factory=dict)
 
     def write(self, store: Store) -> None:
         store.write_bytes(RUN, FORMAT.dump(self))
@@ -39,7 +42,12 @@ class RunState:
         return replace(self, status="finished", outcome=outcome)
 
 
-FORMAT = FileFormat(RunState, version=2, remedies={None: OF_0_1_0})
+def _from_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Sets did not grow then: each was what is called its first generation now."""
+    return {**values, "generations": dict.fromkeys(values.get("digests", {}), 1)}
+
+
+FORMAT = FileFormat(RunState, version=3, upgrades={2: _from_2}, remedies={None: OF_0_1_0})
 
 
 def read_run(store: Store) -> RunState | None:
@@ -100,7 +108,12 @@ def claim(store: Store, wanted: RunState, may_change: Sequence[str], stages_pass
             f"{store.address}: this run is finished, and a finished run's stages cannot be made longer; "
             "give the job another name, and model.init its pulled weights to start from them"
         )
-    return replace(existing, job=wanted.job, digests={**existing.digests, **wanted.digests})
+    return replace(
+        existing,
+        job=wanted.job,
+        digests={**existing.digests, **wanted.digests},
+        generations={**existing.generations, **wanted.generations},
+    )
 
 
 def differing_keys(

@@ -32,6 +32,9 @@ class Samples(Protocol):
     def bad_samples(self) -> int: ...
 
     @property
+    def withdrawn_samples(self) -> int: ...
+
+    @property
     def fingerprint(self) -> int: ...
 
 
@@ -161,6 +164,7 @@ def train(training: Training[BatchT], position: Position, tensors: Mapping[str, 
                     result.figures,
                     images=len(batch.keys),
                     bad_samples=batch.bad_samples,
+                    withdrawn_samples=batch.withdrawn_samples,
                     fingerprint=batch.fingerprint,
                     finite=result.finite,
                 )

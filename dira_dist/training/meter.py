@@ -17,6 +17,7 @@ from dira_dist.metrics import (
     SAMPLE_FINGERPRINT,
     SKIPPED_STEPS,
     STEP_S,
+    WITHDRAWN_SAMPLES,
     WORKERS,
 )
 from dira_dist.objectives.collectives import is_distributed
@@ -35,7 +36,7 @@ class Meter:
     def restart(self) -> None:
         """Forget everything and begin now: what went before, such as opening a stream, is not a step's time."""
         self._sums: dict[str, Tensor] = {}
-        self._steps = self._skipped = self._images = self._bad_samples = self._fingerprint = 0
+        self._steps = self._skipped = self._images = self._bad_samples = self._withdrawn = self._fingerprint = 0
         self._wait_s = 0.0
         self._started = time.perf_counter()
 
@@ -54,7 +55,14 @@ class Meter:
         self._started += time.perf_counter() - began
 
     def count(
-        self, figures: Mapping[str, Tensor], *, images: int, bad_samples: int, fingerprint: int, finite: bool
+        self,
+        figures: Mapping[str, Tensor],
+        *,
+        images: int,
+        bad_samples: int,
+        fingerprint: int,
+        finite: bool,
+        withdrawn_samples: int = 0,
     ) -> None:
         """Take in one step.
 
@@ -64,10 +72,12 @@ class Meter:
             bad_samples: those of them that stand in the place of a corrupt one.
             fingerprint: which samples they are, see :func:`dira_dist.data.order.fingerprint`.
             finite: whether the step reached the weights; the figures of one that did not are left out.
+            withdrawn_samples: those of them that stand in the place of one that was withdrawn from the set.
         """
         self._steps += 1
         self._images += images
         self._bad_samples += bad_samples
+        self._withdrawn += withdrawn_samples
         self._fingerprint += fingerprint
         if not finite:
             self._skipped += 1
@@ -84,15 +94,15 @@ class Meter:
         """
         elapsed = time.perf_counter() - self._started
         finite_steps = max(1, self._steps - self._skipped)
-        counts = torch.tensor([self._images, self._bad_samples, self._fingerprint], dtype=torch.float64)
-        counts = counts.to(self._device)
+        counted = [self._images, self._bad_samples, self._withdrawn, self._fingerprint]
+        counts = torch.tensor(counted, dtype=torch.float64).to(self._device)
         worst = [self._wait_s / elapsed, elapsed, _peak_memory_bytes(self._device)]
         worst_of_all = torch.tensor(worst, dtype=torch.float64, device=self._device)
         if is_distributed():
             distributed.all_reduce(counts)
             distributed.all_reduce(worst_of_all, op=distributed.ReduceOp.MAX)
         wait_share, elapsed, memory = worst_of_all.tolist()
-        images, bad_samples, fingerprint = counts.tolist()
+        images, bad_samples, withdrawn, fingerprint = counts.tolist()
         report = {
             **{name: float(total) / finite_steps for name, total in sorted(self._sums.items())},
             IMAGES_PER_S.name: images / elapsed,
@@ -101,6 +111,7 @@ class Meter:
             MEMORY_PEAK_BYTES.name: memory,
             SKIPPED_STEPS.name: float(self._skipped),
             BAD_SAMPLES.name: bad_samples,
+            WITHDRAWN_SAMPLES.name: withdrawn,
             SAMPLE_FINGERPRINT.name: fingerprint,
             WORKERS.name: float(distributed.get_world_size()) if is_distributed() else 1.0,
         }

@@ -5,7 +5,6 @@ from, without the sets at hand. Patients are known there by the salted hashes of
 those: nothing leads back to a person.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from dira_dist.config import RequestError
 from dira_dist.data.samples import read_samples
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import StoreError
+from dira_dist.data.withdrawal import group_digest
 
 _READING = ("image_size", "side", "content", "intensity", "axis", "tilt", "spacing_tolerance", "spacing", "channels")
 """Options of ``dira-dist shard`` that decide what the pixels of a sample are."""
@@ -42,7 +42,7 @@ def fed_by(index: ShardSetIndex) -> dict[str, Any]:
 
 def group_digests(groups: Iterable[str]) -> list[str]:
     """Digests of groups as shards name them, sorted, each once."""
-    return sorted({hashlib.sha256(group.encode()).hexdigest()[:24] for group in groups})
+    return sorted({group_digest(group) for group in groups})
 
 
 def trained_on(sets: Mapping[str, str], *, groups: bool) -> TrainedOn:

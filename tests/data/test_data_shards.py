@@ -177,7 +177,7 @@ def test_a_shard_that_failed_midway_is_not_there_and_nor_is_the_set(tmp_path: Pa
 
 def test_an_index_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     index = json.loads(_write(tmp_path).model_dump_json())
-    (tmp_path / "index.json").write_text(json.dumps(index | {"version": 2}))
+    (tmp_path / "index.json").write_text(json.dumps(index | {"version": 3}))
     with pytest.raises(RequestError, match=r"index\.json is not a shard set's index: version"):
         read_index(str(tmp_path))
 

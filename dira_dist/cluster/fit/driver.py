@@ -14,8 +14,9 @@ from dira_dist.cluster.fit.trainer import train_on_ray
 from dira_dist.cluster.folders import check_shared
 from dira_dist.cluster.session import losses_explained, ray_session
 from dira_dist.config import JobFailedError, RequestError, mutable_keys
-from dira_dist.data.shards import read_index
+from dira_dist.data.generations import at_generation, generation_of, plain_address
 from dira_dist.data.store import StoreError, check_reachable, open_store
+from dira_dist.jobs.base import TrainingJob
 from dira_dist.jobs.load import LoadedJob, dump_job
 from dira_dist.jobs.preflight import preflight
 from dira_dist.runs.evaluations import read_evaluations
@@ -54,7 +55,9 @@ def fit(
     check_reachable(loaded.job.checkpoint.storage, write=True)
     store, console = open_store(loaded.job.run_folder), console or Console(file=sys.stderr, soft_wrap=True)
     earlier = read_run(store)
-    facts = preflight(loaded.job, earlier.job if earlier else None)
+    asked = _at_generations(loaded.job, earlier.generations if earlier else {})
+    facts = preflight(asked, earlier.job if earlier else None)
+    facts = replace(facts, job=_at_generations(facts.job, {name: index.number for name, index in facts.sets.items()}))
     loaded, job = loaded.settled(facts.job, facts.changes), facts.job
     session = FitSession(loaded, facts, store, on_evaluation, dict(tags or {}))
     finished = _finished(_claim(session))
@@ -83,10 +86,21 @@ def _claim(session: FitSession) -> RunState:
     """
     _check_no_folds(session)
     newest = CheckpointFolder(session.store).newest_manifest()
-    digests = {name: read_index(address).digest for name, address, _ in session.job.shard_sets()}
-    wanted = RunState(session.loaded.public, digests)
+    sets = session.facts.sets.items()
+    wanted = RunState(
+        session.loaded.public,
+        {name: index.digest for name, index in sets},
+        generations={name: index.number for name, index in sets},
+    )
     may_change = (*mutable_keys(type(session.job), "run"), *session.job.keys_of_rounding())
     return claim(session.store, wanted, may_change, newest.position.stage if newest else 0)
+
+
+def _at_generations(job: TrainingJob, generations: Mapping[str, int]) -> TrainingJob:
+    """The job on generations of its sets, by name; where its address names one already, that one is meant."""
+    addresses = {name: address for name, address, _ in job.shard_sets() if generation_of(address) is None}
+    known = addresses.keys() & generations.keys()
+    return job.reading({name: at_generation(addresses[name], generations[name]) for name in known})
 
 
 def _check_no_folds(session: FitSession) -> None:
@@ -128,14 +142,15 @@ def _run(session: FitSession, state: RunState, console: Console) -> Outcome:
 
 def _open_run(session: FitSession, run_id: str) -> Run:
     """The job's MLflow run on the driver's side."""
-    loaded, train = session.loaded, session.facts.train
+    loaded = session.loaded
     own = {"dira.job": session.job.name, "dira.version": __version__}
     tags, folder = {**session.tags, **own}, session.store.address
     run = open_run(session.tracking, session.job.name, loaded.public, tags, run_id or None, folder=folder)
     if not run_id:
         for name, address, context in session.job.shard_sets():
-            index = train if name == "train" else read_index(address)
+            index = session.facts.sets[name]
             profile = {"samples": index.samples, "shards": len(index.shards), "bytes": index.bytes}
-            run.log_dataset(name, index.digest, address, context, profile)
+            profile["generation"] = index.number
+            run.log_dataset(name, index.digest, plain_address(address), context, profile)
         run.log_text(dump_job(loaded.public), "job.yaml")
     return run

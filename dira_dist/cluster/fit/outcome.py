@@ -9,6 +9,7 @@ from dira_dist.cluster.fit.evaluations import log_late
 from dira_dist.cluster.fit.session import FitSession
 from dira_dist.cluster.outcome import JobOutcome
 from dira_dist.config import JobFailedError, RequestError
+from dira_dist.data.generations import plain_address
 from dira_dist.data.shards import ShardSetIndex
 from dira_dist.evaluation.pictures import LOSSES
 from dira_dist.registry.publish import publish
@@ -119,7 +120,8 @@ def _published(
 
 def facts_of_images(address: str, train: ShardSetIndex) -> dict[str, Any]:
     """What a model's card says of its training images."""
-    return {"address": address, "images": train.samples, "digest": train.digest, **_scanned(train)}
+    known = {"address": plain_address(address), "generation": train.number, "digest": train.digest}
+    return {**known, "images": train.samples, **_scanned(train)}
 
 
 def _scanned(train: ShardSetIndex) -> dict[str, str]:

@@ -185,7 +185,7 @@ def _chosen_checkpoint(setup: WorkerSetup, label: str, device: torch.device) -> 
 
 def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> ShardStream:
     context = ray.train.get_context()
-    job = setup.loaded.job
+    job, selection = setup.loaded.job, setup.facts.samples.selection
     return ShardStream.from_config(
         job.data,
         seed=job.seed,
@@ -194,8 +194,9 @@ def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> Sha
         start_sample=position.samples,
         global_batch=span.config.global_batch,
         lanes=job.lanes,
-        index=setup.facts.train,
-        selection=setup.facts.samples.selection,
+        # read anew, for patients may have been withdrawn since the driver looked; what was drawn holds for its index
+        index=setup.facts.train if selection else None,
+        selection=selection,
         annotations=job.reads_masks,
     )
 

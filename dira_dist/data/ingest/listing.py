@@ -51,6 +51,7 @@ class Listing:
         ignored: why the other files are not read, by path, as the end of a sentence.
         minded: those of them that may hold images, which are lost so.
         copies: files that hold the same bytes, together.
+        versions: size and ETag, or time, of each image file, by path.
         digest: salted, over names, sizes and ETags of files and masks; hexadecimal.
     """
 
@@ -61,6 +62,7 @@ class Listing:
     ignored: dict[str, str] = field(default_factory=dict)
     minded: set[str] = field(default_factory=set)
     copies: list[tuple[str, ...]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
     digest: str = ""
 
     def ignore(self, key: str) -> None:
@@ -94,6 +96,7 @@ def list_source(source: str, masks: str | None, salt: Salt, include: Collection[
             if _note(listing, found.key, look):
                 digest.update(name_bytes(f"{found.key}\0{found.bytes}\0{found.etag}\n"))
                 alike[found.bytes, look.digest].append(found.key)
+                listing.versions[found.key] = f"{found.bytes} {found.etag or found.modified_ns}"
     listing.copies.extend(_copies(store, alike.values()))
     if isinstance(store, LocalStore):
         for key, reason in store.dead_links():

@@ -161,6 +161,9 @@ class ShardOptions(Section):
         Field(description="refuse an archive with a file that is unreadable, or not read though it may hold images"),
     ] = False
     overwrite: Annotated[bool, Field(description="replace a set made otherwise")] = False
+    append: Annotated[
+        bool, Field(description="add the files that a finished set does not have yet, as its next generation")
+    ] = False
     names: Annotated[
         Literal["files", "keys"] | None,
         Field(description="files on the console by name, or by salted key; none: by key in a job of Ray or Kubernetes"),
@@ -195,6 +198,8 @@ def check_content(options: ShardOptions) -> None:
     Raises:
         RequestError: with the remedy.
     """
+    if options.append and options.overwrite:
+        raise RequestError("append with overwrite: the one keeps what is there, the other does not; say one of them.")
     if options.channels and options.content not in ("slices", "volumes", "cubes"):
         raise RequestError(
             "channels: they are registered volumes; say --content slices, --content volumes or --content cubes."

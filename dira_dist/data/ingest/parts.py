@@ -5,6 +5,7 @@ While the work goes on, the folder of a set holds::
     plan.json                what is being made; another request is refused
     000000.tar ...           published tars
     progress/000000.json     what became of the files of a tar, written after it
+    sources/000001.json      what files it was made of, for who adds more
     index.json               written last; then plan.json and progress/ go
 """
 
@@ -15,14 +16,16 @@ from importlib.metadata import version
 from typing import Any
 
 from dira_dist.config import RequestError, Section
+from dira_dist.data.generations import GENERATIONS
 from dira_dist.data.ingest.items import Item
 from dira_dist.data.ingest.pixels import PictureMode
 from dira_dist.data.ingest.plan import Plan
+from dira_dist.data.ingest.sources import SOURCES, SOURCES_FORMAT, Sources, sources_name
 from dira_dist.data.shards import INDEX_NAME, PublishedShard, ShardSetIndex, publish_index, read_index, shard_name
 from dira_dist.data.store import open_store
 
 PLAN_NAME = "plan.json"
-_PROGRESS = "progress/"
+PROGRESS = "progress/"
 _HASHED = ("source", "salt", "labels", "boxes")
 _LIBRARIES = ("numpy", "pillow", "pydicom", "nibabel", "tifffile", "pylibjpeg", "pyjpegls", "imagecodecs", "zlib-ng")
 
@@ -71,6 +74,8 @@ class Part:
         was_complete: whether the index was there from the start.
     """
 
+    _workplace = ""  # where in the set's folder the plan and the progress lie
+
     def __init__(self, plan: Plan, name: str, address: str) -> None:
         self.name, self.address = name, address
         self._plan, self._store = plan, open_store(address)
@@ -99,13 +104,16 @@ class Part:
         made = self._made_there()
         if made != self._request:
             self._clear()
-            self._store.write_bytes(PLAN_NAME, json.dumps(self._request, indent=1).encode())
+            self._write_plan(self._request)
         elif self._store.stat(INDEX_NAME) is not None:
             self.index = read_index(self.address)
             self.was_complete, self.resumed_shards = True, len(self.index.shards)
             self._remove_traces()
         else:
             self._read_progress()
+
+    def _write_plan(self, plan: dict[str, Any]) -> None:
+        self._store.write_bytes(self._workplace + PLAN_NAME, json.dumps(plan, indent=1).encode())
 
     def _made_there(self) -> dict[str, Any] | None:
         """The request that made what is there; empty for what nothing is known of, none for an empty place."""
@@ -128,18 +136,18 @@ class Part:
         """The index goes first: without it, what is left is no set."""
         self._store.delete(INDEX_NAME)
         for found in list(self._store.list()):
-            if found.key.endswith(".tar") and "/" not in found.key:
+            if (found.key.endswith(".tar") and "/" not in found.key) or found.key.startswith((GENERATIONS, SOURCES)):
                 self._store.delete(found.key)
         self._remove_traces()
 
     def _remove_traces(self) -> None:
-        for found in list(self._store.list(_PROGRESS)):
+        for found in list(self._store.list(self._workplace + PROGRESS)):
             self._store.delete(found.key)
-        self._store.delete(PLAN_NAME)
+        self._store.delete(self._workplace + PLAN_NAME)
 
     def _read_progress(self) -> None:
-        for found in self._store.list(_PROGRESS):
-            name = found.key.removeprefix(_PROGRESS).removesuffix(".json") + ".tar"
+        for found in self._store.list(self._workplace + PROGRESS):
+            name = found.key.removeprefix(self._workplace + PROGRESS).removesuffix(".json") + ".tar"
             outcome = ShardOutcome.model_validate_json(self._store.read_bytes(found.key), strict=True)
             published = self._store.stat(name)
             if outcome.record is None or (published and published.bytes == outcome.record.info.bytes):
@@ -152,14 +160,17 @@ class Part:
             return
         size = self._plan.samples_per_shard(self.name)
         for number, start in enumerate(range(0, len(self.items), size)):
-            if shard_name(number) not in self.outcomes:
-                yield shard_name(number), self.items[start : start + size]
+            if (name := self._tar_name(number)) not in self.outcomes:
+                yield name, self.items[start : start + size]
+
+    def _tar_name(self, number: int) -> str:
+        return shard_name(number)
 
     def note(self, name: str, outcome: ShardOutcome) -> None:
         """Remembers a tar that is done, here and at the destination; there without reasons, which may quote files."""
         self.outcomes[name] = outcome
         text = outcome.model_dump_json(exclude={"skipped": {"__all__": {"reason", "file"}}})
-        self._store.write_bytes(f"{_PROGRESS}{name.removesuffix('.tar')}.json", text.encode())
+        self._store.write_bytes(f"{self._workplace}{PROGRESS}{name.removesuffix('.tar')}.json", text.encode())
 
     def finish(self, mode: PictureMode | None) -> None:
         """Publishes the index.
@@ -170,14 +181,22 @@ class Part:
         outcomes = [self.outcomes[name] for name in sorted(self.outcomes)]
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         skipped = [item for outcome in outcomes for item in outcome.skipped]
+        if records:
+            self._publish(records, mode, self._made_by(outcomes, skipped))
+        self._remove_traces()
         if not records:
-            self._remove_traces()
-            first = skipped[0]
-            file = first.file or self.file_of(first.key)
-            raise RequestError(
-                f"{self.address}: none of {len(self.items)} files could be read. "
-                f"The first was {self._plan.called(file)}: {first.reason or first.cause}."
-            )
+            self._refuse(skipped)
+
+    def _refuse(self, skipped: list[SkippedItem]) -> None:
+        first = skipped[0]
+        file = first.file or self.file_of(first.key)
+        raise RequestError(
+            f"{self.address}: none of {len(self.items)} files could be read. "
+            f"The first was {self._plan.called(file)}: {first.reason or first.cause}."
+        )
+
+    def _publish(self, records: list[PublishedShard], mode: PictureMode | None, made_by: dict[str, Any]) -> None:
+        self._write_sources(sources_name(1))
         self.index = publish_index(
             self._store,
             records,
@@ -185,9 +204,16 @@ class Part:
             encoding="npy" if mode is None or self._plan.channels else self._plan.options.coding,
             labels=self._plan.label_names(),
             classes=self._plan.classes(),
-            made_by=self._made_by(outcomes, skipped),
+            made_by=made_by,
         )
-        self._remove_traces()
+
+    def _write_sources(self, name: str) -> None:
+        """What of the source is in the tars; what could not be read is not, and is tried again by who adds files."""
+        left_out = {item.key for outcome in self.outcomes.values() for item in outcome.skipped}
+        taken = [item for item in self.items if item.key not in left_out]
+        groups = {item.key: self._plan.groups[item.key] for item in taken if item.key in self._plan.groups}
+        found = Sources({item.key: self._plan.version_of(item) for item in taken}, groups)
+        self._store.write_bytes(name, SOURCES_FORMAT.dump(found))
 
     def _made_by(self, outcomes: list[ShardOutcome], skipped: list[SkippedItem]) -> dict[str, Any]:
         return {
@@ -210,9 +236,8 @@ class Part:
     def skipped(self) -> Iterator[tuple[str, str]]:
         """``(file, reason)`` of the files of this part that are not in the set."""
         files = {item.key: item.files[0] for item in self.items}
-        if self.was_complete and self.index is not None:
-            for key, cause in self.index.made_by.get("skipped", []):
-                yield files[key], f"an earlier run could not read it ({cause}); --overwrite tells why"
+        for key, cause in self._earlier.get("skipped", []):
+            yield files[key], f"an earlier run could not read it ({cause}); --overwrite tells why"
         for outcome in self.outcomes.values():
             for item in outcome.skipped:
                 yield item.file or files[item.key], item.reason or f"an earlier run could not read it ({item.cause})"
@@ -220,9 +245,8 @@ class Part:
     def notes(self) -> Iterator[tuple[str, str]]:
         """``(file, text)`` of what a user should know of files of this part that are in the set."""
         files = {item.key: item.files[0] for item in self.items}
-        if self.was_complete and self.index is not None:
-            for key, text in self.index.made_by.get("notes", []):
-                yield files[key], text
+        for key, text in self._earlier.get("notes", []):
+            yield files[key], text
         for outcome in self.outcomes.values():
             for note in outcome.notes:
                 yield files[note.key], note.text
@@ -240,6 +264,10 @@ class Part:
         return self._sum_of("padded")
 
     def _sum_of(self, name: str) -> int:
-        if self.was_complete and self.index is not None:
-            return int(self.index.made_by.get(name, 0))
-        return sum(getattr(outcome, name) for outcome in self.outcomes.values())
+        counted: list[int] = [getattr(outcome, name) for outcome in self.outcomes.values()]
+        return int(self._earlier.get(name, 0)) + sum(counted)
+
+    @property
+    def _earlier(self) -> dict[str, Any]:
+        """What the run that has made the whole part said of it; empty where this one makes any of it."""
+        return self.index.made_by if self.was_complete and self.index is not None else {}

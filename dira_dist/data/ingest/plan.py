@@ -18,7 +18,7 @@ from dira_dist.data.ingest.options import FOLDERS, Content, ShardOptions
 from dira_dist.data.ingest.salt import Salt
 from dira_dist.data.ingest.tables import Labels, Table
 
-_NOT_IN_THE_BYTES = {"salt_file", "processes", "strict", "overwrite", "report", "names"}
+_NOT_IN_THE_BYTES = {"salt_file", "processes", "strict", "overwrite", "append", "report", "names"}
 _OF_CUBES = {"cube", "cubes_per_volume", "margin", "content_filter", "centres", "centres_in", "seed"}
 WHOLE = "all"  # the only part's name where there is no split
 NO_GROUPS = "none"  # in place of what to group by: every file by itself
@@ -38,6 +38,7 @@ class Plan:
         labels, columns, boxes, centres: tables; ``masks`` the mask's file by the item's key.
         depths: what the first bytes of flat images tell of their pixels, by path.
         copies: files that hold the same bytes, together.
+        versions: size and ETag, or time, of each file, by path.
         headers: of the DICOM files that are read, by path.
         scales: grey scales that hold for all slices of a series, by file.
         grouped_by: what keeps samples in one part; empty where nothing does.
@@ -65,6 +66,7 @@ class Plan:
     masks: dict[str, str] = field(default_factory=dict)
     depths: dict[str, Depth] = field(default_factory=dict)
     copies: list[tuple[str, ...]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
     headers: dict[str, Header] = field(default_factory=dict)
     scales: dict[str, Greying] = field(default_factory=dict)
     grouped_by: str = ""
@@ -111,6 +113,10 @@ class Plan:
     def mask_of(self, item: Item) -> str | None:
         """The mask's file, if the item has one."""
         return self.masks.get(item.key)
+
+    def version_of(self, item: Item) -> str:
+        """What tells whether the item's files have changed since; salted."""
+        return self.salt.digest("version", "\n".join(self.versions[file] for file in item.files))
 
     def label_names(self) -> tuple[str, ...]:
         if self.options.labels == FOLDERS:

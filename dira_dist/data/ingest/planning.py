@@ -47,6 +47,7 @@ def make_plan(source: str, options: ShardOptions) -> Plan:
         content=options.content or found_content,
         depths=listing.depths,
         copies=listing.copies,
+        versions=listing.versions,
         ignored=listing.ignored,
         source_digest=listing.digest,
     )

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dira_dist.config import RequestError, Section
+from dira_dist.data.ingest.appending import parts_to_append
 from dira_dist.data.ingest.names import by_keys, printable
 from dira_dist.data.ingest.options import ShardOptions
 from dira_dist.data.ingest.parts import Part
@@ -50,6 +51,7 @@ class PartReport(Section):
     digest: Annotated[str, Field(description="over the tars' SHA-256: equal sets, equal digests")]
     resumed_shards: Annotated[int, Field(description="tars that an earlier run had published")]
     was_complete: Annotated[bool, Field(description="the whole part was there already")]
+    generation: Annotated[int, Field(description="of the set, from 1")] = 1
 
 
 class ShardReport(Section):
@@ -94,7 +96,8 @@ class ShardReport(Section):
             state = ", nothing to do: it was complete" if part.was_complete else ""
             size = f"{part.bytes / 1e6:.1f} MB"
             label = "" if name == WHOLE else f"{name}: "
-            yield f"{label}{part.samples} samples in {part.shards} shards, {size}, at {part.address}{state}"
+            grown = f", generation {part.generation}" if part.generation > 1 else ""
+            yield f"{label}{part.samples} samples in {part.shards} shards, {size}, at {part.address}{grown}{state}"
         if self.files_now:
             yield f"{self.files_now} files in {self.elapsed_s:.1f} s, {self.files_per_s:.0f} files/s"
         for line in (*self.remarks, *self._losses()):
@@ -198,7 +201,12 @@ def discreet_storage(keys: bool) -> Iterator[None]:
 def _shard(plan: Plan, dest: str, progress: Progress | None, started_s: float) -> ShardReport:
     options = plan.options
     check_reachable(dest, write=True)
-    parts = {name: Part(plan, name, f"{dest.rstrip('/')}/{name}" if options.split else dest) for name in plan.parts}
+    addresses = {name: f"{dest.rstrip('/')}/{name}" if options.split else dest for name in plan.parts}
+    parts: Mapping[str, Part] = (
+        parts_to_append(plan, addresses)
+        if options.append
+        else {name: Part(plan, name, address) for name, address in addresses.items()}
+    )
     _check_layout(dest, parts)
     for part in parts.values():
         part.check_place(overwrite=options.overwrite)
@@ -271,4 +279,5 @@ def _part_report(part: Part) -> PartReport:
         digest=part.index.digest,
         resumed_shards=part.resumed_shards,
         was_complete=part.was_complete,
+        generation=part.index.number,
     )

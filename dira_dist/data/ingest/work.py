@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
+from dira_dist.config import RequestError
 from dira_dist.data.cores import usable_cores
 from dira_dist.data.ingest.convert import Converter, Task
 from dira_dist.data.ingest.intensity import Mapping as Greying
@@ -45,6 +46,11 @@ def make_parts(plan: Plan, parts: Mapping[str, Part], progress: Progress | None)
         StoreError: reading or writing failed for longer than the retry policy allows.
     """
     found = survey(plan)
+    if plan.options.append and found.signed_range is not None:
+        raise RequestError(
+            "append: TIFF files of signed numbers take their greys from the smallest and largest value of all files of "
+            "a set, which new files may change; make the set anew with --intensity range:LOW,HIGH, and then add to it."
+        )
     if found.remark:
         plan.remarks.append(found.remark)
     settle_scales(plan, plan.options.processes or usable_cores())
