@@ -52,7 +52,7 @@ __all__ = [
 AUTHENTICATION_LOGGER = "ray._private.authentication"
 
 
-class LeanTrainer(TorchTrainer):
+class LeanTrainer(TorchTrainer):  # type: ignore[misc]  # mypy sees no class in Ray's lazy export
     """Ray Train's trainer without two of its actors, each of which takes seconds to start.
 
     One hands out Ray Data's datasets, which no job of ours has. The other removes the workers' placement group once

@@ -337,7 +337,8 @@ def _search_over(kind: Any) -> type[TuneJob[TrainingJob]]:
 def job_schema() -> dict[str, Any]:
     """JSON Schema of the job file, for editors; what stages inherit and ``${env:NAME}`` included.
 
-    :data:`dira_dist.jobs.draft.SCHEMA_FILE` holds it, too; ``dira-dist schema > dira_dist/jobs/job.schema.json`` writes it anew.
+    :data:`dira_dist.jobs.draft.SCHEMA_FILE` holds it, too; it is written anew by
+    ``dira-dist schema > dira_dist/jobs/job.schema.json``.
     """
     any_kind: Any = reduce(or_, kinds().values())
     return _with_nameless_bases(TypeAdapter(any_kind | _search_over(any_kind) | CompareJob).json_schema())
