@@ -108,7 +108,7 @@ def test_a_drain_tells_workers_and_waits_for_heads(platform: ControlPlane, opera
     worker, _ = until(lambda: running(platform, 2, name, **WORKER), "both workers run")
     assert evicted(platform, worker) == 201
     gone = worker["metadata"]["name"]
-    assert until(lambda: operator.told.get(gone), "the worker is told") == 110
+    assert until(lambda: operator.notified.get(gone), "the worker is told") == 110
     for instance in (name, "everyday"):
         (head,) = until(lambda instance=instance: running(platform, 1, instance, **HEAD), "the head runs")
         assert evicted(platform, head) == 429

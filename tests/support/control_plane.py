@@ -187,7 +187,7 @@ class Kubelets:
 
     Attributes:
         failing: a text that the names of failing pods hold, and their last words.
-        told: pods that were told to end, and how many seconds they were given.
+        notified: pods that were told to end, and how many seconds they were given.
     """
 
     def __init__(self, plane: ControlPlane, dashboard: "Dashboard") -> None:
@@ -196,7 +196,7 @@ class Kubelets:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._address = 1
         self.failing: dict[str, str] = {}
-        self.told: dict[str, int] = {}
+        self.notified: dict[str, int] = {}
 
     def start(self) -> None:
         self._thread.start()
@@ -220,7 +220,7 @@ class Kubelets:
         name, spec, status = pod["metadata"]["name"], pod["spec"], pod["status"]
         place = f"{self._plane.address}/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{name}"
         if "deletionTimestamp" in pod["metadata"]:
-            self.told[name] = pod["metadata"].get("deletionGracePeriodSeconds", 0)
+            self.notified[name] = pod["metadata"].get("deletionGracePeriodSeconds", 0)
             session.delete(place, json={"gracePeriodSeconds": 0}, timeout=10)
         elif status.get("phase") == "Running" and _follows_a_log(pod) and self._dashboard.has_ended:
             kind = {"Content-Type": "application/merge-patch+json"}
