@@ -29,6 +29,7 @@ GUIDES = [
     "evaluation",
     "search",
     "recipes",
+    "results",
     "restorative",
     "fine-tuning",
     "comparison",
