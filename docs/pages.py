@@ -21,6 +21,7 @@ PAGES = ROOT / "build" / "docs"
 BESIDE = ("LICENSE", "NOTICE", "docs/site.css")
 # In reading order; others follow by name.
 GUIDES = [
+    "tutorial",
     "sharding",
     "dicom-and-volumes",
     "kubernetes",

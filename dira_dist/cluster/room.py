@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import ray
@@ -11,6 +12,10 @@ from dira_dist.cluster.session import cluster_at, live_nodes
 from dira_dist.config import RequestError
 from dira_dist.jobs.draft import DraftKind, Room, draft, find_sets
 from dira_dist.jobs.load import load_job
+from dira_dist.registry.starting import find_start
+from dira_dist.tracking.config import TrackingConfig
+
+_LOCAL_TRACKING = "sqlite:///runs/mlflow.db"
 
 
 def init(shards: str, file: Path | str, kind: DraftKind = "pretrain", *, start: str | None = None) -> Path:
@@ -26,7 +31,8 @@ def init(shards: str, file: Path | str, kind: DraftKind = "pretrain", *, start: 
         The file.
 
     Raises:
-        RequestError: the file is there already, there is no set, or it lacks what the kind of job asks for.
+        RequestError: the file is there already, there is no set or no such model, or they lack what the kind of job
+            asks for.
     """
     file = Path(file)
     if file.exists():
@@ -37,13 +43,21 @@ def init(shards: str, file: Path | str, kind: DraftKind = "pretrain", *, start: 
         find_sets(shards),
         find_room(),
         storage=f"s3://{urlsplit(shards).netloc}/runs" if shards.startswith("s3://") else "runs",
-        tracking="${env:MLFLOW_TRACKING_URI}" if tracked else "sqlite:///runs/mlflow.db",
+        tracking="${env:MLFLOW_TRACKING_URI}" if tracked else _LOCAL_TRACKING,
         start=start,
+        network=_network_of(start) if kind == "compare" and start is not None else None,
     )
     file.write_text(text)
     load_job(file)  # what init writes is a job
     file.chmod(0o755)
     return file
+
+
+def _network_of(start: str) -> dict[str, Any]:
+    """The section of a pretrained model's network, without what is left out of it; empty where nobody tells."""
+    config = TrackingConfig() if "MLFLOW_TRACKING_URI" in os.environ else TrackingConfig(uri=_LOCAL_TRACKING)
+    model = find_start(start, config).model or {}
+    return {key: value for key, value in model.items() if value not in (None, False)}
 
 
 def find_room() -> Room:

@@ -1,9 +1,10 @@
 """A first job file for a shard set: what can be found out is filled in, and each choice says where it comes from."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dira_dist.config import RequestError
 from dira_dist.data.shards import INDEX_NAME, ShardSetIndex, read_index
@@ -162,7 +163,16 @@ def find_sets(address: str) -> FoundSets:
     return FoundSets(addresses, read_index(addresses["train"]))
 
 
-def draft(kind: DraftKind, sets: FoundSets, room: Room, *, storage: str, tracking: str, start: str | None) -> str:
+def draft(
+    kind: DraftKind,
+    sets: FoundSets,
+    room: Room,
+    *,
+    storage: str,
+    tracking: str,
+    start: str | None,
+    network: Mapping[str, Any] | None = None,
+) -> str:
     """A commented job file.
 
     Args:
@@ -172,6 +182,7 @@ def draft(kind: DraftKind, sets: FoundSets, room: Room, *, storage: str, trackin
         storage: where runs are kept.
         tracking: MLflow's address, or ``${env:MLFLOW_TRACKING_URI}``.
         start: the pretrained model that is fine-tuned; ``random`` stands where it is none.
+        network: its section ``model``, which all starts of a comparison have in common; none where nobody tells.
 
     Raises:
         RequestError: the sets lack what the kind of job asks for.
@@ -181,7 +192,7 @@ def draft(kind: DraftKind, sets: FoundSets, room: Room, *, storage: str, trackin
     elif kind == "finetune":
         lines = _finetune(sets, room, storage, tracking, start)
     else:
-        lines = _compare(sets, room, storage, tracking, start)
+        lines = _compare(sets, room, storage, tracking, start, network)
     return "\n".join([*_head(sets, room), *lines]) + "\n"
 
 
@@ -264,7 +275,9 @@ def _finetune(sets: FoundSets, room: Room, storage: str, tracking: str, start: s
     ]
 
 
-def _compare(sets: FoundSets, room: Room, storage: str, tracking: str, start: str | None) -> list[str]:
+def _compare(
+    sets: FoundSets, room: Room, storage: str, tracking: str, start: str | None, network: Mapping[str, Any] | None
+) -> list[str]:
     if start is None:
         raise RequestError("--start: name the pretrained model that is compared with a random start: models:/NAME@best")
     base = _finetune(sets, room, storage, tracking, start)
@@ -278,6 +291,7 @@ def _compare(sets: FoundSets, room: Room, storage: str, tracking: str, start: st
         "learning_rates: [2.0e-4, 1.0e-3]        # each start's rate is chosen on val from this list",
         "base:",
         *(f"  {line}" for line in base if not line.startswith(left_out)),
+        *([f"  model: {json.dumps(network)}   # that of the pretrained start"] if network else []),
         f'  tracking: {{uri: "{tracking}", experiment: {sets.name}}}',
     ]
 

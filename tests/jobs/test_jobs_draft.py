@@ -52,12 +52,13 @@ def test_what_is_drafted_is_a_job_of_that_kind(kind: str, room: Room, sets: Path
 
 
 def test_a_comparison_is_drafted_for_a_pretrained_model(sets: Path, tmp_path: Path) -> None:
-    text = draft(
-        "compare", find_sets(str(sets)), LAPTOP, storage="runs", tracking="sqlite:///a.db", start="models:/a@best"
-    )
+    found, network = find_sets(str(sets)), {"name": "unet", "encoder": "resnet34"}
+    where = {"storage": "runs", "tracking": "sqlite:///a.db"}
+    text = draft("compare", found, LAPTOP, **where, start="models:/a@best", network=network)
     loaded = load_job(written(tmp_path, text))
     assert isinstance(loaded, LoadedComparison)
     assert loaded.comparison.settled_starts()["pretrained"].addresses == ("models:/a@best",)
+    assert loaded.job.model is not None and loaded.job.model.encoder == "resnet34"  # type: ignore[attr-defined]
     assert loaded.job.tracking.uri == "sqlite:///a.db"
 
 
