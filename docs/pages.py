@@ -22,6 +22,7 @@ BESIDE = ("LICENSE", "NOTICE", "docs/site.css")
 # In reading order; others follow by name.
 GUIDES = [
     "sharding",
+    "archive",
     "dicom-and-volumes",
     "operations",
     "recovery",
