@@ -17,6 +17,8 @@ from .config import JobFailedError as JobFailedError
 from .config import RequestError as RequestError
 from .data.ingest import ShardOptions as ShardOptions
 from .data.ingest import parse_split as parse_split
+from .data.ingest import read_list as read_list
+from .data.ingest import remove as remove
 from .data.ingest import shard as shard
 from .data.verify import verify as verify
 from .jobs.check import check as check
@@ -30,6 +32,7 @@ from .quickstart.examples import example as example
 from .quickstart.examples import examples as examples
 from .quickstart.phantom_archive import write_phantoms as write_phantoms
 from .quickstart.quickstart import run_quickstart as run_quickstart
+from .registry.lineage import lineage as lineage
 from .registry.publish import register as register
 from .registry.pull import pull as pull
 from .vocabulary.options import WordsOptions as WordsOptions

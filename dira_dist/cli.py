@@ -175,6 +175,22 @@ def shard(
         _out.print(line, markup=False)
 
 
+@app.command()
+def remove(
+    shard_set: Annotated[str, typer.Argument(metavar="SET", help="shard set, or the folder of a split's parts")],
+    groups: Annotated[str | None, typer.Option(help="file of patients, one a line, as the source calls them")] = None,
+    keys: Annotated[str | None, typer.Option(help="file of sample keys, or paths in the source, one a line")] = None,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="for good: write the tars that hold them anew, and delete those")
+    ] = False,
+    salt_file: Annotated[str | None, typer.Option(help="that the set was made with; your own if left out")] = None,
+) -> None:
+    """Take patients out of a shard set: at once for every new run, and with --rewrite for good."""
+    listed = [[] if file is None else dira_dist.read_list(file) for file in (groups, keys)]
+    for line in dira_dist.remove(shard_set, *listed, rewrite_tars=rewrite, salt_file=salt_file).lines():
+        _out.print(line, markup=False)
+
+
 Model = Annotated[
     str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID, a checkpoint, or a model's folder")
 ]
@@ -483,6 +499,18 @@ def examples(
         return
     for each, text in dira_dist.examples().items():
         _out.print(f"{each:31} {text}", markup=False)
+
+
+@app.command()
+def lineage(
+    model: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID, a model's folder, or a run's")
+    ],
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Which sets and generations a model, and what it started from, have seen, and whether patients left them since."""
+    for line in dira_dist.lineage(model, tracking_uri=tracking_uri).lines():
+        _out.print(line, markup=False)
 
 
 @app.command()

@@ -23,6 +23,7 @@ BESIDE = ("LICENSE", "NOTICE", "docs/site.css")
 GUIDES = [
     "tutorial",
     "sharding",
+    "archive",
     "dicom-and-volumes",
     "kubernetes",
     "operations",

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from dira_dist.config import RequestError
+from dira_dist.data.ingest.sources import SOURCES_FORMAT
+from dira_dist.data.shards import parse_index
 from dira_dist.data.store import open_store
 from dira_dist.formats import FileFormat, FormatError
 from dira_dist.models import model_files
@@ -24,6 +26,7 @@ FORMATS: dict[str, FileFormat[Any]] = {
     folder.MANIFEST: state.FORMAT,
     model_files.FACTS: model_files.FORMAT,
     "delivery.json": deliveries.FORMAT,
+    "sources.json": SOURCES_FORMAT,
 }
 
 
@@ -61,6 +64,21 @@ def test_checkpoints_and_models_of_0_1_0_are_read() -> None:
 
 def test_a_run_of_0_2_0_began_with_the_only_generation_there_was() -> None:
     assert run.FORMAT.load(specimen(folder.RUN, "0.2.0"), "r").generations == {"train": 1}
+
+
+def test_an_index_of_before_generations_is_the_first_and_says_what_it_said() -> None:
+    index = parse_index(specimen("index.json", "0.2.0"), "s")
+    assert index.is_intact and index.index_sha256 and (index.number, index.version) == (1, 1)
+    assert index.to_json().encode() == specimen("index.json", "0.2.0").rstrip(b"\n")
+
+
+def test_an_index_that_has_changed_is_of_the_second_version() -> None:
+    index = parse_index(specimen("index.json", "0.3.0"), "s")
+    assert index.is_intact and (index.number, index.version, len(index.withdrawals or ())) == (4, 2, 1)
+    for changes in ({"version": 1}, {"generation": 1}, {"generation": None}):
+        values = {**json.loads(specimen("index.json", "0.3.0")), **changes}
+        with pytest.raises(RequestError, match=r"index\.json is not a shard set's index"):
+            parse_index(json.dumps(values).encode(), "s")
 
 
 def test_a_driver_of_0_2_0_is_read_and_its_heartbeats_are_watched() -> None:

@@ -19,7 +19,7 @@ from dira_dist.data.archive import older_generations, publish_next, read_newest
 from dira_dist.data.generations import among, plain_address
 from dira_dist.data.lanes import ShardSet
 from dira_dist.data.samples import SampleTable, forget_samples, read_samples
-from dira_dist.data.shards import Sample, ShardInfo, ShardSetIndex, Withdrawal, publish_shard, shard_number
+from dira_dist.data.shards import Sample, ShardInfo, ShardSetIndex, Withdrawal, publish_shard, read_index, shard_number
 from dira_dist.data.splitmix import Int64s
 from dira_dist.data.store import Store, StoreError, open_store
 from dira_dist.data.verify import problems_of
@@ -85,11 +85,7 @@ def withdraw(address: str, groups: Collection[str], keys: Collection[str]) -> Re
     taken, found = _taken(samples, set(groups), set(keys))
     gone = [group for group, out in zip(samples.groups, taken.tolist(), strict=True) if out]
     found |= _known_digests(index, groups)
-    if len(gone) == len(samples):
-        raise RequestError(
-            f"{address}: all of its {len(gone)} samples would be taken out, and nothing would be left of the set; "
-            "delete the set itself."
-        )
+    _check_left(address, len(gone), len(samples))
     if gone:
         withdrawal = Withdrawal(
             generation=index.number + 1, samples=len(gone), groups=tuple(sorted(set(map(group_digest, gone))))
@@ -101,6 +97,21 @@ def withdraw(address: str, groups: Collection[str], keys: Collection[str]) -> Re
             withdrawals=(*(index.withdrawals or ()), withdrawal),
         )
     return Removal(address, len(gone), len(set(gone)), index.number, index.samples, frozenset(found))
+
+
+def check_left(address: str, groups: Collection[str], keys: Collection[str]) -> None:
+    """Raises RequestError where nothing would be left of a set."""
+    samples = read_samples(address, read_index(address))
+    taken, _ = _taken(samples, set(groups), set(keys))
+    _check_left(address, int(taken.sum()), len(samples))
+
+
+def _check_left(address: str, gone: int, samples: int) -> None:
+    if gone == samples:
+        raise RequestError(
+            f"{address}: all of its {gone} samples would be taken out, and nothing would be left of the set; nothing "
+            "was changed. Delete the set itself."
+        )
 
 
 def _taken(samples: SampleTable, groups: set[str], keys: set[str]) -> tuple[npt.NDArray[np.bool_], set[str]]:

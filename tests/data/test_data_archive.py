@@ -15,7 +15,7 @@ from PIL import Image
 
 from dira_dist.config import RequestError
 from dira_dist.data.generations import among, at_generation, generation_of, plain_address, without
-from dira_dist.data.ingest import ShardOptions, ShardReport, shard
+from dira_dist.data.ingest import RemovalReport, ShardOptions, ShardReport, read_list, remove, shard
 from dira_dist.data.samples import read_samples
 from dira_dist.data.shards import ShardInfo, read_index, read_recorded
 from dira_dist.data.store import StoreError, open_store
@@ -424,3 +424,50 @@ def test_a_generation_that_was_deleted_is_refused_by_name(source: Path, tmp_path
         (tmp_path / "set" / shard_.name).unlink()
     with pytest.raises(StoreError):
         values_in(dest)
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def removed(source: Path, dest: object, **given: Any) -> RemovalReport:
+    return remove(str(dest), salt_file=str(source.parent / "salt"), **given)
+
+
+def test_patients_are_called_as_the_source_calls_them_in_any_part(source: Path, tmp_path: Path) -> None:
+    grow(source, tmp_path / "set", split={"train": 0.7, "val": 0.3})
+    report = removed(source, tmp_path / "set", groups=["p01", "nobody", "p02"], rewrite_tars=True)
+    assert sum(removal.samples for removal in report.removals) == 6 and report.unknown == (2,)
+    text = "\n".join(report.lines())
+    assert "1 of 3 lines are of nobody in the set: 2." in text and "nobody," not in text and "p01" not in text
+    left = sum((values_in(str(tmp_path / "set" / part)) for part in ("train", "val")), Counter[int]())
+    assert left == Counter(set(range(36)) - set(range(3, 9)))
+    assert verify(str(tmp_path / "set" / "train")) == verify(str(tmp_path / "set" / "val")) == []
+    again = removed(source, tmp_path / "set", groups=["p01"])
+    assert again.unknown == () and sum(removal.samples for removal in again.removals) == 0
+    assert removed(source, tmp_path / "set", keys=["p03/009.png"]).unknown == ()
+
+
+def test_what_cannot_be_removed_changes_nothing(source: Path, tmp_path: Path) -> None:
+    split = {"train": 0.7, "val": 0.3}
+    grow(source, tmp_path / "set", split=split)
+    val = set(values_in(str(tmp_path / "set" / "val")))
+    everybody = [f"p{number // 3:02d}" for number in sorted(val)]
+    (tmp_path / "empty").write_text("\n \n")
+    for asked, message in [
+        (
+            {"groups": [*everybody, f"p{min(set(range(36)) - val) // 3:02d}"]},
+            "val: all of its .* nothing would be left",
+        ),
+        ({}, "whom"),
+    ]:
+        with pytest.raises(RequestError, match=message):
+            removed(source, tmp_path / "set", **asked)
+    for file in ("empty", "missing"):
+        with pytest.raises(RequestError, match=file):
+            read_list(str(tmp_path / file))
+    with pytest.raises(RequestError, match="no shard set"):
+        removed(source, tmp_path / "src", groups=["p01"])
+    with pytest.raises(RequestError, match="leave the number out"):
+        removed(source, at_generation(str(tmp_path / "set"), 1), groups=["p01"])
+    for part in split:
+        assert read_index(str(tmp_path / "set" / part)).number == 1

@@ -54,7 +54,7 @@ def _finished_set(store: Store) -> Newest:
 
 
 def _check_request(plan: Plan, name: str, address: str, newest: Newest) -> None:
-    made, now = newest.index.made_by.get("request", {}), plan.request(name)
+    made, now = newest.index.made_by.get("request", {}), json.loads(json.dumps(plan.request(name)))
     if not made:
         raise RequestError(
             f"append: {address} was not made by `dira-dist shard`, so that nobody knows how; make a set with it first."
@@ -160,7 +160,7 @@ class AppendedPart(Part):
     def _publish(self, records: list[PublishedShard], mode: PictureMode | None, made_by: dict[str, Any]) -> None:
         index = self._newest.index
         sources = sources_name(index.number + 1, self._mark)
-        added = {"generation": index.number + 1, "sources": sources, **_told_of(made_by)}
+        added = {"generation": index.number + 1, "sources": sources, **_of_this_time(made_by)}
         earlier = index.made_by
         self._write_sources(sources)
         try:
@@ -191,7 +191,7 @@ def _next_number(newest: Newest) -> int:
     return 1 + max(shard_number(shard.first_name) for shard in newest.index.shards)
 
 
-def _told_of(made_by: Mapping[str, Any]) -> dict[str, Any]:
+def _of_this_time(made_by: Mapping[str, Any]) -> dict[str, Any]:
     """Of what is known of the making what may differ from one generation to the next."""
     request = made_by["request"]
     differing = {key: request[key] for key in request if key in _MAY_DIFFER}

@@ -130,7 +130,8 @@ class Part:
         names = dict.fromkeys((*self._request, *made))
         differing = [name for name in names if made.get(name) != self._request.get(name)]
         differences = ", ".join(_difference(name, made.get(name), self._request.get(name)) for name in differing)
-        return f"{what} made otherwise: {differences}. Choose another place, or replace it with --overwrite."
+        more = "" if differing != ["source"] else "add what is new with --append, "
+        return f"{what} made otherwise: {differences}. Choose another place, {more}or replace it with --overwrite."
 
     def _clear(self) -> None:
         """The index goes first: without it, what is left is no set."""

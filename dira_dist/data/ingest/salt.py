@@ -54,6 +54,19 @@ def read_salt(path: str | None) -> Salt:
     return Salt(hashlib.sha256(text.encode()).digest())
 
 
+def has_own_salt() -> bool:
+    """Whether this user has made sets without naming a salt."""
+    try:
+        return _own_place().is_file()
+    except (OSError, RuntimeError):  # the latter where nobody knows a home
+        return False
+
+
+def _own_place() -> Path:
+    home = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+    return home / "dira_dist" / "shard-salt"
+
+
 def _own_file() -> Path:
     """The file of this user's salt, made where it is not there.
 
@@ -61,8 +74,7 @@ def _own_file() -> Path:
         RequestError: the home folder is missing or takes no files.
     """
     try:
-        home = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
-        file = home / "dira_dist" / "shard-salt"
+        file = _own_place()
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             _write_secret(file, secrets.token_hex(32))
