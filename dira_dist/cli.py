@@ -81,11 +81,12 @@ def quickstart(
     ] = None,
     volumes: Annotated[bool, typer.Option("--volumes", help="in 3D, on cubes of CT volumes")] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="ask what the weights are worth, too: a dozen short fine-tunings")
-    ] = False,
+        bool | None,
+        typer.Option("--compare/--no-compare", help="fine-tune from the weights and from random ones; not in 3D"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="of images, networks and labels", min=0)] = 0,
 ) -> None:
-    """The whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, register, pull."""
+    """The whole way on this machine: images, shards in S3, 2 workers, 3 stages, MLflow, weights, their worth."""
     place = folder or Path("quickstart-volumes" if volumes else "quickstart")
     report = dira_dist.run_quickstart(place, volumes=volumes, compare=compare, seed=seed, console=_err)
     for line in report.lines():

@@ -87,7 +87,7 @@ def run_quickstart(
     folder: Path | str = "quickstart",
     *,
     volumes: bool = False,
-    compare: bool = False,
+    compare: bool | None = None,
     seed: int = 0,
     console: Console | None = None,
 ) -> QuickstartReport:
@@ -96,7 +96,8 @@ def run_quickstart(
     Args:
         folder: everything goes below it; a run that is there already is gone on with, or shown if it is finished.
         volumes: whether it is shown in 3D, on cubes of CT volumes, in place of radiographs.
-        compare: whether to ask what the weights are worth: a dozen fine-tunings from them and from random ones.
+        compare: whether to ask what the weights are worth, by fine-tunings from them and from random ones; where left
+            out it is asked of radiographs.
         seed: of images, networks and labels. Another seed wants another folder.
         console: where progress is shown; standard error by default.
 
@@ -107,7 +108,8 @@ def run_quickstart(
     """
     began, folder = time.monotonic(), Path(folder).absolute()
     subject: Subject = Volumes() if volumes else Radiographs()
-    if compare and subject.compare_file is None:
+    compare_file = None if compare is False else subject.compare_file
+    if compare and compare_file is None:
         raise RequestError("compare with volumes: the quickstart compares starts on radiographs; leave one of them out")
     shards = f"s3://{BUCKET}/{subject.shards}"
     console = console or Console(stderr=True, soft_wrap=True, highlight=False)
@@ -119,8 +121,8 @@ def run_quickstart(
         with embedded_ray(loaded.job.resources):
             outcome = fit(loaded, console=console)
             compared = None
-            if compare and subject.compare_file is not None:
-                compared = compare_starts(subject.compare_file, folder, shards, outcome, seed=seed, console=console)
+            if compare_file is not None:
+                compared = compare_starts(compare_file, folder, shards, outcome, seed=seed, console=console)
         pulled = pull(outcome.model, folder / "weights", format=subject.format, tracking_uri=tracking.uri)
     pictures = save_pictures(tracking, outcome.run_id, folder / "pictures")
     losses = _first_and_last_losses(loaded, outcome.run_id)
