@@ -57,7 +57,7 @@ def check_files() -> None:
     """Job files and schema are those of the repository."""
     names = [line.split()[0] for line in run("examples").splitlines()]
     assert sorted(names) == sorted(file.stem for file in (ROOT / "jobs").glob("*.yaml"))
-    there = python("import dira_dist.jobs.load as load; print(load.SCHEMA_FILE)").strip()
+    there = python("import dira_dist.jobs.draft as draft; print(draft.SCHEMA_FILE)").strip()
     assert Path(there).read_bytes() == (ROOT / "dira_dist" / "jobs" / "job.schema.json").read_bytes()
     assert Path(there).as_uri() in run("examples", "pretrain-ct")
 
