@@ -30,7 +30,7 @@ docs: install  ## the documentation site, build/site/index.html; no warning is l
 	@! grep -E '^(griffe|mkdocstrings|autorefs): ' build/docs.log  # zensical tells these and does not count them
 
 wheel: install  ## the distribution built, and tried away from the checkout: its own files alone, others' from our environment
-	rm -rf build/dist $(VENV)/wheel
+	rm -rf build/dist $(VENV)/wheel && mkdir -p build
 	$(BIN)/python -m build --no-isolation --outdir build/dist . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	$(BIN)/python -m venv $(VENV)/wheel
 	$(VENV)/wheel/bin/pip install --quiet --disable-pip-version-check --no-deps build/dist/*.whl
