@@ -97,7 +97,7 @@ def _start_embedded(cpus: int) -> None:
 
 def _chatter() -> dict[str, Any]:
     """What Ray says of itself, and what workers print, is for who asks for it."""
-    asked = VERBOSE in os.environ
+    asked = os.environ.get(VERBOSE) == "1"
     return {"log_to_driver": asked, "logging_level": logging.INFO if asked else logging.WARNING}
 
 

@@ -18,7 +18,8 @@ from dira_dist.config import RequestError
 from dira_dist.data.splitmix import Int64s
 
 GENERATIONS = "generations/"
-APPENDS = "appends/"  # what is being added
+APPENDS = "appends/"  # what is being added, each under a mark that its tars bear in their names, too
+PLAN_NAME = "plan.json"  # of a set that is being made, or of what is being added
 _PINNED = re.compile(r"(?P<address>.*)#generation=(?P<number>[^#]*)", re.DOTALL)
 
 

@@ -162,11 +162,14 @@ _TYPES_OF_MODES: dict[ImageMode, PixelType] = {"L": "uint8", "RGB": "uint8", "I;
 
 
 class Withdrawal(Section):
-    """Samples that were taken out of a set by one request. It names nobody: groups are salted hashes, digested."""
+    """Samples that were taken out of a set by one request. It names nobody: groups and keys are salted and digested."""
 
     generation: int = Field(ge=2, description="the first without them")
     samples: int = Field(ge=1, description="how many")
     groups: tuple[str, ...] = Field(description="digests of whom they are of, sorted")
+    barred: tuple[str, ...] = Field(
+        description="digests, sorted, of what is not to be added again: groups that were named, files that were"
+    )
 
 
 class ShardSetIndex(Section):

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Iterator
 
-from dira_dist.data.archive import older_generations, read_newest
-from dira_dist.data.generations import APPENDS, plain_address
+from dira_dist.data.archive import older_generations, read_newest, tars_under_way
+from dira_dist.data.generations import plain_address
 from dira_dist.data.shards import EXTENSIONS, INDEX_NAME, ImageInfo, ImageMode, ShardInfo, read_index, read_recorded
 from dira_dist.data.store import Store, StoreError, check_reachable, open_store
 from dira_dist.data.tars import PlainTar, first_argument, unchecked_samples
@@ -33,8 +33,7 @@ def _strays(store: Store) -> list[str]:
     """Tars that are in no generation, nor made just now by who adds to the set."""
     indexes = (read_newest(store).index, *older_generations(store))
     listed = {shard.name for index in indexes for shard in index.shards}
-    marks = {found.key.split("/")[1] for found in store.list(APPENDS)}
-    under_way = tuple(f"-{mark}.tar" for mark in marks)
+    under_way = tars_under_way(store)
     tars = [found.key for found in store.list() if found.key.endswith(".tar")]
     return sorted(key for key in tars if key not in listed and not key.endswith(under_way))
 

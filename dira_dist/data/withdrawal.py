@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dira_dist.config import RequestError
-from dira_dist.data.archive import older_generations, publish_next, read_newest
+from dira_dist.data.archive import discard_outrun, older_generations, publish_next, read_newest, tars_under_way
 from dira_dist.data.generations import among, plain_address
 from dira_dist.data.lanes import ShardSet
 from dira_dist.data.samples import SampleTable, forget_samples, read_samples
@@ -88,7 +88,10 @@ def withdraw(address: str, groups: Collection[str], keys: Collection[str]) -> Re
     _check_left(address, len(gone), len(samples))
     if gone:
         withdrawal = Withdrawal(
-            generation=index.number + 1, samples=len(gone), groups=tuple(sorted(set(map(group_digest, gone))))
+            generation=index.number + 1,
+            samples=len(gone),
+            groups=tuple(sorted(set(map(group_digest, gone)))),
+            barred=tuple(sorted(set(_barred(samples, taken, set(groups))))),
         )
         index = publish_next(
             store,
@@ -123,6 +126,13 @@ def _taken(samples: SampleTable, groups: set[str], keys: set[str]) -> tuple[npt.
         taken[place] = bool(named)
         found |= named
     return taken, found
+
+
+def _barred(samples: SampleTable, taken: npt.NDArray[np.bool_], groups: set[str]) -> Iterator[str]:
+    """Who is named is gone for good; of a sample that is named alone its file is, and not whom it is of."""
+    for place in np.flatnonzero(taken).tolist():
+        group = samples.groups[place]
+        yield group_digest(group if group in groups else samples.keys[place].partition("-")[0])
 
 
 def _known_digests(index: ShardSetIndex, groups: Collection[str]) -> set[str]:
@@ -177,6 +187,8 @@ def rewrite(address: str) -> tuple[ShardSetIndex, int, int]:
 def _rewritten(store: Store, index: ShardSetIndex, place: int) -> ShardInfo:
     """A tar's samples that are left, in a tar of their own."""
     shard = index.shards[place]
+    for problem in problems_of(store, shard, index.image):  # a damaged tar must not become a sound one
+        raise StoreError(f"{store.address}: {problem}: nothing was written anew or deleted")
     left_out = tuple(shard.removed.tolist())
     mark = hashlib.sha256(f"{shard.first_name} {left_out}".encode()).hexdigest()[:8]
     name = f"{shard_number(shard.first_name):06d}-{mark}.tar"
@@ -204,12 +216,18 @@ def _samples_left(address: str, index: ShardSetIndex, place: int) -> Iterator[Sa
 
 
 def _delete_outlived(store: Store, index: ShardSetIndex) -> int:
-    """Deletes the tars of older generations that the newest does not name, and what this machine remembers of them."""
-    named, deleted = {shard.name for shard in index.shards}, 0
+    """Deletes every tar that the newest generation does not name, and what this machine remembers of older ones.
+
+    Those of no generation, too: an interrupted rewriting, or adding, left them, and they may hold who is withdrawn now.
+    """
     for older in older_generations(store):
         forget_samples(older)
-        for shard in older.shards:
-            if shard.name not in named and store.stat(shard.name) is not None:
-                store.delete(shard.name)
-                deleted += 1
-    return deleted
+    discard_outrun(store, index)
+    named, under_way = {shard.name for shard in index.shards}, tars_under_way(store)
+    tars = [found.key for found in store.list() if found.key.endswith(".tar")]
+    outlived = [key for key in tars if key not in named and not key.endswith(under_way)]
+    if read_newest(store).index.number != index.number:  # tars of who came after were perhaps among them
+        raise RequestError(f"{store.address}: another command has changed this set meanwhile. Repeat the command.")
+    for key in outlived:
+        store.delete(key)
+    return len(outlived)

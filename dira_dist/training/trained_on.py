@@ -5,6 +5,7 @@ from, without the sets at hand. Patients are known there by the salted hashes of
 those: nothing leads back to a person.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from dira_dist.data.samples import read_samples
 from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import StoreError
 from dira_dist.data.withdrawal import group_digest
+
+log = logging.getLogger(__name__)
 
 _READING = ("image_size", "side", "content", "intensity", "axis", "tilt", "spacing_tolerance", "spacing", "channels")
 """Options of ``dira-dist shard`` that decide what the pixels of a sample are."""
@@ -54,9 +57,13 @@ def trained_on(sets: Mapping[str, str], *, groups: bool) -> TrainedOn:
     """
     try:
         indices = {name: read_index(address) for name, address in sets.items()}
-        found = {name: _digests_of(sets[name], index) for name, index in indices.items()} if groups else None
     except (RequestError, StoreError):
         return TrainedOn()
+    try:
+        found = {name: _digests_of(sets[name], index) for name, index in indices.items()} if groups else None
+    except (RequestError, StoreError) as error:
+        log.warning("the model does not remember whom it has learned from: %s", error)
+        found = None
     return TrainedOn(fed_by(indices["train"]), found)
 
 

@@ -265,11 +265,13 @@ def test_an_append_with_other_options_is_refused(
 def group_of(address: str, number: int) -> str:
     """The group, as shards name it, of the patient whose image has this value."""
     samples = read_samples(address, read_index(address))
+    return samples.groups[samples.keys.index(key_of(address, number))]
+
+
+def key_of(address: str, number: int) -> str:
+    """The key of the image that has this value."""
     with ValidationStream(address, batch_size=1) as stream:
-        for batch in stream:
-            if int(batch.images.flatten()[0]) == number:
-                return batch.groups[0]
-    raise AssertionError(f"{number} is not among {len(samples)}")
+        return next(batch.keys[0] for batch in stream if int(batch.images.flatten()[0]) == number)
 
 
 def stream_of(address: str, *, steps: int, start: int = 0, **options: Any) -> list[Any]:
@@ -409,6 +411,54 @@ def test_who_was_withdrawn_does_not_come_back_with_new_files(source: Path, tmp_p
     assert values_in(dest) == Counter(set(range(39)) - {3, 4, 5})
     assert [entry.file for entry in report.skipped] == ["p01/late.png"]
     assert read_index(dest).withdrawals[0].groups == (group_digest(group),)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("sources_kept", [True, False], ids=["", "set of an older version"])
+def test_a_file_that_was_withdrawn_by_its_key_stays_away_and_its_patient_does_not(
+    source: Path, tmp_path: Path, sources_kept: bool
+) -> None:
+    dest = str(tmp_path / "set")
+    grow(source, dest)
+    if not sources_kept:
+        shutil.rmtree(tmp_path / "set" / "sources")
+    assert withdraw(dest, [], [key_of(dest, 4)]).samples == 1
+    Image.fromarray(np.full((16, 16), 99, dtype=np.uint8)).save(source / "p01" / "late.png")
+    grow(source, dest, append=True)
+    assert values_in(dest) == Counter({*range(36), 99} - {4})
+
+
+def test_what_an_interrupted_rewrite_or_append_left_does_not_outlive_the_next_rewrite(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest, folder = str(tmp_path / "set"), tmp_path / "set"
+    grow(source, dest)
+    withdraw(dest, [group_of(dest, 4)], [])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dira_dist.data.withdrawal.publish_next", _killed)
+        rewrite(dest)
+    add_images(source, range(36, 42))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dira_dist.data.ingest.appending.publish_next", _killed)
+        grow(source, dest, append=True)
+    withdraw(dest, [group_of(dest, 1)], [])
+    rewrite(dest)
+    assert tars(folder).keys() == {shard.name for shard in read_index(dest).shards}
+    assert list((folder / "appends").rglob("*.json")) == []
+    assert verify(dest) == []
+
+
+def test_a_damaged_tar_is_not_made_sound_by_rewriting_it(source: Path, tmp_path: Path) -> None:
+    dest, folder = str(tmp_path / "set"), tmp_path / "set"
+    grow(source, dest)
+    withdraw(dest, [group_of(dest, 4)], [])
+    damaged = next(shard for shard in read_index(dest).shards if shard.withdrawn)
+    content = bytearray((folder / damaged.name).read_bytes())
+    content[600] ^= 1
+    (folder / damaged.name).write_bytes(content)
+    before = tars(folder)
+    with pytest.raises(StoreError, match="nothing was written anew or deleted"):
+        rewrite(dest)
+    assert tars(folder).items() >= before.items() and read_index(dest).number == 2
 
 
 def test_a_generation_that_was_deleted_is_refused_by_name(source: Path, tmp_path: Path) -> None:

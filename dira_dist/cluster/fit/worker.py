@@ -13,7 +13,9 @@ from dira_dist.cluster.fit.coordinator import Coordinator, CoordinatorClient
 from dira_dist.cluster.fit.failures import LASTING_ERRORS, MovedError, advice_on_memory, is_out_of_memory, is_timeout
 from dira_dist.cluster.fit.heartbeat import Heartbeat
 from dira_dist.cluster.fit.reporter import NullReporter, Reporter, WorkerReporter
+from dira_dist.config import RequestError
 from dira_dist.data.batch import LocalBatch
+from dira_dist.data.shards import ShardSetIndex, read_index
 from dira_dist.data.store import RetryPolicy, open_store
 from dira_dist.data.stream import ShardStream
 from dira_dist.jobs.base import TrainingJob
@@ -194,11 +196,25 @@ def _open_stream(setup: WorkerSetup, span: StageSpan, position: Position) -> Sha
         start_sample=position.samples,
         global_batch=span.config.global_batch,
         lanes=job.lanes,
-        # read anew, for patients may have been withdrawn since the driver looked; what was drawn holds for its index
-        index=setup.facts.train if selection else None,
+        index=_drawn_from(setup) if selection else None,  # else read anew, for patients may have been withdrawn since
         selection=selection,
         annotations=job.reads_masks,
     )
+
+
+def _drawn_from(setup: WorkerSetup) -> ShardSetIndex:
+    """The index that the samples were drawn from, as long as its tars are those that they lie in.
+
+    Raises:
+        RequestError: the tars were written anew since.
+    """
+    train = setup.facts.train
+    address = setup.loaded.job.data.train
+    if [shard.name for shard in read_index(address).shards] != [shard.name for shard in train.shards]:
+        raise RequestError(
+            f"{address}: its tars were written anew since this run drew its samples. Run the same command again."
+        )
+    return train
 
 
 def _inputs(task: Task, batch: LocalBatch, span: StageSpan, device: torch.device) -> Sized:

@@ -195,7 +195,7 @@ def render_verb(
     words = ["dira-dist", *words]
     if verb in _SPREADING:
         words += ["--address", "auto"]
-    if verb in _SALTED and "--salt-file" not in words:  # each pod's home would have one of its own
+    if verb in _SALTED and not _has_option(words, "--salt-file"):  # each pod's home would have one of its own
         words += ["--salt-file", SALT_FILE]
     size = PodSize(cpus, memory_gib or max(4, _MEMORY_GIB_PER_CPU * cpus), gpus)
     name = object_name(name)
@@ -204,6 +204,10 @@ def render_verb(
     if verb not in _SPREADING:  # Ray starts it in the pod that has these, and not on the head
         manifest["spec"] |= {"entrypointNumCpus": cpus} | ({"entrypointNumGpus": gpus} if gpus else {})
     return _as_yaml(manifest)
+
+
+def _has_option(words: Sequence[str], option: str) -> bool:
+    return any(word.partition("=")[0] == option for word in words)
 
 
 def _verb_of(words: Sequence[str], image: str | None) -> str:
@@ -215,7 +219,7 @@ def _verb_of(words: Sequence[str], image: str | None) -> str:
     verb = words[0] if words else ""
     if verb not in VERBS:
         raise RequestError(f"{verb!r}: no verb that works long without a job file; allowed: {', '.join(VERBS)}")
-    if "--address" in words:
+    if _has_option(words, "--address"):
         raise RequestError("--address: the RayJob has a cluster of its own; leave it out")
     places = [*takewhile(lambda word: not word.startswith("-"), words[1:]), *(word for word in words if "/" in word)]
     here = [word for word in dict.fromkeys(places) if not _in_every_pod(word.rpartition("=")[2], image)]

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dira_dist.config import RequestError
-from dira_dist.data.archive import Newest, publish_next, read_newest
-from dira_dist.data.generations import APPENDS
+from dira_dist.data.archive import Newest, discard_append, discard_outrun, publish_next, read_newest
+from dira_dist.data.generations import APPENDS, PLAN_NAME
 from dira_dist.data.ingest.items import Item
-from dira_dist.data.ingest.parts import PLAN_NAME, Part, SkippedItem
+from dira_dist.data.ingest.parts import Part, SkippedItem
 from dira_dist.data.ingest.pixels import PictureMode
 from dira_dist.data.ingest.plan import Plan
 from dira_dist.data.ingest.sources import UNKNOWN, Sources, read_sources, sources_name
@@ -39,7 +39,7 @@ def parts_to_append(plan: Plan, addresses: Mapping[str, str]) -> dict[str, Part]
     for name, address in addresses.items():
         _check_request(plan, name, address, newest[name])
     sources = {name: read_sources(open_store(addresses[name]), found.index) for name, found in newest.items()}
-    _keep_new(plan, sources, {name: _withdrawn_groups(found) for name, found in newest.items()})
+    _keep_new(plan, sources, set().union(*map(_barred, newest.values())))
     mode = next(iter(newest.values())).index.image.mode
     if mode in _PICTURES:
         plan.options = plan.options.model_copy(update={"mode": mode})
@@ -71,23 +71,22 @@ def _check_request(plan: Plan, name: str, address: str, newest: Newest) -> None:
         raise RequestError(f"append: {address} was made otherwise: {found}. Say the same options, or make another set.")
 
 
-def _withdrawn_groups(newest: Newest) -> set[str]:
-    return {group for withdrawal in newest.index.withdrawals or () for group in withdrawal.groups}
+def _barred(newest: Newest) -> set[str]:
+    return {digest for withdrawal in newest.index.withdrawals or () for digest in withdrawal.barred}
 
 
-def _keep_new(plan: Plan, sources: Mapping[str, Sources], withdrawn: Mapping[str, set[str]]) -> None:
+def _keep_new(plan: Plan, sources: Mapping[str, Sources], barred: set[str]) -> None:
     """Leaves in the plan's parts what no set has, each patient in the part that the patient is in already."""
     part_of_group = {group: name for name, found in sources.items() for group in found.groups.values()}
     there = {key: version for found in sources.values() for key, version in found.versions.items()}
-    gone = set().union(*withdrawn.values())
     planned = [(name, item) for name, items in plan.parts.items() for item in items]
     plan.parts = {name: [] for name in plan.parts}
     for name, item in planned:
         group = plan.groups.get(item.key, item.key)
         if item.key in there:
             _note_change(plan, item, there[item.key])
-        elif group_digest(group) in gone:
-            plan.skipped.append((item.files[0], "it is of somebody who was withdrawn from the set"))
+        elif {group_digest(group), group_digest(item.key)} & barred:
+            plan.skipped.append((item.files[0], "it, or whom it is of, was withdrawn from the set"))
         else:
             plan.parts[part_of_group.get(group, name)].append(item)
     _note_vanished(plan, set(there) - {item.key for _, item in planned})
@@ -129,29 +128,13 @@ class AppendedPart(Part):
 
     def resume(self) -> None:
         """Finds out what of these tars is done already, and clears away what others left who can add no more."""
-        self._clear_outrun()
+        discard_outrun(self._store, self._newest.index)
         if not self.items:
             self.index, self.was_complete = self._newest.index, True
         elif self._store.stat(self._workplace + PLAN_NAME) is None:
             self._write_plan({"follows": self._newest.index.number, "request": self._request})
         else:
             self._read_progress()
-
-    def _clear_outrun(self) -> None:
-        """Removes what is left of those who would add to an older generation than the newest."""
-        plans = [found.key for found in self._store.list(APPENDS) if found.key.endswith(f"/{PLAN_NAME}")]
-        listed = {shard.name for shard in self._newest.index.shards}
-        for key in plans:
-            if json.loads(self._store.read_bytes(key))["follows"] < self._newest.index.number:
-                self._discard(key.removeprefix(APPENDS).partition("/")[0], listed)
-
-    def _discard(self, mark: str, listed: set[str]) -> None:
-        """Removes the tars of an append that no generation has, and then its traces."""
-        for found in list(self._store.list()):
-            if found.key.endswith(f"-{mark}.tar") and found.key not in listed:
-                self._store.delete(found.key)
-        for found in list(self._store.list(f"{APPENDS}{mark}/")):
-            self._store.delete(found.key)
 
     def _tar_name(self, number: int) -> str:
         stem = shard_name(_next_number(self._newest) + number).removesuffix(".tar")
@@ -173,9 +156,9 @@ class AppendedPart(Part):
                 classes=_joined(index.classes, self._plan.classes()),
                 made_by={**earlier, "appended": [*earlier.get("appended", []), added]},
             )
-        except RequestError:
-            self._discard(self._mark, {shard.name for shard in read_newest(self._store).index.shards})
-            raise
+        except RequestError as error:
+            discard_append(self._store, self._mark, {shard.name for shard in read_newest(self._store).index.shards})
+            raise RequestError(f"{error} It makes its tars again, for what they follow is not the newest.") from None
 
     def _refuse(self, skipped: list[SkippedItem]) -> None:
         """What cannot be read is told of, and tried again by the next one who adds files."""
@@ -187,7 +170,7 @@ class AppendedPart(Part):
 
 
 def _next_number(newest: Newest) -> int:
-    """Behind the tars of every generation: their names begin with their number."""
+    """Behind the tars of the newest generation; their names begin with their number, and marks tell others apart."""
     return 1 + max(shard_number(shard.first_name) for shard in newest.index.shards)
 
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 from dira_dist.config import RequestError, Section
-from dira_dist.data.generations import GENERATIONS
+from dira_dist.data.generations import GENERATIONS, PLAN_NAME
 from dira_dist.data.ingest.items import Item
 from dira_dist.data.ingest.pixels import PictureMode
 from dira_dist.data.ingest.plan import Plan
@@ -24,7 +24,6 @@ from dira_dist.data.ingest.sources import SOURCES, SOURCES_FORMAT, Sources, sour
 from dira_dist.data.shards import INDEX_NAME, PublishedShard, ShardSetIndex, publish_index, read_index, shard_name
 from dira_dist.data.store import open_store
 
-PLAN_NAME = "plan.json"
 PROGRESS = "progress/"
 _HASHED = ("source", "salt", "labels", "boxes")
 _LIBRARIES = ("numpy", "pillow", "pydicom", "nibabel", "tifffile", "pylibjpeg", "pyjpegls", "imagecodecs", "zlib-ng")
