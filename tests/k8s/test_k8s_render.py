@@ -213,6 +213,7 @@ def test_files_are_shared_among_the_pods_of_verbs_that_can() -> None:
         (["shard", "s3://b/i", "s3://b/set", "--labels=tables/l.csv"], "--labels=tables/l.csv: of one machine"),
         (["embed", "/models/m", "s3://b/i", "s3://b/o"], "/models/m: of one machine"),
         ([*WORDS["predict"], "--address", "auto"], "--address: the RayJob has a cluster of its own"),
+        ([*WORDS["predict"], "--address=auto"], "--address: the RayJob has a cluster of its own"),
     ],
 )
 def test_a_verb_that_no_pod_can_do_is_refused(words: list[str], message: str) -> None:
