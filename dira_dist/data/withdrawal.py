@@ -136,8 +136,8 @@ def _barred(samples: SampleTable, taken: npt.NDArray[np.bool_], groups: set[str]
 
 
 def _known_digests(index: ShardSetIndex, groups: Collection[str]) -> set[str]:
-    """Groups that were withdrawn already: to ask again is no mistake."""
-    digests = {digest for withdrawal in index.withdrawals or () for digest in withdrawal.groups}
+    """Groups that were named before: to ask again is no mistake. Who is gone by single files alone was not named."""
+    digests = {digest for withdrawal in index.withdrawals or () for digest in withdrawal.barred}
     return {group for group in groups if group_digest(group) in digests}
 
 

@@ -427,6 +427,15 @@ def test_a_file_that_was_withdrawn_by_its_key_stays_away_and_its_patient_does_no
     assert values_in(dest) == Counter({*range(36), 99} - {4})
 
 
+def test_a_patient_who_is_gone_by_single_files_is_not_taken_for_one_who_was_named(source: Path, tmp_path: Path) -> None:
+    dest = str(tmp_path / "set")
+    grow(source, dest)
+    alone, named = group_of(dest, 4), group_of(dest, 7)
+    withdraw(dest, [], [key_of(dest, number) for number in (3, 4, 5)])
+    withdraw(dest, [named], [])
+    assert withdraw(dest, [alone, named], []).found == {named}
+
+
 def test_what_an_interrupted_rewrite_or_append_left_does_not_outlive_the_next_rewrite(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
